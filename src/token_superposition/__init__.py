@@ -1,0 +1,57 @@
+"""Token-Superposition Training for language models.
+
+The public names below load what they need on first use, so that `import token_superposition` (and
+`tst --help`) stay fast: torch is imported by the objective, transformers by the model.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Mode": "plan.stages",
+    "Phase": "plan.stages",
+    "Schedule": "plan.stages",
+    "Stage": "plan.stages",
+    "SuperposedLM": "model.superposed",
+    "SuperposedOutput": "model.superposed",
+    "SuperpositionSchedule": "plan.stages",
+    "bag_embedding": "objective.bags",
+    "fold_into_bags": "objective.bags",
+    "linear_multi_hot_cross_entropy": "objective.loss",
+    "multi_hot_cross_entropy": "objective.loss",
+    "slot_weights": "objective.slot_weights",
+    "split_inputs_and_targets": "objective.bags",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+if TYPE_CHECKING:
+    from token_superposition.model.superposed import SuperposedLM as SuperposedLM
+    from token_superposition.model.superposed import SuperposedOutput as SuperposedOutput
+    from token_superposition.objective.bags import bag_embedding as bag_embedding
+    from token_superposition.objective.bags import fold_into_bags as fold_into_bags
+    from token_superposition.objective.bags import split_inputs_and_targets as split_inputs_and_targets
+    from token_superposition.objective.loss import (
+        linear_multi_hot_cross_entropy as linear_multi_hot_cross_entropy,
+    )
+    from token_superposition.objective.loss import multi_hot_cross_entropy as multi_hot_cross_entropy
+    from token_superposition.objective.slot_weights import slot_weights as slot_weights
+    from token_superposition.plan.stages import Mode as Mode
+    from token_superposition.plan.stages import Phase as Phase
+    from token_superposition.plan.stages import Schedule as Schedule
+    from token_superposition.plan.stages import Stage as Stage
+    from token_superposition.plan.stages import SuperpositionSchedule as SuperpositionSchedule
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

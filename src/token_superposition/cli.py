@@ -1,0 +1,187 @@
+"""The door: the command `tst`.
+
+Each command imports what it needs when it runs, so `tst --help` answers at once. Results go to standard
+output (with `--json`, one JSON object as its last line), everything else to standard error. Exit codes: 0
+done; 2 the user's input is wrong, said in one line; 1 anything else; 130 interrupted, after a checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from token_superposition import __version__
+from token_superposition.errors import TrainingDivergedError, UserError
+
+_EPILOG = "Documentation: the README and docs/ of the repository. Paper: arXiv 2605.06546."
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `tst` with the given arguments (those of the process without them); returns the exit code."""
+    try:
+        words, overrides = _split(sys.argv[1:] if arguments is None else arguments)
+        options = _parser().parse_args(words)
+        command: Callable[[argparse.Namespace, dict[str, str]], tuple[dict[str, Any], str]] = options.run
+        result, text = command(options, overrides)
+        print(json.dumps(result) if options.json else text, flush=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingDivergedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="tst",
+        description="Pre-train language models with Token-Superposition Training.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"tst {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[..., tuple[dict[str, Any], str]], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command.set_defaults(run=run)
+        command.add_argument("--json", action="store_true", help="print the result as one JSON object")
+        command.add_argument("--quiet", action="store_true", help="no progress on standard error")
+        return command
+
+    demo = add("demo", _demo, "train a small model with and without superposition, and compare")
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: %(default)s)")
+    demo.add_argument("--steps", type=int, help="optimizer steps of each run (default: 4000)")
+    demo.add_argument("--seeds", type=int, default=1, help="seeds of each arm (default: %(default)s)")
+    demo.add_argument("--jobs", type=int, help="runs at once (default: as the cores bear)")
+
+    prepare = add("prepare", _prepare, "turn text into token shards")
+    prepare.add_argument("sources", nargs="+", metavar="SOURCE", help="'python', text files, folders, .jsonl, .parquet")
+    prepare.add_argument("--out", type=Path, required=True, help="folder to write")
+    prepare.add_argument("--tokenizer", default="bytes", help="(default: %(default)s)")
+    prepare.add_argument("--text-key", default="text", help="column of .jsonl and .parquet (default: %(default)s)")
+    prepare.add_argument("--seed", type=int, default=0, help="of the documents' order (default: %(default)s)")
+    prepare.add_argument("--overwrite", action="store_true", help="replace an earlier data set in the folder")
+
+    overridable = "any key of the configuration can follow, such as --train.learning_rate 1e-3"
+    train = add("train", _train, "train one run, or go on with it")
+    train.epilog = overridable
+    train.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    train.add_argument("--out", type=Path, help="run folder (default: runs/ and the configuration's name)")
+
+    compare = add("compare", _compare, "train a baseline and superposition at the same FLOPs, and report")
+    compare.epilog = overridable
+    compare.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    compare.add_argument("--out", type=Path, help="folder (default: runs/, the configuration's name and -compare)")
+    compare.add_argument("--seeds", type=int, default=1, help="seeds of each arm (default: %(default)s)")
+    compare.add_argument("--jobs", type=int, help="runs at once (default: as the cores bear)")
+    return parser
+
+
+def _prepare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
+    from token_superposition.data.prepare import prepare
+
+    _none(overrides)
+    result = prepare(
+        options.sources,
+        tokenizer=options.tokenizer,
+        out=options.out,
+        seed=options.seed,
+        text_key=options.text_key,
+        overwrite=options.overwrite,
+        quiet=options.quiet,
+    )
+    splits = result["splits"]
+    lines = [f"{name}: {split['tokens']:,} tokens, {split['bytes']:,} bytes" for name, split in splits.items()]
+    return result, "\n".join([f"data set in {options.out}", *lines])
+
+
+def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
+    from token_superposition.train.config import load_config
+    from token_superposition.train.loop import train
+
+    config = load_config(options.config, _values(overrides))
+    folder = options.out or Path("runs") / options.config.stem
+    summary = train(config, folder, quiet=options.quiet)
+    text = (
+        f"validation loss {summary['final_validation_loss']:.4f} nats per token, "
+        f"{summary['bits_per_byte']:.4f} bits per byte\nrun in {folder}"
+    )
+    return summary, text
+
+
+def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
+    from token_superposition.study.compare import compare, load_study
+
+    study = load_study(options.config, _values(overrides))
+    folder = options.out or Path("runs") / f"{options.config.stem}-compare"
+    keys = [word for name, text in overrides.items() for word in (f"--{name}", text)]
+    words = ["tst", "compare", str(options.config), "--seeds", str(options.seeds), "--out", str(folder), *keys]
+    report = compare(
+        study,
+        folder,
+        num_seeds=options.seeds,
+        jobs=options.jobs,
+        quiet=options.quiet,
+        command=shlex.join(words),
+    )
+    return _with_verdict(report, folder)
+
+
+def _demo(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
+    from token_superposition.study.demo import demo
+
+    _none(overrides)
+    report = demo(options.out, steps=options.steps, num_seeds=options.seeds, jobs=options.jobs, quiet=options.quiet)
+    return _with_verdict(report, options.out)
+
+
+def _with_verdict(report: dict[str, Any], folder: Path) -> tuple[dict[str, Any], str]:
+    from token_superposition.study.report import verdict
+
+    words = verdict(report)
+    return report, "\n".join([words.headline, *words.details, "", f"report: {folder / 'report.html'}"])
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Take keys of the configuration (`--train.seed 3`, `--train.seed=3`) out of the other arguments."""
+    others, overrides = [], {}
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name.startswith("--") or "." not in name:
+            others.append(word)
+            continue
+        following = value if equals else next(words, None)
+        if following is None:
+            raise UserError(f"{name} needs a value")
+        overrides[name.removeprefix("--")] = following
+    return others, overrides
+
+
+def _values(overrides: dict[str, str]) -> dict[str, Any]:
+    from token_superposition.train.config import parse_override
+
+    return {name: parse_override(text) for name, text in overrides.items()}
+
+
+def _none(overrides: dict[str, str]) -> None:
+    for name in overrides:
+        raise UserError(f"--{name}: this command takes no keys of a configuration")

@@ -1,0 +1,1 @@
+"""Data: from text to token shards to the batches of a run."""

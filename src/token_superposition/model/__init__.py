@@ -1,0 +1,1 @@
+"""Models that take bags: any Hugging Face causal language model, by its own forward."""

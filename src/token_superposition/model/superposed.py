@@ -1,0 +1,198 @@
+"""`SuperposedLM`: a causal language model that also takes bags, without touching it.
+
+Stock Hugging Face causal models accept `inputs_embeds` and call `self.loss_function(logits=...,
+labels=..., vocab_size=...)`. So a bag's embeddings are averaged into `inputs_embeds`, the (B, L, s) targets
+go in as `labels`, and for the length of one forward `model.loss_function` is ours. The model's own code
+does everything else: positions, masks, soft-caps, multipliers, router losses. No fork, no new parameter, no
+changed state dict; outside our forward the model is exactly what it was.
+
+With plain inputs the model embeds by itself, and with one target a position the loss is
+`F.cross_entropy`: at bag size 1 a step is the ordinary step, bit for bit.
+
+All of it happens inside `forward`, so that this module can be the root that FSDP2 wraps: a sharded weight
+used outside a forward is an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from token_superposition.model.families import embedding_scale
+from token_superposition.objective.bags import bag_embedding
+from token_superposition.objective.loss import divide_or_zero, multi_hot_cross_entropy, target_weights
+
+
+class SuperposedOutput(NamedTuple):
+    """What a forward returns.
+
+    Attributes:
+        loss: scalar, the weighted mean over this batch's targets, plus the model's own extra terms (a
+            router loss, where its configuration asks for it).
+        weight_sum: scalar float32 without gradient, the weights that the mean was divided by. Over several
+            micro-batches or ranks, the loss of the whole is the mean of `loss` weighted by `weight_sum`.
+    """
+
+    loss: Tensor
+    weight_sum: Tensor
+
+
+class SuperposedLM(nn.Module):
+    """Wrap a causal language model so that it trains on tokens and on bags alike.
+
+    Args:
+        model: a Hugging Face causal language model, used as it is and reachable as `.model`.
+        verify: check on a few tokens that the embedding path used for bags gives the model's own logits, that
+            no logit sees a later token, and that the loss is computed by the function we replace.
+
+    Raises:
+        TypeError: where the model cannot be driven this way: no input embedding, no loss function of its
+            own to replace, logits that see later tokens, or logits that change when ids are replaced by their
+            embeddings (a family that looks ids up elsewhere too).
+
+    Source: arXiv 2605.06546, section 3.
+    """
+
+    def __init__(self, model: nn.Module, *, verify: bool = True) -> None:
+        super().__init__()
+        name = type(model).__name__
+        # transformers' property, which falls back to the model's own function once ours is taken away.
+        replaceable = isinstance(getattr(type(model), "loss_function", None), property)
+        if not callable(getattr(model, "get_input_embeddings", None)) or not replaceable:
+            raise TypeError(f"{name} is not a Hugging Face causal language model")
+        self.model = model
+        if verify:
+            self._verify()
+
+    def forward(self, ids: Tensor, targets: Tensor, slot_weights: Tensor | None = None) -> SuperposedOutput:
+        """The loss of one batch.
+
+        Args:
+            ids: (B, L) tokens or (B, L, s) bags.
+            targets: (B, L) next tokens or (B, L, k) next bags, aligned with the inputs (already shifted);
+                -100 is ignored.
+            slot_weights: (k,), or None for uniform.
+
+        Returns:
+            The loss and the weight it stands for.
+
+        Raises:
+            ValueError: where inputs and targets are not aligned.
+        """
+        if targets.shape[:2] != ids.shape[:2]:
+            raise ValueError(f"ids {tuple(ids.shape)} and targets {tuple(targets.shape)} are not aligned")
+        weight_sums: list[Tensor] = []
+
+        def loss_function(logits: Tensor, labels: Tensor, *_: Any, **__: Any) -> Tensor:
+            loss, weight_sum = _loss_and_weight(logits, labels, slot_weights)
+            weight_sums.append(weight_sum)
+            return loss
+
+        inputs = self._embed(ids)
+        with _loss_replaced(self.model, loss_function):
+            output = self.model(**inputs, labels=targets, use_cache=False)
+        if not weight_sums:
+            raise TypeError(f"{type(self.model).__name__} computes its loss without its loss_function")
+        return SuperposedOutput(output.loss, weight_sums[0])
+
+    def _embed(self, ids: Tensor) -> dict[str, Tensor]:
+        """The model's input arguments for tokens (B, L), tokens (B, L, 1) or bags (B, L, s)."""
+        if ids.dim() == 2:
+            return {"input_ids": ids}
+        if ids.shape[-1] == 1:
+            return {"input_ids": ids.squeeze(-1)}
+        return {"inputs_embeds": self._bag_embeddings(ids)}
+
+    def _bag_embeddings(self, ids_BLs: Tensor) -> Tensor:
+        """The mean of the embedding module's own outputs over each bag, (B, L, d)."""
+        module = self.model.get_input_embeddings()  # type: ignore[operator]
+        scale = embedding_scale(module)
+        if scale is not None:
+            mean_BLd = bag_embedding(ids_BLs, module.weight, padding_idx=module.padding_idx)
+            return mean_BLd if isinstance(scale, float) and scale == 1.0 else mean_BLd * scale
+        # A module we do not know is asked for one slot at a time: slower, and right whatever it does.
+        total_BLd = module(ids_BLs[..., 0])
+        dtype = total_BLd.dtype
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        total_BLd = total_BLd.to(wide)
+        for slot in range(1, ids_BLs.shape[-1]):
+            total_BLd = total_BLd + module(ids_BLs[..., slot]).to(wide)
+        return (total_BLd / ids_BLs.shape[-1]).to(dtype)
+
+    @torch.no_grad()
+    def _verify(self) -> None:
+        """Bags of one token repeated must give that token's own logits, or this model is not for us."""
+        name = type(self.model).__name__
+        embedding = self.model.get_input_embeddings()  # type: ignore[operator]
+        if embedding is None:
+            raise TypeError(f"{name} has no input embedding to average")
+        weight = embedding.weight
+        ids_BL = torch.linspace(0, weight.shape[0] - 1, 8, device=weight.device).long().unsqueeze(0)
+        with _evaluating(self.model):
+            own = self.model(input_ids=ids_BL, use_cache=False).logits.float()
+            bags_BLs = ids_BL.unsqueeze(-1).expand(-1, -1, 2)
+            other_BL = ids_BL.clone()
+            other_BL[0, -1] = ids_BL[0, 0]
+            other = self.model(input_ids=other_BL, use_cache=False).logits.float()
+            try:
+                ours = self.model(inputs_embeds=self._bag_embeddings(bags_BLs), use_cache=False).logits.float()
+            except (ValueError, TypeError) as error:
+                raise TypeError(f"{name} does not run on averaged embeddings: {error}") from error
+            try:
+                self(bags_BLs, bags_BLs)
+            except Exception as error:
+                raise TypeError(f"{name} does not leave its loss to its loss_function: {error}") from error
+        tolerance = 1e-4 if weight.dtype in (torch.float32, torch.float64) else 5e-2
+        tolerance *= max(own.abs().max().item(), 1e-6)
+        if not torch.allclose(own[:, :-1], other[:, :-1], rtol=0, atol=tolerance / 10):
+            raise TypeError(f"{name} is not causal as it is configured: its logits see later tokens")
+        if not torch.allclose(own, ours, rtol=0, atol=tolerance):
+            raise TypeError(
+                f"{name} cannot be superposed: its logits differ when token ids are replaced by their "
+                "embeddings, so it looks ids up outside its input embedding too"
+            )
+
+
+def _loss_and_weight(logits: Tensor, targets: Tensor, slot_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The mean loss of (B, L, V) logits against (B, L) or (B, L, k) targets, and its weight sum."""
+    logits_NV = logits.flatten(0, -2)
+    targets_Ns = targets.reshape(logits_NV.shape[0], -1)
+    weight_sum = target_weights(targets_Ns, slot_weights).sum()
+    if targets_Ns.shape[1] == 1 and slot_weights is None:
+        # A mean that divides by what it is given would be NaN where every target is ignored.
+        wide_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+        total = F.cross_entropy(wide_NV, targets_Ns.squeeze(1), reduction="sum")
+    else:
+        total = multi_hot_cross_entropy(logits_NV, targets_Ns, slot_weights=slot_weights, reduction="sum")
+    return divide_or_zero(total, weight_sum), weight_sum
+
+
+@contextlib.contextmanager
+def _loss_replaced(model: Any, loss_function: Any) -> Iterator[None]:
+    """`model.loss_function` is ours inside the block and what it was after it."""
+    before = vars(model).get("_loss_function")
+    model.loss_function = loss_function
+    try:
+        yield
+    finally:
+        if before is None:
+            del model._loss_function
+        else:
+            model._loss_function = before
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Every submodule in evaluation mode inside the block, and in its own mode after it."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

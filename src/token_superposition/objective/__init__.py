@@ -1,0 +1,1 @@
+"""The objective: bags in, multi-hot cross-entropy out. Needs torch and nothing else of ours."""

@@ -1,0 +1,150 @@
+"""Multi-hot cross-entropy: one logit vector a bag, scored against every token of the next bag.
+
+    MCE = sum_k w_k CE(z, y_k) / sum_k w_k = logsumexp(z) - sum_k w_k z[y_k] / sum_k w_k
+
+One logsumexp and one gather, whatever the bag size: never s passes over the head, never a dense multi-hot
+target (which would also drop a repeated token's second count). The gradient is softmax(z) * sum_k w_k less
+w_k at each target; it is formed in one (N, V) buffer in the backward pass.
+
+Normalisation. Every reduction works with two numbers, the weighted sum of cross-entropies and the sum of
+the weights of the targets that are not ignored. `mean` is one over the other, so ragged bags and ignored
+targets weigh what their tokens weigh. Across micro-batches and ranks, divide one global sum by the other.
+
+Shapes: N rows (bags), V vocabulary, s targets a row, d width. Source: arXiv 2605.06546, section 3.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Reduction = Literal["mean", "sum", "none"]
+
+
+def target_weights(targets: Tensor, slot_weights: Tensor | None = None, ignore_index: int = -100) -> Tensor:
+    """The weight of every target: its slot's weight, or 0 where it is ignored.
+
+    Args:
+        targets: token ids, (..., s).
+        slot_weights: (s,), or None for uniform.
+        ignore_index: the id that stands for "no target".
+
+    Returns:
+        (..., s) float32 (float64 for float64 slot weights). Its sum is what a mean divides by.
+    """
+    counted = targets != ignore_index
+    if slot_weights is None:
+        return counted.float()
+    weights = slot_weights.to(targets.device)
+    if weights.dtype != torch.float64:
+        weights = weights.float()
+    return counted * weights
+
+
+class _MultiHotCrossEntropy(torch.autograd.Function):
+    """Row sums of w * CE from logits; accumulates in the weights' dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_Ns: Tensor, weights_Ns: Tensor) -> Tensor:
+        wide = weights_Ns.dtype
+        lse_N = torch.logsumexp(logits_NV.to(wide), dim=-1)
+        hits_Ns = logits_NV.gather(1, targets_Ns).to(wide)
+        # The difference is taken target by target: lse * sum(w) - sum(w * z) would cancel worse.
+        # A target that weighs nothing may stand on a masked logit: 0 times infinity must stay 0.
+        rows_N = torch.where(weights_Ns > 0, (lse_N.unsqueeze(1) - hits_Ns) * weights_Ns, 0).sum(dim=1)
+        ctx.save_for_backward(logits_NV, targets_Ns, weights_Ns, lse_N)
+        return rows_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_rows_N: Tensor) -> tuple[Tensor, None, None]:
+        logits_NV, targets_Ns, weights_Ns, lse_N = ctx.saved_tensors
+        scaled_Ns = weights_Ns * grad_rows_N.unsqueeze(1)
+        grad_NV = logits_NV.to(lse_N.dtype, copy=True).sub_(lse_N.unsqueeze(1)).exp_()
+        grad_NV.mul_(scaled_Ns.sum(dim=1, keepdim=True))
+        grad_NV.scatter_add_(1, targets_Ns, -scaled_Ns)
+        return grad_NV.to(logits_NV.dtype), None, None
+
+
+def multi_hot_cross_entropy(
+    logits_NV: Tensor,
+    targets_Ns: Tensor,
+    *,
+    slot_weights: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Cross-entropy of one logit vector against s targets.
+
+    Args:
+        logits_NV: (N, V), floating point.
+        targets_Ns: token ids, (N, s); a repeated id counts once per occurrence.
+        slot_weights: (s,), not negative, used as given; None for uniform (all 1).
+        ignore_index: targets with this id weigh nothing.
+        reduction: `sum` is the sum of w * CE over targets that are not ignored, `none` its row sums (N,),
+            `mean` the sum divided by the sum of those weights; 0 (with gradient 0) where all are ignored.
+
+    Returns:
+        float32 (float64 for float64 logits): a scalar, or (N,) for `none`.
+
+    Raises:
+        ValueError: for shapes that do not belong together or an unknown reduction.
+    """
+    _check_shapes(logits_NV, targets_Ns, slot_weights)
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f"reduction is one of mean, sum, none, not {reduction!r}")
+    wide = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
+    weights_Ns = target_weights(targets_Ns, slot_weights, ignore_index).to(wide)
+    present_Ns = torch.where(targets_Ns == ignore_index, 0, targets_Ns)
+    rows_N = _MultiHotCrossEntropy.apply(logits_NV, present_Ns, weights_Ns)
+    if reduction == "none":
+        return rows_N
+    total = rows_N.sum()
+    return divide_or_zero(total, weights_Ns.sum()) if reduction == "mean" else total
+
+
+def linear_multi_hot_cross_entropy(
+    hidden_Nd: Tensor,
+    weight_Vd: Tensor,
+    targets_Ns: Tensor,
+    *,
+    bias: Tensor | None = None,
+    slot_weights: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """`multi_hot_cross_entropy` of `hidden @ weight.T + bias`, from hidden states and the head's weight.
+
+    Args:
+        hidden_Nd: (N, d), floating point.
+        weight_Vd: the head's weight, (V, d).
+        targets_Ns, slot_weights, ignore_index, reduction: as in `multi_hot_cross_entropy`.
+        bias: (V,), or None.
+
+    Returns:
+        float32 (float64 for float64 inputs): a scalar, or (N,) for `none`.
+    """
+    logits_NV = F.linear(hidden_Nd, weight_Vd, bias)
+    return multi_hot_cross_entropy(
+        logits_NV, targets_Ns, slot_weights=slot_weights, ignore_index=ignore_index, reduction=reduction
+    )
+
+
+def divide_or_zero(total: Tensor, weight_sum: Tensor) -> Tensor:
+    """`total / weight_sum`, and 0 (gradient 0) where nothing was weighed; no wait for the device."""
+    return total / torch.where(weight_sum > 0, weight_sum, 1)
+
+
+def _check_shapes(logits_NV: Tensor, targets_Ns: Tensor, slot_weights: Tensor | None) -> None:
+    if logits_NV.dim() != 2 or targets_Ns.dim() != 2 or logits_NV.shape[0] != targets_Ns.shape[0]:
+        raise ValueError(
+            f"logits (N, V) and targets (N, s) do not fit: {tuple(logits_NV.shape)}, {tuple(targets_Ns.shape)}"
+        )
+    if slot_weights is not None and slot_weights.shape != targets_Ns.shape[1:]:
+        raise ValueError(
+            f"slot_weights has shape {tuple(slot_weights.shape)}, but a bag has {targets_Ns.shape[1]} targets"
+        )

@@ -1,0 +1,1 @@
+"""A run on disk: the folder that everything above reads and writes."""

@@ -1,0 +1,164 @@
+"""Checkpoints that are whole or not there.
+
+Tensors go through torch's distributed checkpoint (DCP), which needs no process group on one process and
+reshards on several. A checkpoint is filled in a folder with a temporary name; last comes `manifest.json`
+with every file's size and checksum, then the folder takes its name. No manifest, no checkpoint; a file
+that does not fit its manifest (DCP itself would load a flipped bit silently) makes the checkpoint damaged,
+and the one before it is used.
+
+DCP's metadata is a pickle: run folders are trusted state. What people exchange is the safetensors export.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+
+from token_superposition.errors import UserError
+from token_superposition.files import replace_folder, sync_folder, write_json
+
+_MANIFEST = "manifest.json"
+
+
+class DamagedCheckpointError(Exception):
+    """A checkpoint that is incomplete or does not fit its manifest; the message says where."""
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` completed steps lies."""
+    return folder / f"step-{step:07d}"
+
+
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, Any], state: dict[str, Any], keep: int) -> Path:
+    """Write a checkpoint, then remove all but the newest `keep`.
+
+    Args:
+        folder: the run's checkpoint folder.
+        step: completed optimizer steps.
+        tensors: nested dictionaries of tensors, for DCP.
+        state: everything else, JSON-able.
+        keep: how many checkpoints stay, this one included.
+    """
+    final = checkpoint_path(folder, step)
+    temporary = folder / f".{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        with _one_process():
+            dcp_save(tensors, checkpoint_id=temporary / "tensors", no_dist=True)
+        write_json(temporary / "state.json", state)
+        files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        for file in files:
+            _sync_file(file)
+        manifest = {
+            "step": step,
+            "files": {
+                str(file.relative_to(temporary)): {"bytes": file.stat().st_size, "blake2b": _digest(file)}
+                for file in files
+            },
+        }
+        write_json(temporary / _MANIFEST, manifest)
+        sync_folder(temporary)
+        replace_folder(temporary, final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in _all_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and what is wrong with those newer than it."""
+    complaints = []
+    for path in reversed(_all_checkpoints(folder)):
+        try:
+            _check(path)
+        except DamagedCheckpointError as error:
+            complaints.append(str(error))
+            continue
+        return path, complaints
+    return None, complaints
+
+
+def discard_newer(folder: Path, step: int) -> None:
+    """Remove the checkpoints after `step`: damaged ones, which would count among the newest that are kept."""
+    for path in _all_checkpoints(folder):
+        if int(path.name[5:]) > step:
+            shutil.rmtree(path)
+
+
+def load_checkpoint(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
+    """Read a checkpoint's tensors into `tensors`, in place, and return its state."""
+    state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    with _one_process():
+        dcp_load(tensors, checkpoint_id=path / "tensors", no_dist=True)
+    return state
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A checkpoint's state, without its tensors."""
+    state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    return state
+
+
+@contextlib.contextmanager
+def _one_process() -> Iterator[None]:
+    """Without DCP's warning that there is no process group: that is what we ask for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield
+
+
+def _all_checkpoints(folder: Path) -> list[Path]:
+    """Every checkpoint folder, oldest first."""
+    found = [p for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def _check(path: Path) -> None:
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        files = manifest["files"].items()
+    except (OSError, ValueError, KeyError, AttributeError):
+        raise DamagedCheckpointError(f"{path}: has no readable {_MANIFEST}, so it is incomplete") from None
+    for name, expected in files:
+        file = path / name
+        if not file.is_file():
+            raise DamagedCheckpointError(f"{file}: is missing")
+        if file.stat().st_size != expected["bytes"]:
+            raise DamagedCheckpointError(
+                f"{file}: has {file.stat().st_size} bytes, its manifest says {expected['bytes']}"
+            )
+        if _digest(file) != expected["blake2b"]:
+            raise DamagedCheckpointError(f"{file}: its content does not fit its checksum")
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _sync_file(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def no_whole_checkpoint(folder: Path, complaints: list[str]) -> UserError:
+    """What to say where a run's every checkpoint is damaged."""
+    return UserError(
+        f"{folder}: every checkpoint is damaged ({complaints[0]}); remove the run folder to train again from the start"
+    )

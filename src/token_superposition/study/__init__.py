@@ -1,0 +1,1 @@
+"""Studies: several runs that are compared, and what they say together."""

@@ -1,0 +1,47 @@
+"""The report of a comparison: its dictionary, as `report.json`, and the page made from it, `report.html`.
+
+The dictionary is the contract between what trains and what tells. Its keys:
+
+    schema_version   1
+    title, created   text; ISO date
+    command          optional: the command that made it
+    model            architecture, parameters, config
+    data             path, tokenizer, train_tokens, train_bytes, validation_tokens_used
+    settings         total_steps, batch_size (rows), sequence_length (latent positions), learning_rate,
+                     warmup_steps, decay_steps, weight_decay, device, dtype; optional: num_threads
+    arms             a list, the baseline first; each
+        name, mode, slot_weights, bag_size, ratio, learning_rate
+        stages       bag_size, steps, mode, slot_weights of each
+        switch_step  the first next-token step; 0 for the baseline
+        seeds        a list; each has seed, final_validation_loss, bits_per_byte, steps, positions, raw_tokens,
+                     unique_raw_tokens, flops, wall_seconds, peak_memory_bytes, and `curve`: a list of
+                     step, phase, bag_size, flops, raw_tokens, validation_loss
+    equal_flops      of the best arm: baseline, arm (names), delta_nats (mean over seeds of arm less baseline),
+                     confidence_interval ([low, high] or null), confidence_level, deltas (one a seed),
+                     reason (null, or why there is no interval)
+    equal_flops_all  the same of every arm but the baseline, in a list; optional with two arms
+    equal_data, iso_loss   null, or a result: delta_nats or speedup, confidence_interval, basis
+    reasons          why equal_data and iso_loss are null, by key
+
+Losses are next-token, in nats a token. A seed's numbers may be null where they were not recorded, and its
+curve empty. `facts` reads the dictionary, `numbers` writes numbers, `verdict` finds the words; `curves`, `scale`,
+`marks`, `figure` and `strip` draw; `tables`, `prose` and `page` lay it out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from token_superposition.files import write_json, write_text
+from token_superposition.study.report.page import render_html
+from token_superposition.study.report.verdict import Outcome, Verdict, verdict
+
+__all__ = ["Outcome", "Verdict", "render_html", "verdict", "write_report"]
+
+
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    """Write `report.json` and `report.html` into a folder, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "report.json", report)
+    write_text(folder / "report.html", render_html(report))

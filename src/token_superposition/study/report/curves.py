@@ -1,0 +1,104 @@
+"""The report's curves as lines to draw: a thin one a seed, and their mean.
+
+A mean is taken over the steps that all seeds of the arm share, so that a seed that ended early cannot bend
+it. Losses that are missing or not finite are left out of the lines.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from token_superposition.study.report.facts import Arm, Report
+from token_superposition.study.report.numbers import finite
+
+
+@dataclass(frozen=True)
+class Point:
+    """One validation: where on the x axis, at which step, with what loss."""
+
+    x: float
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class Series:
+    """An arm's lines.
+
+    Attributes:
+        name: the arm's.
+        index: the arm's place in the report: its colour and marker.
+        seeds: a line a seed.
+        mean: the mean line; of a single seed, its line.
+        switch: x of the switch to next-token training; None for an arm without one.
+    """
+
+    name: str
+    index: int
+    seeds: tuple[tuple[Point, ...], ...]
+    mean: tuple[Point, ...]
+    switch: float | None
+
+
+def all_series(report: Report, key: str) -> list[Series]:
+    """The lines of every arm that has a curve, over `key` (`flops` or `raw_tokens`)."""
+    made = (_series(arm, index, key) for index, arm in enumerate(report["arms"]))
+    return [series for series in made if series is not None]
+
+
+def _series(arm: Arm, index: int, key: str) -> Series | None:
+    lines = [_line(seed.get("curve") or [], key) for seed in arm["seeds"]]
+    lines = [line for line in lines if line]
+    mean = _mean(lines)
+    if not mean:
+        return None
+    return Series(arm["name"], index, tuple(lines), mean, _x_at(mean, int(arm["switch_step"])))
+
+
+def _line(curve: list[dict[str, Any]], key: str) -> tuple[Point, ...]:
+    points = [
+        Point(float(p[key]), int(p["step"]), float(p["validation_loss"]))
+        for p in curve
+        if finite(p.get("validation_loss")) and finite(p.get(key))
+    ]
+    return tuple(sorted(points, key=lambda point: point.step))
+
+
+def _mean(lines: list[tuple[Point, ...]]) -> tuple[Point, ...]:
+    by_step = [{point.step: point for point in line} for line in lines]
+    shared = set.intersection(*(set(points) for points in by_step)) if by_step else set()
+    number = len(lines)
+    return tuple(
+        Point(
+            math.fsum(points[step].x for points in by_step) / number,
+            step,
+            math.fsum(points[step].loss for points in by_step) / number,
+        )
+        for step in sorted(shared)
+    )
+
+
+def _x_at(line: tuple[Point, ...], step: int) -> float | None:
+    """Where on the x axis a step lies, between the points beside it; None for step 0 or outside the line."""
+    if step <= 0:
+        return None
+    for before, after in itertools.pairwise(line):
+        if before.step <= step <= after.step:
+            return before.x + (after.x - before.x) * (step - before.step) / (after.step - before.step)
+    return None
+
+
+def gap_over_time(report: Report, arm: Arm, base: Arm) -> list[tuple[int, float]]:
+    """(step, arm's mean loss less the baseline's) at the steps after the switch that both validated at."""
+    series = {s.name: s for s in all_series(report, "flops")}
+    if arm["name"] not in series or base["name"] not in series:
+        return []
+    theirs = {point.step: point.loss for point in series[base["name"]].mean}
+    return [
+        (point.step, point.loss - theirs[point.step])
+        for point in series[arm["name"]].mean
+        if point.step > arm["switch_step"] and point.step in theirs
+    ]

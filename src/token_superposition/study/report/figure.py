@@ -1,0 +1,204 @@
+"""The figures: validation loss over what training cost, as SVG that stands alone.
+
+A figure has two panels over the same axis, each its own SVG so that they stack on a narrow screen. The
+first shows the whole run; its top is cut where only the first steps would need it. The second enlarges the
+end, where the arms differ by hundredths of a nat that the first panel cannot show. Every arm has a bold mean
+line, a thin line a seed, a colour and an end marker, and its name at the line's end, so nothing depends on
+colour alone. Colours come from the page's style sheet (`arm-0`, `arm-1`, ...), which knows light, dark and print.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from html import escape
+
+from token_superposition.study.report.curves import Point, Series
+from token_superposition.study.report.marks import arm_class, marker, short, spread
+from token_superposition.study.report.numbers import decimal
+from token_superposition.study.report.scale import Scale, axis_title, engineering, tick_labels, ticks
+
+WIDTH, HEIGHT = 480.0, 348.0
+_LEFT, _TOP, _BOTTOM = 42.0, 56.0, 46.0
+_LINE, _CHARACTER = 15.0, 7.0  # a label's height, and about the width of a letter
+_LONGEST_NAME = 20
+_FIRST_STEPS = (0.04, 0.12)  # of the run: what the whole-run panel may cut off, and where curves must go on
+_ZOOM = 2 / 3
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What runs along x: `key` of a curve's points, its name, its unit ("" for a plain count)."""
+
+    key: str
+    title: str
+    unit: str
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of the plane that a panel shows; `clipped` where lines go on above it."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    clipped: bool
+
+
+def whole_window(series: list[Series]) -> Window:
+    """All of x; in y all that happens after the first steps, which start near log(vocabulary).
+
+    Nothing is cut off a curve of so few points that its first steps cannot be told from the rest.
+    """
+    right = max(point.x for s in series for point in s.mean)
+    last = max(point.step for s in series for point in s.mean)
+    everything = [p.loss for s in series for line in s.seeds for p in line]
+    shown = [p.loss for s in series for line in s.seeds for p in line if p.step >= _FIRST_STEPS[0] * last]
+    dense = all(any(_FIRST_STEPS[0] * last <= p.step <= _FIRST_STEPS[1] * last for p in s.mean) for s in series)
+    start = max(s.mean[0].loss for s in series)  # a run that goes astray above it does not set the range
+    top = min(max(shown), max(start, min(shown))) if dense else max(everything)
+    return _window((0.0, right), min(everything), top, max(everything))
+
+
+def end_window(series: list[Series], whole: Window) -> Window:
+    """The last third of x, counted at the arm that ends first; in y what its best line leaves worth seeing."""
+    left = _ZOOM * min(s.mean[-1].x for s in series)
+    inside = [[p.loss for line in s.seeds for p in line if p.x >= left] for s in series]
+    losses = [loss for arm in inside for loss in arm]
+    ends = [s.mean[-1].loss for s in series]
+    # An arm still far above, in superposition or just out of it, must not flatten the others.
+    flattest = min(max(arm) - min(arm) for arm in inside)
+    top = min(losses) + max(2 * flattest, 2.5 * (max(ends) - min(losses)), 0.005)
+    return _window((left, whole.x[1]), min(losses), min(top, max(losses)), max(losses))
+
+
+def _window(x: tuple[float, float], low: float, high: float, highest: float) -> Window:
+    high = max(high, low + 1e-3)
+    pad = 0.05 * (high - low)
+    x = x if x[1] > x[0] else (x[0] - 0.5, x[0] + 0.5)
+    return Window(x, (low - pad, high + pad), highest > high + pad)
+
+
+def panel(
+    series: list[Series], axis: Axis, window: Window, *, name: str, heading: str, unit: str, box: Window | None = None
+) -> str:
+    """One panel as SVG.
+
+    Args:
+        series: the arms' lines.
+        axis: what runs along x.
+        window: the part to show.
+        name: unique in the page; a prefix of element ids.
+        heading: the panel's first line.
+        unit: of the loss.
+        box: another panel's window, outlined in this one.
+    """
+    names = [short(s.name, _LONGEST_NAME) for s in series]
+    right = WIDTH - max(map(len, names)) * _CHARACTER - 16
+    x, y = Scale(*window.x, _LEFT, right), Scale(*window.y, HEIGHT - _BOTTOM, _TOP)
+    ends = "; ".join(f"{s.name} ends at {decimal(s.mean[-1].loss)}" for s in series)
+    description = f"Next-token validation loss in {unit} over {axis.title.lower()}. {ends}."
+    power = engineering(max(abs(end) for end in window.x))
+    parts = [
+        f'<svg class="panel" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-labelledby="{name}-t {name}-d">',
+        f'<title id="{name}-t">{escape(heading)}</title><desc id="{name}-d">{escape(description)}</desc>',
+        f'<clipPath id="{name}-c"><rect x="{_LEFT:g}" y="{_TOP:g}" width="{right - _LEFT:.1f}" '
+        f'height="{HEIGHT - _BOTTOM - _TOP:g}"/></clipPath>',
+        f'<text class="heading" x="0" y="14">{escape(heading)}</text>',
+        f'<text class="axis" x="0" y="32">Validation loss ({escape(unit)})</text>',
+        *_grid(x, y, power, axis_title(axis.title, axis.unit, power)),
+        *([_box(x, y, box)] if box else []),
+        *_switches(series, x),
+        f'<g clip-path="url(#{name}-c)">',
+        *(_lines(s, x, y) for s in series),
+        "</g>",
+        *_ends(series, names, x, y),
+        *_hits(series, x, y),
+        f'<line class="guide" y1="{_TOP:g}" y2="{HEIGHT - _BOTTOM:g}" x1="0" x2="0"/>',
+        "</svg>",
+    ]
+    return "\n".join(parts)
+
+
+def _grid(x: Scale, y: Scale, power: int, title: str) -> list[str]:
+    parts, bottom = [], HEIGHT - _BOTTOM
+    values = ticks(y.low, y.high, 5)
+    for value, label in zip(values, tick_labels(values), strict=True):
+        parts.append(f'<line class="grid" x1="{x.start:g}" x2="{x.end:.1f}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
+        parts.append(f'<text class="tick" x="{x.start - 7:g}" y="{y(value) + 4:.1f}" text-anchor="end">{label}</text>')
+    parts.append(f'<line class="base" x1="{x.start:g}" x2="{x.end:.1f}" y1="{bottom:g}" y2="{bottom:g}"/>')
+    values = ticks(x.low, x.high, max(3, round((x.end - x.start) / 70)))
+    for value, label in zip(values, tick_labels(values, 10.0**power), strict=True):
+        parts.append(
+            f'<line class="base" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{bottom:g}" y2="{bottom + 4:g}"/>'
+        )
+        parts.append(f'<text class="tick" x="{x(value):.1f}" y="{bottom + 18:g}" text-anchor="middle">{label}</text>')
+    middle = (x.start + x.end) / 2
+    parts.append(f'<text class="axis" x="{middle:.1f}" y="{HEIGHT - 7:g}" text-anchor="middle">{escape(title)}</text>')
+    return parts
+
+
+def _box(x: Scale, y: Scale, box: Window) -> str:
+    left, right = x(max(box.x[0], x.low)), x(min(box.x[1], x.high))
+    top, bottom = y(min(box.y[1], y.high)), y(max(box.y[0], y.low))
+    return f'<path class="box" d="M{left:.1f} {top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}z"/>'
+
+
+def _switches(series: list[Series], x: Scale) -> list[str]:
+    """A dashed line at each switch in sight; arms that switch together share one."""
+    found: dict[float, list[Series]] = {}
+    for s in series:
+        if s.switch is not None and x.low < s.switch < x.high:
+            found.setdefault(s.switch, []).append(s)
+    text = "switch to next-token" if len(found) == 1 else "switch"
+    parts, row, last = [], 0, -math.inf
+    for place, arms in sorted(found.items()):
+        at = x(place)
+        row = row + 1 if at - last < len(text) * _CHARACTER + 10 else 0
+        last = at
+        style = arm_class(arms[0].index) if len(arms) == 1 else ""
+        edge, bottom, line = f"{at:.1f}", HEIGHT - _BOTTOM, _TOP + 3 + 14 * (row % 4)
+        parts.append(f'<line class="switch {style}" x1="{edge}" x2="{edge}" y1="{_TOP - 8:g}" y2="{bottom:g}"/>')
+        to_left = at + 5 + len(text) * _CHARACTER > WIDTH
+        offset, anchor = (-5, "end") if to_left else (5, "start")
+        parts.append(
+            f'<text class="note {style}" x="{at + offset:.1f}" y="{line:g}" text-anchor="{anchor}">{text}</text>'
+        )
+    return parts
+
+
+def _lines(series: Series, x: Scale, y: Scale) -> str:
+    style = arm_class(series.index)
+    thin = series.seeds if len(series.seeds) > 1 else ()
+    paths = [f'<path class="seed {style}" d="{_path(line, x, y)}"/>' for line in thin]
+    return "\n".join([*paths, f'<path class="mean {style}" d="{_path(series.mean, x, y)}"/>'])
+
+
+def _path(line: tuple[Point, ...], x: Scale, y: Scale) -> str:
+    return "M" + "L".join(f"{x(point.x):.1f} {y(point.loss):.1f}" for point in line)
+
+
+def _ends(series: list[Series], names: list[str], x: Scale, y: Scale) -> list[str]:
+    """Markers and names at the lines' ends; a line that ends early is carried on to its name by dots."""
+    wanted = [min(max(y(s.mean[-1].loss), y.end), y.start) for s in series]
+    places = spread(wanted, HEIGHT - _BOTTOM, _LINE)
+    parts = []
+    for s, name, at, place in zip(series, names, wanted, places, strict=True):
+        style, end = arm_class(s.index), x(s.mean[-1].x)
+        if x.end - end > 3:
+            parts.append(f'<line class="carry {style}" x1="{end:.1f}" x2="{x.end:.1f}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        if abs(place - at) > 2:
+            parts.append(f'<path class="leader {style}" d="M{x.end + 5:.1f} {at:.1f}L{x.end + 10:.1f} {place:.1f}"/>')
+        parts.append(marker(s.index, end, at))
+        parts.append(f'<text class="name {style}" x="{x.end + 13:.1f}" y="{place + 4:.1f}">{escape(name)}</text>')
+    return parts
+
+
+def _hits(series: list[Series], x: Scale, y: Scale) -> list[str]:
+    """What the page's script reads out: a point and its words each."""
+    return [
+        f'<circle class="hit {arm_class(s.index)}" cx="{x(p.x):.1f}" cy="{y(p.loss):.1f}" r="3.2" '
+        f'data-arm="{s.index}" data-words="{escape(f"{s.name}, step {p.step:,}: {decimal(p.loss)}")}"/>'
+        for s in series
+        for p in s.mean
+        if x.low <= p.x <= x.high and y.low <= p.loss <= y.high
+    ]

@@ -1,0 +1,177 @@
+"""The page: one HTML file that needs nothing else, read from the top by somebody with half a minute.
+
+The verdict comes first, in a sentence and four numbers, then the curves, the tables, and what all of it does
+and does not show. It fetches nothing, prints well, and says everything without its few lines of script.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from importlib import resources
+
+from token_superposition.study.report.curves import Series, all_series
+from token_superposition.study.report.facts import (
+    Report,
+    arm_named,
+    baseline,
+    best,
+    mean,
+    num_seeds,
+    ratio,
+    token_word,
+    unit,
+)
+from token_superposition.study.report.figure import Axis, end_window, panel, whole_window
+from token_superposition.study.report.numbers import (
+    count_in_words,
+    decimal,
+    interval,
+    plural,
+    power_of_ten,
+    signed,
+)
+from token_superposition.study.report.prose import how_to_reproduce, what_it_shows, what_was_trained
+from token_superposition.study.report.strip import difference_strip
+from token_superposition.study.report.tables import arms_table, seeds_table
+from token_superposition.study.report.verdict import verdict
+
+_COMPUTE = Axis("flops", "Training compute", "FLOPs")
+_DATA = Axis("raw_tokens", "Raw tokens read", "")
+
+
+def render_html(report: Report) -> str:
+    """The report as one HTML page."""
+    sections = [
+        ("Loss over compute", _figure(report, _COMPUTE, 1)),
+        ("Loss over data", _figure(report, _DATA, 2)),
+        ("The arms in numbers", arms_table(report)),
+        ("Seed by seed", _seeds(report)),
+        ("What was trained", what_was_trained(report)),
+        ("What this does and does not show", what_it_shows(report)),
+        ("Run it again", how_to_reproduce(report)),
+    ]
+    body = "\n".join(f"<section><h2>{title}</h2>\n{text}</section>" for title, text in sections if text)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(report['title'])}</title>\n<style>\n{_asset('page.css')}</style>\n</head>\n<body>\n<main>\n"
+        f"{_head(report)}\n{body}\n{_footer()}\n</main>\n<script>\n{_asset('page.js')}</script>\n</body>\n</html>\n"
+    )
+
+
+def _head(report: Report) -> str:
+    words, seeds = verdict(report), num_seeds(report)
+    details = "".join(f"<li>{_unbroken(escape(line))}</li>" for line in words.details)
+    model = f"{count_in_words(report['model']['parameters'])} parameters"
+    return (
+        f"<header><h1>{escape(report['title'])}</h1>\n"
+        f'<p class="byline">{escape(report["created"])} · {model} · {plural(seeds, "seed")} an arm</p>\n'
+        f'<p class="headline">{escape(words.headline)}</p>\n{_big_numbers(report)}\n<ul>{details}</ul></header>'
+    )
+
+
+def _unbroken(text: str) -> str:
+    """A line of text whose option does not break at its hyphens."""
+    return text.replace(" --seeds ", ' <span class="option">--seeds</span> ')
+
+
+def _big_numbers(report: Report) -> str:
+    result, arm, base = report["equal_flops"], best(report), baseline(report)
+    ends = result["confidence_interval"]
+    sure = f"{result['confidence_level']:.0%} interval {interval(ends)}" if ends else "no interval"
+    relative, flops = ratio(report, arm, "raw_tokens"), mean(base, "flops")
+    compute = ratio(report, arm, "flops")
+    same = compute is None or abs(compute - 1) < 0.01
+    read, theirs = count_in_words(mean(arm, "raw_tokens")), count_in_words(mean(base, "raw_tokens"))
+    cells = [
+        ("Difference in validation loss", signed(result["delta_nats"]), f"{unit(report)}\n{sure}"),
+        (
+            "Bits per byte",
+            decimal(mean(arm, "bits_per_byte"), 3),
+            f"baseline {decimal(mean(base, 'bits_per_byte'), 3)}",
+        ),
+        (
+            "Raw data read",
+            f"× {decimal(relative, 2)}" if relative is not None else "–",
+            f"{read} {token_word(report)}s\nbaseline {theirs}",
+        ),
+        (
+            "Training compute",
+            "equal" if same else f"× {decimal(compute, 2)}",
+            f"{power_of_ten(flops)} FLOPs\n{'each arm' if same else 'in the baseline'}",
+        ),
+    ]
+    items = "".join(
+        f'<div><dt>{escape(title)}</dt><dd class="big">{escape(big)}</dd>{_lines(small)}</div>'
+        for title, big, small in cells
+    )
+    return f'<dl class="figures">{items}</dl>'
+
+
+def _lines(text: str) -> str:
+    return "".join(f"<dd>{escape(line)}</dd>" for line in text.splitlines())
+
+
+def _figure(report: Report, axis: Axis, number: int) -> str:
+    series = all_series(report, axis.key)
+    if not series:
+        return "<p>No run recorded a validation curve, so there is nothing to draw.</p>"
+    whole = whole_window(series)
+    end = end_window(series, whole)
+    first = panel(series, axis, whole, name=f"f{number}a", heading="The whole run", unit=unit(report), box=end)
+    second = panel(series, axis, end, name=f"f{number}b", heading="The end, enlarged", unit=unit(report))
+    return (
+        f'<figure><div class="panels">{first}{second}</div><p class="readout"></p>'
+        f"<figcaption><b>Figure {number}.</b> {escape(_caption(report, axis, series, whole.clipped, end.clipped))}"
+        "</figcaption></figure>"
+    )
+
+
+def _caption(report: Report, axis: Axis, series: list[Series], top_cut: bool, end_cut: bool) -> str:
+    lines = [
+        "Next-token validation loss, in the superposition phase too, over "
+        + ("training compute." if axis is _COMPUTE else "raw tokens read.")
+    ]
+    if axis is _DATA:
+        lines.append("Dots carry the level of an arm that ends earlier to the right edge.")
+    if num_seeds(report) > 1:
+        lines.append("Bold: mean; thin: each seed.")
+    lines.append("The dashed line is the switch; the box is the part enlarged.")
+    if top_cut:
+        lines.append("The whole run is cut off at the top; only its first steps lie above.")
+    if end_cut:
+        lines.append("The enlarged part is cut off at the top too.")
+    missing = [arm["name"] for arm in report["arms"] if arm["name"] not in {s.name for s in series}]
+    if missing:
+        lines.append(f"Without a curve: {', '.join(missing)}.")
+    finals = [mean(arm_named(report, s.name), "final_validation_loss") for s in series]
+    if any(final is None or abs(s.mean[-1].loss - final) > 0.0005 for s, final in zip(series, finals, strict=True)):
+        ends = ", ".join(f"{s.name} at {decimal(s.mean[-1].loss, 3)}" for s in series)
+        lines.append(
+            "Curves are scored on fewer validation tokens than the final losses of Table 1, so they end elsewhere: "
+            f"{ends}."
+        )
+    return " ".join(lines)
+
+
+def _seeds(report: Report) -> str:
+    table, strip = seeds_table(report), difference_strip(report)
+    if not strip:
+        return table
+    caption = (
+        "<figcaption><b>Figure 3.</b> Difference to the baseline. Rings: one seed each; filled: their mean, with its "
+        "confidence interval.</figcaption>"
+    )
+    beside = "pair" if len(report["arms"]) == 2 else "above"  # a table of many columns wants the whole width
+    return f'<div class="{beside}"><figure>{strip}{caption}</figure>{table}</div>'
+
+
+def _footer() -> str:
+    return (
+        "<footer><p>Written by <code>tst compare</code> of token-superposition. The method: Peng, Gigant and "
+        "Quesnelle, Token-Superposition Training, arXiv 2605.06546.</p></footer>"
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("token_superposition.study.report").joinpath(name).read_text(encoding="utf-8")

@@ -1,0 +1,200 @@
+"""What the comparison says, in plain words, for the page's head and for the terminal.
+
+Superposition has won or lost only where the interval over seeds lies on one side of zero. A comparison
+that superposition lost says so first and then gives the reasons that our own measurements support; what it
+never does is call a difference a gain without an interval.
+
+Paper: Peng, Gigant, Quesnelle, arXiv 2605.06546. Prototype: byte-level Llama of 0.4M parameters on Python
+source, 2,048 positions a step, three seeds of the main arms.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from token_superposition.study.report.curves import gap_over_time
+from token_superposition.study.report.facts import (
+    Report,
+    baseline,
+    best,
+    differences,
+    mean,
+    num_seeds,
+    ratio,
+    recovery_steps,
+    unit,
+)
+from token_superposition.study.report.numbers import (
+    count,
+    count_in_words,
+    decimal,
+    interval,
+    plural,
+    signed,
+    three_figures,
+)
+
+Outcome = Literal["won", "lost", "undecided"]
+
+PAPER_NOISE = 0.003
+ENOUGH_SEEDS = 5
+BYTE_CAVEAT = (
+    "The tokens are bytes, which may flatter superposition: four bytes are about one BPE token, and bytes may "
+    "gain more than subwords do. Repeat it with your own tokenizer before you rely on it."
+)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A comparison's result in words.
+
+    Attributes:
+        headline: one sentence.
+        details: further sentences, the most important first.
+        outcome: whether superposition won, lost, or neither can be said.
+    """
+
+    headline: str
+    details: list[str]
+    outcome: Outcome
+
+
+def verdict(report: Report) -> Verdict:
+    """The result of the arm that the report's `equal_flops` is about."""
+    details = [
+        *_certainty(report),
+        *_reasons_for_a_loss(report),
+        *_choice(report),
+        *_data_read(report),
+        *([BYTE_CAVEAT] if report["data"]["tokenizer"] == "bytes" else []),
+    ]
+    return Verdict(_headline(report), details, _outcome(report))
+
+
+def _outcome(report: Report) -> Outcome:
+    ends = report["equal_flops"]["confidence_interval"]
+    if ends is not None and ends[1] < 0:
+        return "won"
+    if ends is not None and ends[0] > 0:
+        return "lost"
+    return "undecided"
+
+
+def compute_words(report: Report) -> str:
+    """`At equal compute`, where that is so."""
+    relative = ratio(report, best(report), "flops")
+    if relative is None or abs(relative - 1) < 0.01:
+        return "At equal compute"
+    return f"With {three_figures(relative)} times the baseline's compute"
+
+
+def _who(report: Report) -> str:
+    name = report["equal_flops"]["arm"]
+    return "superposition" if name == "superposition" and len(report["arms"]) == 2 else f"superposition (“{name}”)"
+
+
+def _headline(report: Report) -> str:
+    delta = report["equal_flops"]["delta_nats"]
+    start, who, where = compute_words(report), _who(report), baseline(report)["name"]
+    than = "the baseline" if where == "baseline" else f"the baseline (“{where}”)"
+    if delta is None or not math.isfinite(delta):
+        return f"{start} {who} and {than} cannot be compared: a run ended without a finite loss."
+    if abs(delta) < 0.0005:
+        ended = f"{start} {who} ended level with {than}, within 0.0005 {unit(report)}"
+    else:
+        side = "below" if delta < 0 else "above"
+        ended = f"{start} {who} ended {abs(delta):.3f} {unit(report)} {side} {than}"
+    outcome = _outcome(report)
+    if outcome == "won":
+        return f"{ended}: it helped here."
+    if outcome == "lost":
+        return f"{ended}: it did not help here."
+    return f"{ended}, but {'one seed does' if num_seeds(report) == 1 else 'these seeds do'} not decide it."
+
+
+def _certainty(report: Report) -> list[str]:
+    """The interval, or why there is none, and what would make it better."""
+    result, seeds = report["equal_flops"], num_seeds(report)
+    delta, ends = result["delta_nats"], result["confidence_interval"]
+    if delta is None or not math.isfinite(delta):
+        return [f"No interval: {result['reason']}." if result["reason"] else "No interval can be had."]
+    lines = []
+    if ends is not None:
+        level = f"{result['confidence_level']:.0%}"
+        lines.append(
+            f"The difference is {signed(delta)} {unit(report)}, {level} interval {interval(ends)} "
+            f"(paired t over {plural(seeds, 'seed')})."
+        )
+        if _outcome(report) == "undecided":
+            lines[0] += " The interval includes zero."
+        if seeds < ENOUGH_SEEDS:
+            lines.append(f"A headline needs five seeds; this has {seeds}: run it again with --seeds 5.")
+    elif seeds == 1:
+        lines += [
+            f"The difference is {signed(delta)} {unit(report)}, from one seed, so no interval can be had: run it again "
+            "with --seeds 5.",
+            f"Below {PAPER_NOISE} nats the paper speaks of noise, for runs of 270 million parameters and more. Small "
+            "runs differ more: in our prototype of 0.4 million parameters seeds alone moved the final loss of one arm "
+            "by 0.02 to 0.04.",
+        ]
+    else:
+        lines.append(f"The difference is {signed(delta)} {unit(report)}, with no interval: {result['reason']}.")
+    if seeds > 1 and abs(delta) < PAPER_NOISE:
+        lines.append(f"A difference below {PAPER_NOISE} nats is noise even in the paper's large runs.")
+    return lines
+
+
+def _reasons_for_a_loss(report: Report) -> list[str]:
+    """Where superposition ended above the baseline: what measurements say about why."""
+    delta, arm = report["equal_flops"]["delta_nats"], best(report)
+    if delta is None or not delta > 0:
+        return []
+    first = (
+        f"Superposition costs when too few next-token steps follow it; here {count(recovery_steps(arm))} did. In our "
+        "prototype, bags of 4 for 30% of the steps were behind at 2,000 steps, bags of 4 for 20% ahead at 4,000, and "
+        "bags of 8 for 30% still behind at 4,000. Try more steps, smaller bags or a smaller share of the steps."
+    )
+    lines = [first]
+    gaps = gap_over_time(report, arm, baseline(report))
+    if len(gaps) >= 4 and gaps[-1][1] > 0:
+        (step, middle), (_, end) = gaps[len(gaps) // 2 - 1], gaps[-1]
+        change = f"{signed(middle)} at step {count(step)}, {signed(end)} at the curves’ end"
+        if middle > 1.5 * end:
+            lines.append(f"The difference was still shrinking ({change}): a longer recovery may turn it.")
+        elif middle < 1.1 * end:
+            lines.append(f"The difference was no longer shrinking ({change}): a longer recovery alone may not turn it.")
+    if arm["ratio"] > 0.4:
+        lines.append(f"It spent {arm['ratio']:.0%} of the steps in superposition; the paper recommends 20% to 40%.")
+    return lines
+
+
+def _choice(report: Report) -> list[str]:
+    """That the best of several arms was picked after the fact."""
+    number = len(differences(report))
+    if number < 2:
+        return []
+    return [
+        f"This is the best of {number} superposition arms, chosen by its result. Choosing flatters it, and the "
+        "interval does not account for that: confirm it with seeds that were not part of the choice."
+    ]
+
+
+def _data_read(report: Report) -> list[str]:
+    arm, relative = best(report), ratio(report, best(report), "raw_tokens")
+    read, unique = mean(arm, "raw_tokens"), mean(arm, "unique_raw_tokens")
+    if relative is None or read is None:
+        return []
+    theirs = mean(baseline(report), "raw_tokens")
+    words = f"{count_in_words(read)} tokens against {count_in_words(theirs)}"
+    if abs(relative - 1) < 0.005:
+        lines = [f"Both read the same amount of raw data ({count_in_words(read)} tokens)."]
+    else:
+        lines = [
+            f"It read {decimal(relative, 2)} times the raw data ({words}): superposition trades data for compute, and "
+            "at equal data the paper finds it behind."
+        ]
+    if unique is not None and unique < 0.98 * read:
+        lines.append(f"{count_in_words(unique)} of its tokens were new; the rest it read more than once.")
+    return lines

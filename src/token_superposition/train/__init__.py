@@ -1,0 +1,1 @@
+"""Training one run: its configuration, its loop, and what the loop needs."""

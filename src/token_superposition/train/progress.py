@@ -1,0 +1,123 @@
+"""What a run shows while it trains: a progress bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from token_superposition.errors import UserError
+
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+class MetricsSink(Protocol):
+    """Something that takes the lines of metrics.jsonl as they are written."""
+
+    def write(self, line: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class ProgressSink:
+    """Phase, loss, speed and time left, on standard error.
+
+    Args:
+        total_steps: of the run.
+        first_step: completed steps at the start (a resumed run's are not 0).
+        quiet: show nothing.
+    """
+
+    def __init__(self, total_steps: int, first_step: int, *, quiet: bool) -> None:
+        self.total_steps = total_steps
+        self.console = Console(stderr=True, quiet=quiet)
+        self.validation = ""
+        self._next_line = 0.0
+        self._bar: Progress | None = None
+        if self.console.is_terminal and not quiet:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[text]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                console=self.console,
+            )
+            self._task = self._bar.add_task("starting", total=total_steps, completed=first_step, text="")
+            self._bar.start()
+
+    def say(self, text: str) -> None:
+        """A message that stays on the screen."""
+        (self._bar.console if self._bar else self.console).print(text, highlight=False, markup=False)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Show a line of the metrics."""
+        step = line["step"]
+        if "validation_loss" in line:
+            self.validation = f" · validation {line['validation_loss']:.3f}"
+            return
+        phase = line["phase"] if line["bag_size"] == 1 else f"{line['phase']} s={line['bag_size']}"
+        text = f"loss {line['loss']:.3f}{self.validation} · {_short(line['positions_per_second'])} positions/s"
+        if self._bar:
+            self._bar.update(self._task, completed=step, description=phase, text=text)
+        elif time.monotonic() >= self._next_line or step == self.total_steps:
+            self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+            left = (self.total_steps - step) * line["seconds_per_step"]
+            self.say(f"step {step}/{self.total_steps} · {phase} · {text} · {left:.0f} s left")
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar:
+            self._bar.stop()
+
+
+class TensorBoardSink:
+    """The same numbers for TensorBoard, under the run folder.
+
+    Raises:
+        UserError: where the extra is not installed.
+    """
+
+    def __init__(self, folder: str, first_step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UserError(
+                "logging.tensorboard needs an extra: pip install 'token-superposition[tensorboard]'"
+            ) from None
+        self._writer = SummaryWriter(folder, purge_step=first_step + 1)
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Every number of the line, by its name, at its step."""
+        for name, value in line.items():
+            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
+                self._writer.add_scalar(name, value, line["step"])
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._writer.close()
+
+
+def warn(text: str) -> None:
+    """A warning to standard error that does not stop anything."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def _short(value: float) -> str:
+    """1234567 as 1.23M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{letter}"
+    return f"{value:.3g}"

@@ -1,0 +1,117 @@
+"""Starting a run in its folder, or going on with it there.
+
+A run is fixed when it starts: `config.yaml` keeps the configuration with every `auto` decided, `run.json`
+keeps the stages and the fingerprint of the data. Going on with another configuration would give a result
+that neither configuration stands for, so a changed key is refused by name. Three things may change: how a
+run is logged, where its data lies (the fingerprint says that it is the same), and `train.total_steps`
+while the learning rate is between warm-up and decay: the recovery gets longer or shorter, and the switch
+stays where it was.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from token_superposition.data.shards import TokenDataset
+from token_superposition.errors import UserError
+from token_superposition.plan.stages import Schedule
+from token_superposition.run.folder import RunFolder
+from token_superposition.train.config import RunConfig, changed_keys, parse_config
+from token_superposition.train.device import resolve_device, resolve_dtype
+
+_FREE = ("logging.", "data.path", "train.total_steps")
+_RESULT = ("logging.validation_tokens", "logging.interim_validation_tokens")  # what figures are taken on
+
+
+def settle_config(config: RunConfig, folder: RunFolder) -> RunConfig:
+    """The configuration with every `auto` decided: as the folder's run has it, else for this machine.
+
+    Raises:
+        UserError: where the folder's run was started with another configuration; names the key.
+    """
+    stored = folder.read_config()
+    settled = config.model_dump(mode="json")
+    train, before = settled["train"], (stored or {}).get("train", {})
+    if train["device"] == "auto":
+        train["device"] = before.get("device") or str(resolve_device("auto"))
+    if train["dtype"] == "auto":
+        dtype = resolve_dtype("auto", resolve_device(train["device"]))
+        train["dtype"] = before.get("dtype") or str(dtype).removeprefix("torch.")
+    if train["num_threads"] == "auto":
+        train["num_threads"] = before.get("num_threads") or torch.get_num_threads()
+    settled["data"]["path"] = str(Path(settled["data"]["path"]).resolve())
+    if stored is not None:
+        for key in changed_keys(stored, settled):
+            if not key.startswith(_FREE) or key in _RESULT:
+                old, new = (_value(values, key) for values in (stored, settled))
+                raise UserError(
+                    f"{folder.path}: this run was started with {key} {old!r}, and is now given {new!r}; "
+                    "give the old value to go on, or name another folder for a new run"
+                )
+    # Texts such as `ratio` and `superposition_steps` exclude each other, so what was not given is left out.
+    return parse_config(_without_nulls(settled))
+
+
+def settle_schedule(config: RunConfig, fixed: dict[str, Any] | None, steps_done: int) -> Schedule:
+    """The run's stages: as they were fixed at its start, but for a new `train.total_steps`.
+
+    Args:
+        config: the settled configuration.
+        fixed: what `run.json` holds; None for a new run.
+        steps_done: completed steps.
+
+    Raises:
+        UserError: where the total may no longer change.
+    """
+    if fixed is None:
+        return config.schedule()
+    schedule = Schedule.from_dicts(fixed["stages"])
+    old, new = schedule.total_steps, config.train.total_steps
+    if old == new:
+        return schedule
+    before = config.train.model_copy(update={"total_steps": old})
+    earliest = max(before.warmup_steps, config.train.warmup_steps)
+    latest = min(old - before.decay_steps, new - config.train.decay_steps)
+    if not earliest <= steps_done <= latest:
+        raise UserError(
+            f"train.total_steps: cannot go from {old} to {new} after {steps_done} steps: both learning-rate "
+            f"schedules agree only from step {earliest} to step {latest}; give {old} to go on"
+        )
+    try:
+        return schedule.with_total_steps(new)
+    except ValueError as error:
+        raise UserError(f"train.total_steps: {error}") from None
+
+
+def check_unchanged(config: RunConfig, folder: RunFolder) -> None:
+    """Refuse a configuration under which a folder's run, if there is one, would have another result.
+
+    Raises:
+        UserError: where a key, the total of a run that is done, or the data is not what it was.
+    """
+    fixed, summary = folder.read_fixed(), folder.read_summary()
+    if folder.read_config() is None or fixed is None:
+        return
+    settled = settle_config(config, folder)
+    if summary is not None:
+        settle_schedule(settled, fixed, summary["steps"])
+    if TokenDataset.open(settled.data.path, "train").fingerprint != fixed["data_fingerprint"]:
+        raise UserError(f"data.path: {settled.data.path} is not the data that the run in {folder.path} started with")
+
+
+def _value(values: dict[str, Any], dotted: str) -> Any:
+    found: Any = values
+    for key in dotted.split("."):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def _without_nulls(values: Any) -> Any:
+    """The same dictionaries without the keys of `superposition` that stand at their defaults."""
+    part = dict(values["superposition"])
+    if part["stages"] is not None:
+        part = {"stages": part["stages"]}
+    return {**values, "superposition": part}

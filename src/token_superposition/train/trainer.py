@@ -1,0 +1,180 @@
+"""A run's parts, and one optimizer step.
+
+The trainer does not know about phases: a batch carries its stage, and the model takes what it is given.
+
+One normalisation. A step's loss is one sum of weighted cross-entropies over one sum of weights, across all
+its micro-batches: each micro-batch's mean counts by its share of the weights, which is known from the
+targets before the first forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from token_superposition.data.shards import TokenDataset
+from token_superposition.data.stream import Batch, TokenStream
+from token_superposition.errors import UserError
+from token_superposition.model.build import build_model, model_cost
+from token_superposition.model.superposed import SuperposedLM
+from token_superposition.objective.loss import target_weights
+from token_superposition.objective.slot_weights import slot_weights
+from token_superposition.plan.stages import Schedule
+from token_superposition.run.checkpoint import load_checkpoint
+from token_superposition.train.config import RunConfig
+from token_superposition.train.device import DTYPES, resolve_device
+from token_superposition.train.optimizer import build_learning_rate, build_optimizer
+from token_superposition.train.validation import ValidationResult, Validator
+
+
+class Trainer:
+    """What a run is made of, built from its settled configuration.
+
+    Args:
+        config: the run's configuration, no value of it `auto`.
+        schedule: the run's stages.
+
+    Raises:
+        UserError: where the data, the model and the configuration do not fit each other.
+    """
+
+    def __init__(self, config: RunConfig, schedule: Schedule) -> None:
+        train = config.train
+        self.config = config
+        self.schedule = schedule
+        self.device = resolve_device(train.device)
+        self.dtype = DTYPES[train.dtype]
+        self.pinned = self.device.type == "cuda"  # elsewhere an asynchronous copy may read freed memory
+        if self.pinned:
+            torch.cuda.set_device(self.device)
+        if isinstance(train.num_threads, int):
+            torch.set_num_threads(train.num_threads)
+        data = Path(config.data.path)
+        self.dataset = TokenDataset.open(data, "train")
+        self.stream = TokenStream(
+            self.dataset,
+            schedule,
+            sequence_length=train.sequence_length,
+            rows_per_step=train.batch_size,
+            seed=train.seed,
+        )
+        self.validator = Validator(
+            TokenDataset.open(data, "validation"),
+            sequence_length=train.sequence_length,
+            batch_size=train.micro_batch_size or train.batch_size,
+        )
+        model = build_model(
+            config.model.architecture,
+            config.model.config,
+            vocab_size=self.dataset.tokenizer.vocab_size,
+            end_of_document_id=self.dataset.tokenizer.end_of_document_id,
+            seed=train.seed,
+            scale_residual_init=config.model.scale_residual_init,
+        )
+        longest = getattr(model.config, "max_position_embeddings", None)
+        if longest is not None and longest < train.sequence_length:
+            raise UserError(
+                f"train.sequence_length: {train.sequence_length} is more than the model's "
+                f"max_position_embeddings of {longest}; raise model.config.max_position_embeddings"
+            )
+        self.cost = model_cost(model)
+        self.num_parameters = sum(p.numel() for p in model.parameters())
+        try:
+            self.model = SuperposedLM(model.to(self.device))
+        except TypeError as error:
+            raise UserError(f"model.architecture: {error}") from error
+        self.model.train()
+        self.optimizer = build_optimizer(self.model, train, self.device)
+        self.learning_rate = build_learning_rate(train)
+        self._slot_weights = {
+            stage: slot_weights(stage.slot_weights, stage.num_targets) if stage.bag_size > 1 else None
+            for stage in schedule.stages
+        }
+        torch.manual_seed(train.seed)  # dropout, where a model has any
+
+    def batches(self, first_step: int) -> Iterator[Batch]:
+        """The run's batches from a step on, pinned for CUDA."""
+        for batch in self.stream.batches(first_step):
+            if self.pinned:
+                yield replace(batch, ids=batch.ids.pin_memory(), targets=batch.targets.pin_memory())
+            else:
+                yield batch
+
+    def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """One optimizer step: the batch's loss and the gradient's norm before clipping, on the device."""
+        weights = self._slot_weights[batch.stage]
+        weight_sum = target_weights(batch.targets, weights).sum().to(self.device)
+        if weights is not None:
+            weights = weights.to(self.device)
+        rows = self.config.train.micro_batch_size or len(batch.ids)
+        loss = torch.zeros((), device=self.device)
+        for ids, targets in zip(batch.ids.split(rows), batch.targets.split(rows), strict=True):
+            ids, targets = (part.to(self.device, non_blocking=self.pinned) for part in (ids, targets))
+            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+                output = self.model(ids, targets, weights)
+            part = output.loss * (output.weight_sum / weight_sum.clamp(min=1e-30))
+            part.backward()
+            loss += part.detach()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        limit = self.config.train.max_grad_norm
+        norm = torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate.at(batch.step)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss, norm
+
+    def validate(self, max_tokens: int) -> ValidationResult:
+        """Next-token loss on the validation set's first tokens, whatever the phase."""
+        return self.validator.run(self.model.model, max_tokens, self.device, self.dtype)
+
+    def counters(self, steps_done: int) -> dict[str, int]:
+        """Positions, raw tokens and FLOPs of the first `steps_done` steps."""
+        positions = self.schedule.positions(self.config.train.positions_per_step, steps_done)
+        return {
+            "positions": positions,
+            "raw_tokens": self.schedule.raw_tokens(self.config.train.positions_per_step, steps_done),
+            "flops": positions * self.flops_per_position,
+        }
+
+    @property
+    def flops_per_position(self) -> int:
+        """Forward and backward FLOPs of a latent position; the same in both phases."""
+        return self.cost.flops_per_position(self.config.train.sequence_length)
+
+    def tensors(self) -> dict[str, Any]:
+        """Everything of the run that is a tensor, as a checkpoint holds it."""
+        generators = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            generators["cuda"] = torch.cuda.get_rng_state(self.device)
+        elif self.device.type == "mps":
+            generators["mps"] = torch.mps.get_rng_state()
+        return {
+            "model": get_model_state_dict(self.model),
+            "optimizer": get_optimizer_state_dict(self.model, self.optimizer),
+            "generators": generators,
+        }
+
+    def load(self, checkpoint: Path) -> dict[str, Any]:
+        """Take up a checkpoint's tensors; returns the rest of its state."""
+        tensors = self.tensors()
+        state = load_checkpoint(checkpoint, tensors)
+        set_model_state_dict(self.model, tensors["model"])
+        set_optimizer_state_dict(self.model, self.optimizer, tensors["optimizer"])
+        torch.set_rng_state(tensors["generators"]["cpu"])
+        if "cuda" in tensors["generators"]:
+            torch.cuda.set_rng_state(tensors["generators"]["cuda"], self.device)
+        if "mps" in tensors["generators"]:
+            torch.mps.set_rng_state(tensors["generators"]["mps"])
+        return state

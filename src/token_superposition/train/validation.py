@@ -1,0 +1,76 @@
+"""Validation: next-token loss at bag size 1, in both phases, on the same tokens every time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from token_superposition.data.shards import TokenDataset
+from token_superposition.errors import UserError
+from token_superposition.plan.accounting import bits_per_byte
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """What a validation found.
+
+    Attributes:
+        loss: nats a token.
+        bits_per_byte: summed loss over the bytes of text that the targets stand for; end tokens have none.
+        num_tokens: targets scored.
+    """
+
+    loss: float
+    bits_per_byte: float
+    num_tokens: int
+
+
+class Validator:
+    """Scores a model on the first tokens of a validation set, in rows of L positions that do not overlap.
+
+    Args:
+        dataset: the validation split.
+        sequence_length: L.
+        batch_size: rows a forward.
+
+    Raises:
+        UserError: where the split is shorter than one row.
+    """
+
+    def __init__(self, dataset: TokenDataset, *, sequence_length: int, batch_size: int) -> None:
+        self.dataset = dataset
+        self.sequence_length = sequence_length
+        self.batch_size = batch_size
+        self.num_rows = (dataset.num_tokens - 1) // sequence_length
+        if self.num_rows < 1:
+            raise UserError(
+                f"the validation data has {dataset.num_tokens} tokens, fewer than one row of "
+                f"train.sequence_length {sequence_length}: prepare more text"
+            )
+        self._byte_lengths = torch.from_numpy(dataset.tokenizer.byte_lengths())
+
+    @torch.no_grad()
+    def run(self, model: nn.Module, max_tokens: int, device: torch.device, dtype: torch.dtype) -> ValidationResult:
+        """Score a causal language model in evaluation mode; its mode is put back afterwards."""
+        num_rows = min(self.num_rows, max(1, max_tokens // self.sequence_length))
+        nats, num_bytes, num_tokens = torch.zeros((), dtype=torch.float64), 0, 0
+        was_training = model.training
+        model.eval()
+        for first in range(0, num_rows, self.batch_size):
+            rows = min(self.batch_size, num_rows - first)
+            span = self.dataset.read(first * self.sequence_length, rows * self.sequence_length + 1)
+            ids, targets = (torch.from_numpy(np.ascontiguousarray(part)) for part in (span[:-1], span[1:]))
+            num_bytes += int(self._byte_lengths[targets].sum())
+            num_tokens += targets.numel()
+            ids_BL = ids.view(rows, self.sequence_length).to(device)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+                logits = model(input_ids=ids_BL, use_cache=False).logits
+            losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.to(device), reduction="none")
+            nats += losses.sum(dtype=torch.float64 if device.type != "mps" else None).cpu()
+        model.train(was_training)
+        total = float(nats)
+        return ValidationResult(total / num_tokens, bits_per_byte(total, num_bytes), num_tokens)

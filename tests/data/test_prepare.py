@@ -1,0 +1,330 @@
+"""Prepare: the same input gives the same bytes, splits share no text, and no folder is half-written."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import random
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from token_superposition.data.prepare import prepare
+from token_superposition.data.shards import ShardWriter, TokenDataset
+from token_superposition.data.sources import Corpus
+from token_superposition.errors import UserError
+
+
+def write_corpus(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def corpus_texts(number: int = 200, seed: int = 0) -> list[str]:
+    draw = random.Random(seed)
+    return [f"{seed}.{n} " + "word " * draw.randrange(1, 40) for n in range(number)]
+
+
+def documents(folder: Path, split: str) -> list[str]:
+    dataset = TokenDataset.open(folder, split)
+    ids = dataset.read(0, dataset.num_tokens)
+    ends = np.flatnonzero(ids == dataset.tokenizer.end_of_document_id)
+    return [dataset.tokenizer.decode(part) for part in np.split(ids, ends + 1)[:-1]]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def text_hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
+
+
+def complaint(*arguments: Any, **options: Any) -> str:
+    with pytest.raises(UserError) as raised:
+        prepare(*arguments, **options)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return write_corpus(tmp_path / "a.jsonl", corpus_texts())
+
+
+def test_every_document_comes_through_once(corpus: Path, tmp_path: Path) -> None:
+    texts = corpus_texts()
+    summary = prepare([corpus], out=tmp_path / "data")
+    train, validation = (documents(tmp_path / "data", split) for split in ("train", "validation"))
+    assert sorted(train + validation) == sorted(texts)
+    assert train != sorted(train)
+    assert train != [text for text in texts if text in set(train)]  # shuffled
+    assert summary["documents"] == 200
+    assert summary["bytes"] == sum(map(len, texts))
+    assert summary["tokens"] == summary["bytes"] + 200
+    assert summary["splits"]["train"]["documents"] == len(train)
+    assert not summary["reused"]
+    json.dumps(summary)
+    TokenDataset.open(tmp_path / "data", "train").verify()
+
+
+def test_validation_holds_the_lowest_hashes_up_to_the_limit(corpus: Path, tmp_path: Path) -> None:
+    texts = sorted(corpus_texts(), key=text_hash)
+    total = sum(len(text) + 1 for text in texts)
+    for name, limits, limit in (
+        ("fraction", {"validation_fraction": 0.2}, int(0.2 * total)),
+        ("tokens", {"max_validation_tokens": 1000}, 1000),
+        ("one", {"max_validation_tokens": 1}, None),
+    ):
+        prepare([corpus], out=tmp_path / name, **limits)
+        validation = documents(tmp_path / name, "validation")
+        assert validation == texts[: len(validation)]
+        if limit is None:
+            assert len(validation) == 1
+        else:
+            size = sum(len(text) + 1 for text in validation)
+            assert size <= limit < size + len(texts[len(validation)]) + 1
+
+
+def test_the_same_input_gives_the_same_bytes_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_corpus(Path("a.jsonl"), corpus_texts(50, seed=1))
+    write_corpus(Path("b.jsonl"), corpus_texts(50, seed=2))
+    prepare(["a.jsonl", "b.jsonl"], out="one", max_shard_tokens=2000)
+    prepare(["./b.jsonl", "a.jsonl"], out="two", max_shard_tokens=2000)
+    assert content(Path("one")) == content(Path("two"))
+    assert len(content(Path("one"))) > 5
+
+
+def test_the_seed_orders_training_and_leaves_validation(corpus: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        prepare([corpus], out=tmp_path / str(seed), seed=seed)
+    first, second = (documents(tmp_path / str(seed), "train") for seed in (0, 1))
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert documents(tmp_path / "0", "validation") == documents(tmp_path / "1", "validation")
+    fingerprints = {TokenDataset.open(tmp_path / str(seed), "train").fingerprint for seed in (0, 1)}
+    assert len(fingerprints) == 2
+
+
+def test_equal_texts_never_part_and_can_be_dropped(tmp_path: Path) -> None:
+    texts = corpus_texts(60)
+    write_corpus(tmp_path / "a.jsonl", texts * 3)
+    kept = prepare([tmp_path / "a.jsonl"], out=tmp_path / "kept", validation_fraction=0.3)
+    train, validation = (documents(tmp_path / "kept", split) for split in ("train", "validation"))
+    assert sorted(train + validation) == sorted(texts * 3)
+    assert not set(train) & set(validation)
+    assert kept["duplicates_dropped"] == 0
+    dropped = prepare([tmp_path / "a.jsonl"], out=tmp_path / "dropped", deduplicate=True)
+    train, validation = (documents(tmp_path / "dropped", split) for split in ("train", "validation"))
+    assert sorted(train + validation) == sorted(texts)
+    assert dropped["duplicates_dropped"] == 120
+
+
+def test_text_that_spells_an_end_token_ends_nothing(tmp_path: Path) -> None:
+    texts = [f"{number}<|endoftext|>more" for number in range(40)]
+    summary = prepare([write_corpus(tmp_path / "a.jsonl", texts)], out=tmp_path / "data")
+    assert summary["documents"] == 40
+    both = documents(tmp_path / "data", "train") + documents(tmp_path / "data", "validation")
+    assert sorted(both) == sorted(texts)
+
+
+def test_the_same_request_is_answered_from_the_folder(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "data"
+    first = prepare([corpus], out=out)
+    before = content(out)
+    monkeypatch.setattr(Corpus, "documents", None)  # nothing may be read again
+    again = prepare([corpus], out=out)
+    assert again["reused"]
+    volatile = ("reused", "seconds")
+    assert {k: v for k, v in again.items() if k not in volatile} == {
+        k: v for k, v in first.items() if k not in volatile
+    }
+    assert content(out) == before
+
+
+def test_another_request_is_refused_or_overwrites(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    prepare([corpus], out=out)
+    message = complaint([corpus], out=out, seed=5)
+    assert message == (f"{out}: was prepared with seed 0, not 5; name another folder, or overwrite it (--overwrite)")
+    other = write_corpus(tmp_path / "b.jsonl", corpus_texts(30))
+    assert f"was prepared with sources {corpus}, not {other}" in complaint([other], out=out)
+    summary = prepare([other], out=out, overwrite=True)
+    assert summary["documents"] == 30
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl", "data"]
+
+
+def test_sources_that_changed_are_noticed(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    prepare([corpus], out=out)
+    later = (out / "dataset.json").stat().st_mtime + 10
+    os.utime(corpus, (later, later))
+    assert "its sources have changed since it was prepared" in complaint([corpus], out=out)
+    write_corpus(corpus, corpus_texts(30))
+    os.utime(corpus, (0, 0))
+    assert "its sources have changed since it was prepared" in complaint([corpus], out=out)
+
+
+def test_what_is_installed_may_change(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = tmp_path / "lib"
+    installed.mkdir()
+    (installed / "a.py").write_text("a = 1\n")
+    paths = dict.fromkeys(("stdlib", "purelib", "platlib"), str(installed))
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: paths)
+    first = prepare(["python", corpus], out=tmp_path / "data")
+    (installed / "b.py").write_text("b = 1\n")
+    again = prepare(["python", corpus], out=tmp_path / "data")
+    assert again["reused"]
+    assert again["documents"] == first["documents"] == 201
+
+
+def test_a_damaged_folder_is_not_reused(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    prepare([corpus], out=out)
+    (out / "train-00000.tokens").unlink()
+    assert "this shard is missing" in complaint([corpus], out=out)
+    assert not prepare([corpus], out=out, overwrite=True)["reused"]
+
+
+def test_no_folder_of_others_is_touched(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "data"
+    out.mkdir()
+    prepare([corpus], out=out)  # an empty one may be filled
+    (out / "notes").mkdir()
+    assert "holds 'notes' beside the data set" in complaint([corpus], out=out, overwrite=True)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_text("")
+    for overwrite in (False, True):
+        message = complaint([corpus], out=tmp_path / "photos", overwrite=overwrite)
+        assert "is not empty and holds no prepared data set" in message
+    assert "is a file; name a folder" in complaint([corpus], out=corpus)
+    assert "cannot be written" in complaint([corpus], out=corpus / "data")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert "is the current folder" in complaint([corpus], out=".")
+
+
+def test_an_output_behind_a_link_stays_behind_it(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "big").mkdir()
+    (tmp_path / "data").symlink_to(tmp_path / "big")
+    prepare([corpus], out=tmp_path / "data")
+    assert (tmp_path / "data").is_symlink()
+    assert (tmp_path / "big" / "dataset.json").exists()
+
+
+def test_what_a_killed_process_left_is_removed(corpus: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".data.preparing"
+    left.mkdir()
+    (left / "spill").write_bytes(b"half")
+    (left / "train-00007.tokens").write_bytes(b"half")
+    prepare([corpus], out=tmp_path / "data")
+    assert not left.exists()
+    assert "train-00007.tokens" not in content(tmp_path / "data")
+
+
+def test_two_processes_do_not_write_one_folder(corpus: Path, tmp_path: Path) -> None:
+    workplace = tmp_path / ".data.preparing"
+    workplace.mkdir()
+    (workplace / "spill").write_bytes(b"half")
+    descriptor = os.open(workplace, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        assert "another process is preparing this folder" in complaint([corpus], out=tmp_path / "data")
+    finally:
+        os.close(descriptor)
+    assert (workplace / "spill").exists()
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_stopped_half_way_it_leaves_nothing(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ShardWriter, "add", fail)
+    with pytest.raises((UserError, KeyboardInterrupt)) as raised:
+        prepare([corpus], out=tmp_path / "data")
+    if isinstance(error, OSError):
+        assert "the disk is full" in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_too_small_a_corpus_says_what_it_has(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("all in one file")
+    message = complaint([tmp_path / "one.txt"], out=tmp_path / "data")
+    assert "1 documents, 1 of them different, 16 tokens; add documents, or cut long ones" in message
+    write_corpus(tmp_path / "same.jsonl", ["the same"] * 9)
+    assert "9 documents, 1 of them different" in complaint([tmp_path / "same.jsonl"], out=tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_validation_never_takes_more_than_half(tmp_path: Path) -> None:
+    small, large = "the rest", "x" * 500
+    while text_hash(small) < text_hash(large):  # until the large text would be held out
+        large += "x"
+    write_corpus(tmp_path / "a.jsonl", [small, large])
+    assert "too little text" in complaint([tmp_path / "a.jsonl"], out=tmp_path / "data")
+    write_corpus(tmp_path / "a.jsonl", [small, large, *corpus_texts(20)])
+    prepare([tmp_path / "a.jsonl"], out=tmp_path / "data")
+
+
+def test_settings_out_of_range(corpus: Path, tmp_path: Path) -> None:
+    for options in ({"validation_fraction": 1.0}, {"max_validation_tokens": 0}, {"max_shard_tokens": 0}):
+        assert "is between 0 and 1" in complaint([corpus], out=tmp_path / "data", **options)
+    assert "tokenizer 'gpt2' is not known" in complaint([corpus], out=tmp_path / "data", tokenizer="gpt2")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_progress_is_for_terminals(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    prepare([corpus], out=tmp_path / "shown")
+    assert "reading" in terminal.getvalue()
+    assert "200 documents" in terminal.getvalue()
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    prepare([corpus], out=tmp_path / "quiet", quiet=True)
+    assert terminal.getvalue() == ""
+
+
+def test_real_corpora_of_both_formats(shared_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    sources = [shared_data / "wikipedia-en.valid.parquet", shared_data / "gutenberg-children.valid.jsonl.gz"]
+    summary = prepare(sources, out=tmp_path / "data", validation_fraction=0.2)
+    texts = [document.text for document in Corpus(sources).documents()]
+    assert summary["documents"] == len(texts) > 100
+    assert summary["bytes"] == sum(map(len, texts))
+    for split in ("train", "validation"):
+        TokenDataset.open(tmp_path / "data", split).verify()
+    both = documents(tmp_path / "data", "train") + documents(tmp_path / "data", "validation")
+    assert sorted(text.encode() for text in both) == sorted(texts)
+
+
+def test_one_long_text_is_cut_so_that_some_can_be_held_out(tmp_path: Path) -> None:
+    lines = [f"line {number} of a long text\n" for number in range(20_000)]
+    (tmp_path / "long.txt").write_text("".join(lines))
+    summary = prepare([tmp_path / "long.txt"], out=tmp_path / "data", quiet=True)
+    assert summary["splits"]["validation"]["documents"] >= 1
+    assert summary["splits"]["train"]["documents"] >= 20
+    assert summary["bytes"] == sum(map(len, lines))
+    texts = []
+    for split in ("train", "validation"):
+        dataset = TokenDataset.open(tmp_path / "data", split)
+        ids = dataset.read(0, dataset.num_tokens)
+        texts += [bytes(part.astype(np.uint8)) for part in np.split(ids[ids != 256], [])]
+    assert sorted(b"".join(texts).splitlines()) == sorted(line.strip().encode() for line in lines)

@@ -1,0 +1,219 @@
+"""Studies: which arms a file makes, and a whole comparison of tiny runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from token_superposition.errors import UserError
+from token_superposition.study.compare import Study, compare, load_study, make_study
+
+ARM_KEYS = {"name", "stages", "mode", "slot_weights", "bag_size", "ratio", "seeds"}
+SEED_KEYS = {
+    "seed",
+    "final_validation_loss",
+    "bits_per_byte",
+    "steps",
+    "positions",
+    "raw_tokens",
+    "unique_raw_tokens",
+    "flops",
+    "wall_seconds",
+}
+ARMS: dict[str, dict[str, Any]] = {
+    "plain": {"superposition.bag_size": 1},
+    "bags of 2": {"superposition.bag_size": 2},
+    "bags of 4": {"superposition.bag_size": 4, "superposition.ratio": 0.25, "train.learning_rate": 2e-2},
+}
+
+
+def load(values: dict[str, Any], folder: Path, **overrides: Any) -> Study:
+    """A study through a file."""
+    file = folder / "study.yaml"
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
+    return load_study(file, {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+def refused(values: dict[str, Any], folder: Path, **overrides: Any) -> str:
+    """What a study is refused with: one line that names the file or the option."""
+    with pytest.raises(UserError) as caught:
+        load(values, folder, **overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_arms_are_the_run_with_and_without_superposition(small_run: dict[str, Any], tmp_path: Path) -> None:
+    study = load(small_run, tmp_path)
+    assert list(study.arms) == ["baseline", "superposition"]
+    baseline, superposition = study.arms.values()
+    assert baseline.schedule().switch_step == 0
+    assert baseline.schedule().total_steps == superposition.schedule().total_steps == 12
+    assert (superposition.schedule().bag_size, superposition.schedule().switch_step) == (2, 6)
+    assert baseline.model_copy(update={"superposition": superposition.superposition}) == superposition
+
+
+def test_an_override_holds_for_every_arm(small_run: dict[str, Any], tmp_path: Path) -> None:
+    study = load(small_run, tmp_path, train__total_steps=20, superposition__bag_size=4)
+    baseline, superposition = study.arms.values()
+    assert baseline.train.total_steps == superposition.train.total_steps == 20
+    assert (baseline.schedule().switch_step, superposition.schedule().bag_size) == (0, 4)
+    named = load({**small_run, "arms": ARMS}, tmp_path, train__learning_rate=0.5)
+    assert {config.train.learning_rate for config in named.arms.values()} == {0.5}
+
+
+def test_named_arms_change_their_own_keys_only(small_run: dict[str, Any], tmp_path: Path) -> None:
+    study = load({**small_run, "arms": ARMS}, tmp_path)
+    assert {name: config.schedule().bag_size for name, config in study.arms.items()} == {
+        "plain": 1,
+        "bags of 2": 2,
+        "bags of 4": 4,
+    }
+    assert study.arms["bags of 2"].schedule().switch_step == 6
+    assert study.arms["bags of 4"].schedule().switch_step == 3
+    assert [config.train.learning_rate for config in study.arms.values()] == [1e-2, 1e-2, 2e-2]
+
+
+def test_the_baseline_comes_first_wherever_it_stands(small_run: dict[str, Any]) -> None:
+    study = make_study({**small_run, "arms": dict(reversed(ARMS.items()))})
+    assert list(study.arms) == ["plain", "bags of 4", "bags of 2"]
+
+
+@pytest.mark.parametrize("superposition", [{}, {"bag_size": 1}, {"bag_size": 2, "ratio": 0.0}])
+def test_without_superposition_there_is_nothing_to_compare(
+    small_run: dict[str, Any], tmp_path: Path, superposition: dict[str, Any]
+) -> None:
+    message = refused({**small_run, "superposition": superposition}, tmp_path)
+    assert "nothing to compare" in message
+    assert "study.yaml" in message
+
+
+@pytest.mark.parametrize(
+    "arms",
+    [
+        ["plain", "bags"],
+        "plain",
+        {},
+        {"plain": {"superposition.bag_size": 1}},
+        {"plain": {"superposition.bag_size": 1}, "bags": 2},
+        {"plain": {"superposition.bag_size": 1}, "bags": None},
+    ],
+)
+def test_arms_that_are_no_mapping_of_two_are_refused(small_run: dict[str, Any], tmp_path: Path, arms: Any) -> None:
+    message = refused({**small_run, "arms": arms}, tmp_path)
+    assert "arms" in message
+    assert "at least two" in message
+
+
+def test_one_arm_is_the_baseline(small_run: dict[str, Any], tmp_path: Path) -> None:
+    two = {**small_run, "arms": {**ARMS, "again": {"superposition.bag_size": 1}}}
+    assert "exactly one has no superposition (bag_size 1); 2 have none" in refused(two, tmp_path)
+    none = {**small_run, "arms": {name: ARMS[name] for name in ("bags of 2", "bags of 4")}}
+    assert "0 have none" in refused(none, tmp_path)
+
+
+def test_a_misspelt_key_of_an_arm_names_the_arm_and_the_file(small_run: dict[str, Any], tmp_path: Path) -> None:
+    arms = {**ARMS, "bags of 4": {"superposition.bag_sise": 4}}
+    message = refused({**small_run, "arms": arms}, tmp_path)
+    assert "bags of 4" in message
+    assert "study.yaml" in message
+    assert "superposition.bag_size" in message  # the nearest
+
+
+def test_a_wrong_value_of_an_arm_names_the_arm(small_run: dict[str, Any], tmp_path: Path) -> None:
+    arms = {**ARMS, "bags of 4": {"superposition.bag_size": 0}}
+    assert "bags of 4" in refused({**small_run, "arms": arms}, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../away", "a/b", "", " x", "a\nb"])
+def test_a_name_that_is_no_folder_is_refused(small_run: dict[str, Any], tmp_path: Path, name: str) -> None:
+    message = refused({**small_run, "arms": {**ARMS, name: {"superposition.bag_size": 8}}}, tmp_path)
+    assert "arms." in message
+
+
+@pytest.mark.parametrize("options", [{"num_seeds": 0}, {"jobs": 0}, {"num_seeds": -1}])
+def test_less_than_one_seed_or_job_is_refused(
+    small_run: dict[str, Any], tmp_path: Path, options: dict[str, int]
+) -> None:
+    with pytest.raises(UserError, match="at least 1"):
+        compare(make_study(small_run), tmp_path / "out", quiet=True, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_comparison_and_the_same_again(small_run: dict[str, Any], tmp_path: Path) -> None:
+    study = make_study(small_run)
+    report = compare(study, tmp_path, num_seeds=2, jobs=2, quiet=True)
+
+    # What DESIGN promises of report.json.
+    assert json.loads((tmp_path / "report.json").read_text(encoding="utf-8")) == report
+    assert (tmp_path / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert [arm["name"] for arm in report["arms"]] == ["baseline", "superposition"]
+    for arm in report["arms"]:
+        assert set(arm) >= ARM_KEYS
+        assert [seed["seed"] for seed in arm["seeds"]] == [0, 1]
+        for seed in arm["seeds"]:
+            assert set(seed) >= SEED_KEYS
+            assert seed["steps"] == 12
+            assert seed["positions"] == 12 * 4 * 16
+            assert seed["wall_seconds"] > 0
+    baseline, superposition = report["arms"]
+    assert (baseline["bag_size"], baseline["ratio"]) == (1, 0)
+    assert (superposition["bag_size"], superposition["ratio"], superposition["mode"]) == (2, 0.5, "full")
+    assert superposition["slot_weights"] == "uniform"
+    assert [(stage["bag_size"], stage["steps"]) for stage in superposition["stages"]] == [(2, 6), (1, 6)]
+    assert report["model"]["parameters"] > 0
+    assert report["data"]["tokenizer"] == "bytes"
+
+    # Equal compute, unequal text, one start, other seeds otherwise.
+    flops = [seed["flops"] for arm in report["arms"] for seed in arm["seeds"]]
+    assert len(set(flops)) == 1
+    assert flops[0] > 0
+    for ours, theirs in zip(superposition["seeds"], baseline["seeds"], strict=True):
+        assert (ours["raw_tokens"], theirs["raw_tokens"]) == (18 * 4 * 16, 12 * 4 * 16)
+        assert ours["curve"][0]["step"] == theirs["curve"][0]["step"] == 0
+        assert ours["curve"][0]["validation_loss"] == theirs["curve"][0]["validation_loss"]
+        assert ours["final_validation_loss"] != theirs["final_validation_loss"]
+        assert [point["step"] for point in ours["curve"]] == [0, 4, 6, 8, 12]  # the switch has its point
+        assert [point["step"] for point in theirs["curve"]] == [0, 4, 8, 12]
+    first, second = baseline["seeds"]
+    assert first["curve"][0]["validation_loss"] != second["curve"][0]["validation_loss"]
+
+    # The result: superposition less baseline, by seed.
+    result = report["equal_flops"]
+    deltas = [
+        ours["final_validation_loss"] - theirs["final_validation_loss"]
+        for ours, theirs in zip(superposition["seeds"], baseline["seeds"], strict=True)
+    ]
+    assert result["delta_nats"] == pytest.approx(sum(deltas) / 2)
+    low, high = result["confidence_interval"]
+    assert low < result["delta_nats"] < high
+    assert high - low == pytest.approx(12.7062047362 * abs(deltas[0] - deltas[1]), rel=1e-6)
+    for key in ("iso_loss", "equal_data"):
+        assert report[key] is None
+        assert report["reasons"][key]
+
+    # The same again trains nothing; one seed of it trains nothing either, and has no interval.
+    summaries = sorted((tmp_path / "runs").glob("*/seed-*/summary.json"))
+    assert len(summaries) == 4
+    times = [file.stat().st_mtime_ns for file in summaries]
+    assert compare(study, tmp_path, num_seeds=2, jobs=2, quiet=True) == report
+    one = compare(study, tmp_path, num_seeds=1, quiet=True)
+    assert [file.stat().st_mtime_ns for file in summaries] == times
+    assert one["equal_flops"]["confidence_interval"] is None
+    assert one["equal_flops"]["reason"]
+    assert one["equal_flops"]["delta_nats"] == pytest.approx(deltas[0])
+
+
+def test_a_run_that_refuses_its_input_is_the_user_s_error(small_run: dict[str, Any], tmp_path: Path) -> None:
+    small_run["model"]["architecture"] = "lama"
+    with pytest.raises(UserError) as caught:
+        compare(make_study(small_run), tmp_path / "out", jobs=1, quiet=True)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "did you mean 'llama'" in message
+    assert "baseline, seed 0" in message
+    assert not (tmp_path / "out" / "report.json").exists()

@@ -1,0 +1,95 @@
+"""The documentation's commands and programs do what it says: each is run, the long ones with few steps."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHORT = ["--train.total_steps", "12", "--logging.validation_tokens", "2000", "--quiet"]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    return [line for block in blocks(page, "bash") for line in block.splitlines() if line.startswith("tst ")]
+
+
+def shorten(words: list[str]) -> list[str]:
+    """The same command on few steps."""
+    if words[1] in ("train", "compare"):
+        return [*words, *SHORT]
+    return [*words, "--steps", "12", "--quiet"] if words[1] == "demo" else words
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """A folder with the files that the documentation speaks of."""
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra `parquet` is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the extra `parquet` is not installed")
+    text = "".join(f"It was line {number}, and the {number % 7}th of its kind.\n" for number in range(3000))
+    for name in ("my-text", "notes"):
+        (tmp_path / name).mkdir()
+        for number in range(30):
+            (tmp_path / name / f"{number}.txt").write_text(f"{name} {number}\n{text[: 5000 + number]}")
+    (tmp_path / "handbook.md").write_text("# Handbook\n")
+    with gzip.open(tmp_path / "corpus.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"body": f"{number} {text[:900]}"}) + "\n" for number in range(40))
+    table = pyarrow.table({"body": [f"row {number}" for number in range(40)]})
+    parquet.write_table(table, tmp_path / "more.parquet")
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
+def test_commands_run(page: Path, workplace: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if page.name != "data.md":  # whose own commands make the data
+        prepared = ["prepare", "my-text/", "--out", "data/shakespeare", "--quiet"]
+        subprocess.run(
+            [sys.executable, "-m", "token_superposition", *prepared], cwd=workplace, check=True, env=environment
+        )
+    for command in commands(page):
+        words = shorten(shlex.split(command))
+        done = subprocess.run(
+            [sys.executable, "-m", "token_superposition", *words[1:]],
+            cwd=workplace,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_programs_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for program in blocks(page, "python"):
+        space: dict[str, object] = {}
+        exec(compile(program, str(page), "exec"), space)
+    assert list(tmp_path.iterdir())
+
+
+def test_links_lead_somewhere() -> None:
+    for page in [*PAGES, ROOT / "configs" / "README.md"]:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)$", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)

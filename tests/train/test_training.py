@@ -1,0 +1,410 @@
+"""Whole runs: equal to a bare loop, the same when stopped and started, and what they write."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from token_superposition.data.shards import TokenDataset
+from token_superposition.data.stream import TokenStream
+from token_superposition.errors import TrainingDivergedError, UserError
+from token_superposition.model.build import build_model
+from token_superposition.run.folder import RunFolder, read_metrics
+from token_superposition.train import loop
+from token_superposition.train.config import RunConfig, parse_config
+from token_superposition.train.loop import train
+from token_superposition.train.trainer import Trainer
+
+TIMES = {"wall_seconds", "peak_memory_bytes"}
+
+
+class Stopped(BaseException):
+    """Stands for a kill: nothing after it runs."""
+
+
+def go(values: dict[str, Any], folder: Path, **overrides: Any) -> dict[str, Any]:
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    return train(parse_config(values, dotted), folder, quiet=True)
+
+
+def go_until(step: int, values: dict[str, Any], folder: Path, patch: pytest.MonkeyPatch, **overrides: Any) -> None:
+    """Train, and stop as a kill would before the step of that number."""
+    original = Trainer.step
+
+    def stop(self: Trainer, batch: Any) -> Any:
+        if batch.step == step:
+            raise Stopped
+        return original(self, batch)
+
+    with patch.context() as patched:
+        patched.setattr(Trainer, "step", stop)
+        with pytest.raises(Stopped):
+            go(values, folder, **overrides)
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    """The newest checkpoint's weights."""
+    config = parse_config(yaml.safe_load((folder / "config.yaml").read_text()))
+    trainer = Trainer(config, config.schedule())
+    trainer.load(sorted((folder / "checkpoints").glob("step-*"))[-1])
+    return dict(trainer.model.state_dict())
+
+
+def numbers(folder: Path) -> list[dict[str, Any]]:
+    """The metrics without what is measured in time."""
+    timed = ("positions_per_second", "seconds_per_step", "mfu", "data_wait_fraction")
+    return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(folder / "metrics.jsonl")]
+
+
+@pytest.fixture
+def whole(small_run: dict[str, Any], tmp_path: Path) -> Path:
+    go(small_run, tmp_path / "whole")
+    return tmp_path / "whole"
+
+
+def test_bag_size_one_equals_a_bare_loop_bit_for_bit(small_run: dict[str, Any], tmp_path: Path) -> None:
+    # Trap 4: the default path at s=1 is an ordinary loop.
+    run = {**small_run, "superposition": {"bag_size": 1}}
+    config = parse_config(run)
+    go(run, tmp_path / "ours")
+
+    t = config.train
+    dataset = TokenDataset.open(config.data.path, "train")
+    stream = TokenStream(dataset, config.schedule(), sequence_length=16, rows_per_step=4, seed=0)
+    model = build_model("llama", config.model.config, vocab_size=320, end_of_document_id=256, seed=0)
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        lr=t.learning_rate,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    losses = []
+    for step in range(12):
+        batch = stream.batch(step)
+        logits = model(input_ids=batch.ids.squeeze(-1)).logits
+        loss = F.cross_entropy(logits.view(-1, 320), batch.targets.reshape(-1))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        warm, left = min(1.0, step + 1), min(1.0, (12 - step) / 2)
+        for group in optimizer.param_groups:
+            group["lr"] = t.learning_rate * min(warm, left)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+
+    assert [line["loss"] for line in numbers(tmp_path / "ours") if "loss" in line] == losses
+    ours = weights(tmp_path / "ours")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(ours[f"model.{name}"], tensor), name
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 6, 7, 9, 10])
+def test_stopped_and_started_again_it_is_the_same_run(
+    small_run: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+) -> None:
+    # Trap 8: the switch is at step 6; checkpoints come every 3 steps, a stop falls between or on them.
+    folder = tmp_path / "stopped"
+    go_until(stop_after, small_run, folder, monkeypatch)
+    assert not (folder / "summary.json").exists()
+    go(small_run, folder)
+
+    assert numbers(folder) == numbers(whole)
+    ours, theirs = weights(folder), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    a, b = (json.loads((f / "summary.json").read_text()) for f in (folder, whole))
+    assert {k: v for k, v in a.items() if k not in TIMES} == {k: v for k, v in b.items() if k not in TIMES}
+
+
+def test_killed_by_the_system_it_goes_on(small_run: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    """A real process and a real SIGKILL, somewhere after the first checkpoint."""
+    folder, file = tmp_path / "killed", tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(small_run))
+    command = [sys.executable, "-m", "token_superposition", "train", str(file), "--out", str(folder), "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not (folder / "checkpoints" / "step-0000003").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    assert numbers(folder) == numbers(whole)
+
+
+def test_sigterm_writes_a_checkpoint_and_exits_130(small_run: dict[str, Any], tmp_path: Path) -> None:
+    folder, file = tmp_path / "run", tmp_path / "run.yaml"
+    small_run["train"]["total_steps"] = 100_000
+    small_run["logging"]["checkpoint_interval"] = 50_000
+    file.write_text(yaml.safe_dump(small_run))
+    command = [sys.executable, "-m", "token_superposition", "train", str(file), "--out", str(folder), "--quiet"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and sum(1 for _ in read_metrics(folder / "metrics.jsonl")) < 5:
+        time.sleep(0.02)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    (checkpoint,) = (folder / "checkpoints").glob("step-*")
+    assert (checkpoint / "manifest.json").exists()
+
+
+def test_gradient_accumulation_is_the_same_step(small_run: dict[str, Any], tmp_path: Path) -> None:
+    small_run["superposition"] = {"bag_size": 4, "ratio": 0.5, "slot_weights": "power_law"}
+    go(small_run, tmp_path / "one")
+    go(small_run, tmp_path / "four", train__micro_batch_size=1)
+    for a, b in zip(numbers(tmp_path / "one"), numbers(tmp_path / "four"), strict=True):
+        for key in ("loss", "grad_norm", "validation_loss"):
+            if key in a:
+                assert b[key] == pytest.approx(a[key], rel=2e-4)
+
+
+def test_what_a_run_writes(whole: Path) -> None:
+    lines = list(read_metrics(whole / "metrics.jsonl"))
+    trained = [line for line in lines if "loss" in line]
+    validated = [line for line in lines if "validation_loss" in line]
+    assert [line["step"] for line in trained] == list(range(1, 13))
+    assert [line["phase"] for line in trained] == ["superposition"] * 6 + ["recovery"] * 6
+    assert [line["bag_size"] for line in trained] == [2] * 6 + [1] * 6
+    assert [line["positions"] for line in trained] == [64 * k for k in range(1, 13)]
+    assert trained[5]["raw_tokens"] == 6 * 128
+    assert trained[-1]["raw_tokens"] == 6 * 128 + 6 * 64
+    # Trap 15: speed counts positions, whatever the bag size.
+    for line in trained:
+        assert line["positions_per_second"] == pytest.approx(64 / line["seconds_per_step"])
+        assert 0 < line["mfu"] < 1.5
+        assert 0 <= line["data_wait_fraction"] <= 1
+    # Before the first step, every 4 steps, at the switch, and at the end; then once more on more tokens.
+    assert [(line["step"], line["phase"]) for line in validated] == [
+        (0, "superposition"),
+        (4, "superposition"),
+        (6, "superposition"),
+        (8, "recovery"),
+        (12, "recovery"),
+        (12, "recovery"),
+    ]
+    assert [line["validation_tokens"] for line in validated] == [256] * 5 + [1024]
+    assert [line["final"] for line in validated] == [False] * 5 + [True]
+    # Every byte is a token here but for the ends of documents, so the two figures nearly agree.
+    for line in validated:
+        assert line["bits_per_byte"] == pytest.approx(line["validation_loss"] / math.log(2), rel=0.01)
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["switch_step"] == 6
+    assert summary["steps"] == summary["step"] == 12
+    assert summary["flops"] == validated[-1]["flops"] > 0
+    assert summary["unique_raw_tokens"] == summary["raw_tokens"] == trained[-1]["raw_tokens"]
+    for key in ("wall_seconds", "peak_memory_bytes", "parameters", "final_validation_loss", "bits_per_byte"):
+        assert summary[key] > 0
+    assert {p.name for p in (whole / "checkpoints").iterdir()} == {f"step-{k:07d}" for k in (3, 6, 9, 12)}
+
+
+def test_training_lowers_the_loss_in_both_phases(small_run: dict[str, Any], tmp_path: Path) -> None:
+    go(small_run, tmp_path / "run", train__total_steps=120, train__learning_rate=1e-3)
+    lines = numbers(tmp_path / "run")
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[0] == pytest.approx(math.log(320), rel=0.02)  # Trap 2
+    assert sum(losses[50:60]) / 10 < 0.9 * losses[0]
+    validated = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+    assert validated[120] < validated[60] < validated[0]
+
+
+def test_a_run_that_is_done_stays_as_it_is(small_run: dict[str, Any], whole: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file() and p.name != "lock"}
+    summary = go(small_run, whole)
+    assert summary == json.loads((whole / "summary.json").read_text())
+    assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file() and p.name != "lock"}
+
+
+def test_a_changed_configuration_is_refused_by_its_key(small_run: dict[str, Any], whole: Path) -> None:
+    with pytest.raises(UserError, match=r"started with train.learning_rate 0.01, and is now given 0.02"):
+        go(small_run, whole, train__learning_rate=0.02)
+    with pytest.raises(UserError, match=r"superposition.ratio 0.5"):
+        go(small_run, whole, superposition__ratio=0.25)
+
+
+def test_how_a_run_is_logged_may_change(small_run: dict[str, Any], whole: Path) -> None:
+    assert go(small_run, whole, logging__log_interval=5)["steps"] == 12
+
+
+def test_a_longer_run_keeps_its_switch(
+    small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    go_until(7, small_run, folder, monkeypatch)
+    summary = go(small_run, folder, train__total_steps=24)
+    assert (summary["switch_step"], summary["steps"]) == (6, 24)
+    with pytest.raises(UserError, match=r"train.total_steps: cannot go from 24 to 48 after 24 steps"):
+        go(small_run, folder, train__total_steps=48)
+
+
+def test_other_data_under_the_same_path_is_refused(
+    small_run: dict[str, Any], whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole / "summary.json").unlink()
+    monkeypatch.setattr("token_superposition.train.resume.TokenDataset", Other)
+    with pytest.raises(UserError, match="is not the data that the run"):
+        go(small_run, whole)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    small_run: dict[str, Any], whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = numbers(whole)
+    (whole / "summary.json").unlink()
+    file = whole / "checkpoints" / "step-0000012" / "tensors" / "__0_0.distcp"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    go(small_run, whole)
+    assert "step-0000012" in capsys.readouterr().err
+    assert numbers(whole) == expected
+
+
+def test_a_folder_in_use_is_refused(small_run: dict[str, Any], tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "run"), pytest.raises(UserError, match=rf"another process \(pid {os.getpid()}\)"):
+        go(small_run, tmp_path / "run")
+
+
+def test_a_folder_that_is_not_ours_is_refused(small_run: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"is not a run folder \(it holds 'thesis.tex'\)"):
+        go(small_run, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"model__architecture": "lama"}, "model.architecture: 'lama' .* did you mean 'llama'"),
+        ({"model__config__hiden_size": 3}, "llama has no such key; did you mean 'hidden_size'"),
+        ({"model__config__num_attention_heads": 0}, "model.config: llama refuses"),
+        ({"model__config__rms_norm_eps": "small"}, "model.config: llama refuses"),
+        ({"model": {"architecture": "electra", "config": {"is_decoder": False, "num_hidden_layers": 1}}}, "not causal"),
+        ({"model__config__vocab_size": 300}, "model.config.vocab_size: 300 is smaller than the data's"),
+        ({"train__sequence_length": 128}, "max_position_embeddings of 64"),
+        ({"train__device": "cuda:99"}, "train.device: 'cuda:99' cannot be used here"),
+        ({"train__sequence_length": 64, "superposition__bag_size": 5000}, "prepare more text, or lower"),
+        ({"data__path": "nowhere"}, "nowhere"),
+    ],
+)  # fmt: skip
+def test_a_run_that_cannot_start_leaves_nothing_behind(
+    small_run: dict[str, Any], tmp_path: Path, overrides: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        go(small_run, tmp_path / "run", **overrides)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_repeating_the_corpus_is_said_before_it_starts(
+    small_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    go(small_run, tmp_path / "run", train__total_steps=300, train__sequence_length=64, train__batch_size=16)
+    errors = capsys.readouterr().err
+    assert "epochs of the" in errors
+    assert "text repeats" in errors
+
+
+def test_superposition_into_the_decay_is_a_warning(
+    small_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    go(small_run, tmp_path / "run", superposition__ratio=0.9)
+    assert "into the learning rate's decay" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mode", ["full", "output_only", "input_only"])
+def test_every_mode_trains(small_run: dict[str, Any], tmp_path: Path, mode: str) -> None:
+    summary = go(small_run, tmp_path / "run", superposition__mode=mode)
+    raw = 6 * 64 * (1 if mode == "output_only" else 2) + 6 * 64
+    assert summary["raw_tokens"] == raw
+    assert summary["positions"] == 12 * 64
+
+
+def test_tensorboard_files_are_written(small_run: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
+    go(small_run, tmp_path / "run", logging__tensorboard=True)
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+def test_the_loop_has_no_word_of_phases() -> None:
+    """The stage a batch carries is the only switch: the trainer's step never compares a step with one."""
+    assert "switch_step" not in Path(loop.__file__).with_name("trainer.py").read_text()
+
+
+def test_a_config_survives_its_own_yaml(small_run: dict[str, Any]) -> None:
+    config = parse_config(small_run)
+    again = RunConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True))))
+    assert again == config
+
+
+def test_dropout_goes_on_from_its_generator(
+    small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_run["model"] = {
+        "architecture": "gpt2",
+        "config": {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16},
+    }
+    go(small_run, tmp_path / "whole")
+    go_until(7, small_run, tmp_path / "stopped", monkeypatch)
+    go(small_run, tmp_path / "stopped")
+    assert numbers(tmp_path / "stopped") == numbers(tmp_path / "whole")
+
+
+def test_a_run_that_is_done_is_not_taken_for_a_longer_one_or_other_data(
+    small_run: dict[str, Any], whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"train.total_steps: cannot go from 12 to 24"):
+        go(small_run, whole, train__total_steps=24)
+    with pytest.raises(UserError, match=r"logging.validation_tokens 1024"):
+        go(small_run, whole, logging__validation_tokens=512)
+    monkeypatch.setattr("token_superposition.train.resume.TokenDataset", Other)
+    with pytest.raises(UserError, match="is not the data that the run"):
+        go(small_run, whole)
+
+
+class Other:
+    """Stands for a data set that was prepared again, of other text."""
+
+    fingerprint = "another"
+
+    @classmethod
+    def open(cls, *_: Any) -> type[Other]:
+        return cls
+
+
+def test_pruning_never_keeps_a_damaged_checkpoint_for_a_good_one(
+    small_run: dict[str, Any], whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole / "summary.json").unlink()
+    for step in (9, 12):
+        (whole / "checkpoints" / f"step-{step:07d}" / "manifest.json").unlink()
+    go_until(10, small_run, whole, monkeypatch, logging__keep_checkpoints=1)
+    assert [path.name for path in (whole / "checkpoints").iterdir()] == ["step-0000009"]
+    assert go(small_run, whole, logging__keep_checkpoints=1)["steps"] == 12
+
+
+def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(small_run: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(TrainingDivergedError, match=r"is (nan|inf) after step \d+ of .*diverged"):
+        go(small_run, tmp_path / "run", train__learning_rate=1e30, train__max_grad_norm=None)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    for path in (tmp_path / "run" / "checkpoints").glob("step-*"):
+        assert int(path.name[5:]) < 12
+
+
+def test_a_kill_while_the_folder_is_made_does_not_spoil_it(small_run: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.json").write_text('{"stages": [], "data_fingerprint": "half a start"}')
+    (folder / ".config.yaml.1234.tmp").write_text("half")
+    assert go(small_run, folder)["steps"] == 12
