@@ -4,10 +4,11 @@ The corpus is one sequence of tokens, cut into windows of W = L * lcm(the run's 
 that a window holds a whole number of rows of every stage. A stateless seeded permutation orders the
 windows, another one each epoch; "window q" counts on through the epochs.
 
-Rows that stand next to each other come from different windows. A stage whose inputs have bag size s cuts a
-window into m = W / (s * L) rows and takes windows in blocks of G: row r of a block (0 <= r < G * m) is
-slot r // G of window r % G. A row's look-ahead, the targets past its last bag, is what follows it
-physically in the corpus. The next stage starts with the first block the stage before did not touch.
+Rows that stand next to each other come from different windows. An epoch is cut into blocks of G windows,
+the last of which takes what is left, so that no block reaches into the next epoch. A stage whose inputs have
+bag size s cuts a window into m = W / (s * L) rows: row r of a block (0 <= r < G * m) is slot r // G of
+window r % G. A row's look-ahead, the targets past its last bag, is what follows it physically in the
+corpus. The next stage starts with the first block the stage before did not touch.
 
 So each token is an input once an epoch, but for two remainders, both counted: the corpus's tail, shorter
 than a window, and the rows left in a stage's last block. Where a batch lies is a pure function of its
@@ -23,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,6 +39,8 @@ from token_superposition.plan.stages import Schedule, Stage
 # Windows in a block: more mixes the corpus better, fewer leave less unread when a stage ends. The largest
 # number up to the first that leaves at most the second, as a share of the corpus, is taken.
 _BLOCK_WINDOWS, _UNREAD = 1024, 0.01
+
+_Ints = Any  # an int or an int64 array: the arithmetic is the same
 
 
 class Tokens(Protocol):
@@ -101,6 +104,31 @@ class Coverage:
     epochs: float
 
 
+@dataclass(frozen=True)
+class _Blocks:
+    """Epochs of `num_windows` windows, each cut into blocks of `size` of them; both are numbered on and on.
+
+    The last block of an epoch is up to twice as large: a short one would put neighbours of a window side by side.
+    """
+
+    num_windows: int
+    size: int
+
+    @property
+    def per_epoch(self) -> int:
+        return max(1, self.num_windows // self.size)
+
+    def first_window(self, block: _Ints) -> _Ints:
+        """The window that a block starts with."""
+        return block // self.per_epoch * self.num_windows + block % self.per_epoch * self.size
+
+    def holding(self, window: _Ints) -> _Ints:
+        """The block that a window lies in."""
+        within = np.minimum(window % self.num_windows // self.size, self.per_epoch - 1)
+        block: _Ints = window // self.num_windows * self.per_epoch + within
+        return block
+
+
 class TokenStream:
     """The batches of a run over a corpus.
 
@@ -149,37 +177,35 @@ class TokenStream:
                 f"least common multiple {schedule.input_period}, and a look-ahead of {look_ahead}): "
                 "prepare more text, or lower train.sequence_length or the bag size"
             )
-        self.block_windows = min(block_windows or self._choose_block(), self.num_windows)
+        self.blocks = _Blocks(self.num_windows, block_windows or self._choose_block())
 
     def rows_per_window(self, stage: Stage) -> int:
         """m: rows of a stage that fill a window."""
         return self.window // (stage.input_bag_size * self.sequence_length)
 
-    def _windows_taken(self, stage: Stage, block_windows: int) -> int:
-        """Windows of a stage, whole blocks of them."""
-        rows_per_block = block_windows * self.rows_per_window(stage)
-        return -(-stage.steps * self.rows_per_step // rows_per_block) * block_windows
-
-    def _choose_block(self) -> int:
-        """G, never under the rows of a step. The last stage leaves nothing unread, so the run may get longer."""
-        block = _BLOCK_WINDOWS
-        while block > self.rows_per_step:
-            unread = sum(
-                self._windows_taken(stage, block) - stage.steps * self.rows_per_step / self.rows_per_window(stage)
-                for stage in self.schedule.stages[:-1]
-            )
-            if unread <= _UNREAD * self.num_windows:
-                break
-            block //= 2
-        return max(block, self.rows_per_step)
-
-    @cached_property
-    def first_windows(self) -> tuple[int, ...]:
+    def _first_windows(self, blocks: _Blocks) -> list[int]:
         """The window that each stage starts with, and at the end the first that the run does not touch."""
         firsts = [0]
         for stage in self.schedule.stages:
-            firsts.append(firsts[-1] + self._windows_taken(stage, self.block_windows))
-        return tuple(firsts)
+            last = firsts[-1] + (stage.steps * self.rows_per_step - 1) // self.rows_per_window(stage)
+            firsts.append(int(blocks.first_window(blocks.holding(last) + 1)))
+        return firsts
+
+    def _choose_block(self) -> int:
+        """G, never under the rows of a step. The last stage leaves nothing unread, so the run may get longer."""
+        size = _BLOCK_WINDOWS
+        read = [stage.steps * self.rows_per_step / self.rows_per_window(stage) for stage in self.schedule.stages]
+        while size > self.rows_per_step:
+            taken = self._first_windows(_Blocks(self.num_windows, size))[-2]
+            if taken - sum(read[:-1]) <= _UNREAD * self.num_windows:
+                break
+            size //= 2
+        return max(size, self.rows_per_step)
+
+    @cached_property
+    def first_windows(self) -> list[int]:
+        """The window that each stage starts with, and at the end the first that the run does not touch."""
+        return self._first_windows(self.blocks)
 
     def locate(self, stage_index: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where rows of a stage start in the corpus, in tokens.
@@ -189,11 +215,11 @@ class TokenStream:
             rows: row numbers within the stage, counted from 0 over all ranks.
         """
         stage = self.schedule.stages[stage_index]
-        rows_per_block = self.block_windows * self.rows_per_window(stage)
-        block, row = np.divmod(rows, rows_per_block)
-        slot, window = np.divmod(row, self.block_windows)
-        window = self.first_windows[stage_index] + block * self.block_windows + window
-        epoch, index = np.divmod(window, self.num_windows)
+        per_window, first = self.rows_per_window(stage), self.first_windows[stage_index]
+        block = self.blocks.holding(first + rows // per_window)
+        start, end = self.blocks.first_window(block), self.blocks.first_window(block + 1)
+        slot, window = np.divmod(rows - (start - first) * per_window, end - start)
+        epoch, index = np.divmod(start + window, self.num_windows)
         place = np.empty_like(index)
         for number in np.unique(epoch):  # one or two
             here = epoch == number
