@@ -2,6 +2,7 @@
 
     config.yaml             the resolved configuration
     run.json                what was fixed when the run started: its stages, its data
+    tokenizer.json          the data's tokenizer, so that the run can be used without its data
     metrics.jsonl           a line per logged step and per validation
     summary.json            the result, written when the run is done
     checkpoints/step-NNNNNNN/
@@ -48,7 +49,7 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file, not a run folder")
         if not self.config_file.exists():
-            ours = ("lock", "checkpoints", "run.json")  # a kill while the run starts leaves these
+            ours = ("lock", "checkpoints", "run.json", "tokenizer.json")  # a kill while the run starts leaves these
             strangers = sorted(p.name for p in self.path.glob("*") if p.name not in ours and p.suffix != ".tmp")
             if strangers:
                 raise UserError(f"{self.path}: is not a run folder (it holds {strangers[0]!r}); name an empty one")

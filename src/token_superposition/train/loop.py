@@ -66,6 +66,7 @@ def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, An
             return summary
         trainer = Trainer(config, schedule)
         fixed_now = {"stages": schedule.as_dicts(), "data_fingerprint": trainer.dataset.fingerprint}
+        trainer.dataset.tokenizer.save(folder.path)
         folder.write_config(config.model_dump(mode="json"), fixed_now)
         state: dict[str, Any] = trainer.load(checkpoint) if checkpoint else {"step": 0, "wall_seconds": 0.0}
         discard_newer(folder.checkpoints, steps_done)
