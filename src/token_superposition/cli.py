@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from token_superposition import __version__
-from token_superposition.errors import TrainingDivergedError, UserError
+from token_superposition.errors import RunError, UserError
 
 _EPILOG = "Documentation: the README and docs/ of the repository. Paper: arXiv 2605.06546."
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except TrainingDivergedError as error:
+    except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -85,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     train.epilog = overridable
     train.add_argument("config", type=Path, metavar="CONFIG.yaml")
     train.add_argument("--out", type=Path, help="run folder (default: runs/ and the configuration's name)")
+    train.add_argument("--deterministic", action="store_true", help="bit-equal reruns (train.deterministic)")
+    train.add_argument(
+        "--fail-on-checkpoint-error",
+        action="store_true",
+        help="end where a checkpoint cannot be written (logging.fail_on_checkpoint_error)",
+    )
 
     compare = add("compare", _compare, "train a baseline and superposition at the same FLOPs, and report")
     compare.epilog = overridable
@@ -117,7 +123,12 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
     from token_superposition.train.config import load_config
     from token_superposition.train.loop import train
 
-    config = load_config(options.config, _values(overrides))
+    values = _values(overrides)
+    if options.deterministic:
+        values["train.deterministic"] = True
+    if options.fail_on_checkpoint_error:
+        values["logging.fail_on_checkpoint_error"] = True
+    config = load_config(options.config, values)
     folder = options.out or Path("runs") / options.config.stem
     summary = train(config, folder, quiet=options.quiet)
     text = (

@@ -25,6 +25,14 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def could_not_write(path: Path, *causes: BaseException) -> str:
+    """One line on a file or folder that could not be written: a library may hide a full disk behind its own error."""
+    texts = [getattr(cause, "strerror", None) or str(cause) or type(cause).__name__ for cause in causes]
+    reasons = " ".join("; ".join(texts).split())
+    free = shutil.disk_usage(path.parent).free
+    return f"{path}: could not be written ({reasons}); {free / 2**20:,.0f} MiB are free there"
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under `path` when the block ends, and not at all when it raises."""

@@ -12,11 +12,12 @@ from torch import Tensor
 from token_superposition import linear_multi_hot_cross_entropy, multi_hot_cross_entropy, slot_weights
 
 
-def reference(logits: Tensor, targets: Tensor, weights: Tensor | None, reduction: str) -> Tensor:
-    """The definition: a weighted sum of s ordinary cross-entropies."""
+def reference(logits: Tensor, targets: Tensor, weights: Tensor | None, reduction: str, z_loss: float = 0.0) -> Tensor:
+    """The definition: a weighted sum of s ordinary cross-entropies, each with its z-loss."""
     weights = torch.ones(targets.shape[1]) if weights is None else weights
     kept = (targets != -100) * weights.double()
     terms = [F.cross_entropy(logits, targets[:, k], reduction="none") for k in range(targets.shape[1])]
+    terms = [term + z_loss * logits.logsumexp(-1).square() for term in terms]
     rows = (torch.stack(terms, dim=1) * kept).sum(dim=1)
     return {"none": rows, "sum": rows.sum(), "mean": rows.sum() / kept.sum().clamp(min=1e-300)}[reduction]
 
@@ -34,6 +35,7 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-6, torch.bfloat16: 2e-2, to
     reduction=st.sampled_from(["mean", "sum", "none"]),
     ignored=st.sampled_from([0.0, 0.3, 1.0]),
     scale=st.sampled_from([0.1, 3.0, 30.0]),
+    z_loss=st.sampled_from([0.0, 1e-3]),
     seed=st.integers(0, 2**31),
 )
 def test_loss_and_gradient_against_float64(
@@ -45,6 +47,7 @@ def test_loss_and_gradient_against_float64(
     reduction: str,
     ignored: float,
     scale: float,
+    z_loss: float,
     seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -53,8 +56,8 @@ def test_loss_and_gradient_against_float64(
     targets[torch.rand(targets.shape, generator=generator) < ignored] = -100
     w = None if weights is None else slot_weights(weights, bag_size)
     ours, exact = logits.clone().requires_grad_(), logits.double().requires_grad_()
-    loss = multi_hot_cross_entropy(ours, targets, slot_weights=w, reduction=reduction)  # type: ignore[arg-type]
-    expected = reference(exact, targets, w, reduction)
+    loss = multi_hot_cross_entropy(ours, targets, slot_weights=w, reduction=reduction, z_loss=z_loss)  # type: ignore[arg-type]
+    expected = reference(exact, targets, w, reduction, z_loss)
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     upstream = torch.rand(loss.shape, generator=generator)
     loss.backward(upstream.to(loss.dtype))

@@ -1,12 +1,16 @@
-"""The learning rate and the parameter groups."""
+"""The learning rate, the parameter groups, and steps that are skipped."""
 
 from __future__ import annotations
+
+import copy
+from typing import Literal
 
 import pytest
 import torch
 
+from tests.conftest import tiny_model
 from token_superposition.train.config import TrainConfig
-from token_superposition.train.optimizer import build_learning_rate, build_optimizer
+from token_superposition.train.optimizer import build_learning_rate, build_optimizers
 
 
 def test_warmup_stable_decay() -> None:
@@ -29,7 +33,7 @@ def test_the_decay_ends_at_its_ratio_and_may_be_left_out() -> None:
 
 def test_norms_and_biases_take_no_weight_decay() -> None:
     model = torch.nn.Sequential(torch.nn.Embedding(7, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 3))
-    optimizer = build_optimizer(model, TrainConfig(weight_decay=0.1), torch.device("cpu"))
+    (optimizer,) = build_optimizers(model, TrainConfig(weight_decay=0.1), torch.device("cpu")).parts
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert {name: decay[id(p)] for name, p in model.named_parameters()} == {
         "0.weight": 0.1,
@@ -38,3 +42,38 @@ def test_norms_and_biases_take_no_weight_decay() -> None:
         "2.weight": 0.1,
         "2.bias": 0.0,
     }
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gpt2"])
+def test_muon_takes_the_matrices_between_embedding_and_head(family: str, tied: bool) -> None:
+    model = tiny_model(family, tied=tied)
+    muon, adamw = build_optimizers(model, TrainConfig(optimizer="muon"), torch.device("cpu")).parts
+    assert isinstance(muon, torch.optim.Muon)
+    groups = {id(p): part for part in (muon, adamw) for group in part.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        outside = any(word in name for word in ("embed", "lm_head", "wte", "wpe", "norm", "ln_", "bias", "experts"))
+        assert (groups[id(parameter)] is adamw) == outside, name
+    assert len(groups) == sum(len(g["params"]) for part in (muon, adamw) for g in part.param_groups)
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_skipped_step_leaves_weights_and_state_as_they_are(name: Literal["adamw", "muon"]) -> None:
+    model = tiny_model("llama", tied=True)
+    optimizers = build_optimizers(model, TrainConfig(optimizer=name), torch.device("cpu"))
+
+    def step(skip: bool) -> None:
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, float("nan") if skip else 0.5)
+        optimizers.step(1e-2, skip=torch.tensor(skip))
+        assert all(parameter.grad is None for parameter in model.parameters())
+
+    step(False)
+    weights, states = copy.deepcopy(model.state_dict()), [copy.deepcopy(part.state_dict()) for part in optimizers.parts]
+    step(True)
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, weights[key]), key
+    for part, before in zip(optimizers.parts, states, strict=True):
+        torch.testing.assert_close(part.state_dict()["state"], before["state"], rtol=0, atol=0)
+    step(False)
+    assert not any(torch.equal(t, weights[key]) for key, t in model.state_dict().items() if "norm" not in key)

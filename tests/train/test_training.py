@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,61 +13,16 @@ import torch
 import torch.nn.functional as F
 import yaml
 
+from tests.train.runs import TIMES, go, go_until, numbers, weights
+from token_superposition.data.prepare import prepare
 from token_superposition.data.shards import TokenDataset
 from token_superposition.data.stream import TokenStream
-from token_superposition.errors import TrainingDivergedError, UserError
+from token_superposition.errors import UserError
 from token_superposition.model.build import build_model
-from token_superposition.run.folder import RunFolder, read_metrics
+from token_superposition.run.folder import RunFolder
+from token_superposition.run.metrics import read_metrics
 from token_superposition.train import loop
 from token_superposition.train.config import RunConfig, parse_config
-from token_superposition.train.loop import train
-from token_superposition.train.trainer import Trainer
-
-TIMES = {"wall_seconds", "peak_memory_bytes"}
-
-
-class Stopped(BaseException):
-    """Stands for a kill: nothing after it runs."""
-
-
-def go(values: dict[str, Any], folder: Path, **overrides: Any) -> dict[str, Any]:
-    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
-    return train(parse_config(values, dotted), folder, quiet=True)
-
-
-def go_until(step: int, values: dict[str, Any], folder: Path, patch: pytest.MonkeyPatch, **overrides: Any) -> None:
-    """Train, and stop as a kill would before the step of that number."""
-    original = Trainer.step
-
-    def stop(self: Trainer, batch: Any) -> Any:
-        if batch.step == step:
-            raise Stopped
-        return original(self, batch)
-
-    with patch.context() as patched:
-        patched.setattr(Trainer, "step", stop)
-        with pytest.raises(Stopped):
-            go(values, folder, **overrides)
-
-
-def weights(folder: Path) -> dict[str, Any]:
-    """The newest checkpoint's weights."""
-    config = parse_config(yaml.safe_load((folder / "config.yaml").read_text()))
-    trainer = Trainer(config, config.schedule())
-    trainer.load(sorted((folder / "checkpoints").glob("step-*"))[-1])
-    return dict(trainer.model.state_dict())
-
-
-def numbers(folder: Path) -> list[dict[str, Any]]:
-    """The metrics without what is measured in time."""
-    timed = ("positions_per_second", "seconds_per_step", "mfu", "data_wait_fraction")
-    return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(folder / "metrics.jsonl")]
-
-
-@pytest.fixture
-def whole(small_run: dict[str, Any], tmp_path: Path) -> Path:
-    go(small_run, tmp_path / "whole")
-    return tmp_path / "whole"
 
 
 def test_bag_size_one_equals_a_bare_loop_bit_for_bit(small_run: dict[str, Any], tmp_path: Path) -> None:
@@ -127,38 +78,6 @@ def test_stopped_and_started_again_it_is_the_same_run(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     a, b = (json.loads((f / "summary.json").read_text()) for f in (folder, whole))
     assert {k: v for k, v in a.items() if k not in TIMES} == {k: v for k, v in b.items() if k not in TIMES}
-
-
-def test_killed_by_the_system_it_goes_on(small_run: dict[str, Any], whole: Path, tmp_path: Path) -> None:
-    """A real process and a real SIGKILL, somewhere after the first checkpoint."""
-    folder, file = tmp_path / "killed", tmp_path / "run.yaml"
-    file.write_text(yaml.safe_dump(small_run))
-    command = [sys.executable, "-m", "token_superposition", "train", str(file), "--out", str(folder), "--quiet"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not (folder / "checkpoints" / "step-0000003").exists():
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    finished = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert finished.returncode == 0, finished.stderr
-    assert numbers(folder) == numbers(whole)
-
-
-def test_sigterm_writes_a_checkpoint_and_exits_130(small_run: dict[str, Any], tmp_path: Path) -> None:
-    folder, file = tmp_path / "run", tmp_path / "run.yaml"
-    small_run["train"]["total_steps"] = 100_000
-    small_run["logging"]["checkpoint_interval"] = 50_000
-    file.write_text(yaml.safe_dump(small_run))
-    command = [sys.executable, "-m", "token_superposition", "train", str(file), "--out", str(folder), "--quiet"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and sum(1 for _ in read_metrics(folder / "metrics.jsonl")) < 5:
-        time.sleep(0.02)
-    process.terminate()
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors
-    (checkpoint,) = (folder / "checkpoints").glob("step-*")
-    assert (checkpoint / "manifest.json").exists()
 
 
 def test_gradient_accumulation_is_the_same_step(small_run: dict[str, Any], tmp_path: Path) -> None:
@@ -258,20 +177,6 @@ def test_other_data_under_the_same_path_is_refused(
         go(small_run, whole)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
-    small_run: dict[str, Any], whole: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    expected = numbers(whole)
-    (whole / "summary.json").unlink()
-    file = whole / "checkpoints" / "step-0000012" / "tensors" / "__0_0.distcp"
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-    go(small_run, whole)
-    assert "step-0000012" in capsys.readouterr().err
-    assert numbers(whole) == expected
-
-
 def test_a_folder_in_use_is_refused(small_run: dict[str, Any], tmp_path: Path) -> None:
     with RunFolder(tmp_path / "run"), pytest.raises(UserError, match=rf"another process \(pid {os.getpid()}\)"):
         go(small_run, tmp_path / "run")
@@ -331,10 +236,37 @@ def test_every_mode_trains(small_run: dict[str, Any], tmp_path: Path, mode: str)
     assert summary["positions"] == 12 * 64
 
 
-def test_tensorboard_files_are_written(small_run: dict[str, Any], tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard", reason="the extra `tensorboard` is not installed")
-    go(small_run, tmp_path / "run", logging__tensorboard=True)
-    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_training_with_z_loss_lowers_the_loss(small_run: dict[str, Any], tmp_path: Path, optimizer: str) -> None:
+    """In both phases; and the term is in the training loss, not in the validation."""
+    settings = {"train__optimizer": optimizer, "train__total_steps": 60, "train__learning_rate": 3e-3}
+    go(small_run, tmp_path / "plain", **settings)
+    go(small_run, tmp_path / "z", train__z_loss=0.01, **settings)
+    plain, z = numbers(tmp_path / "plain"), numbers(tmp_path / "z")
+    assert z[0]["validation_loss"] == plain[0]["validation_loss"]
+    assert z[1]["loss"] == pytest.approx(plain[1]["loss"] + 0.01 * math.log(320) ** 2, abs=0.01)
+    losses = [line["loss"] for line in z if "loss" in line]
+    assert losses[29] < losses[0] - 0.2
+    assert losses[-1] < losses[30] - 0.1
+
+
+def test_further_validation_sets_are_validated_beside_the_own(
+    small_run: dict[str, Any], whole: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other.txt").write_text("".join(f"{number * number} sheep\n" for number in range(9000)))
+    prepare([tmp_path / "other.txt"], out=tmp_path / "other", quiet=True)
+    small_run["data"]["validation_sets"] = {"sheep": str(tmp_path / "other"), "again": small_run["data"]["path"]}
+    go(small_run, tmp_path / "run")
+    lines = [line for line in numbers(tmp_path / "run") if "validation_loss" in line]
+    for line in lines:
+        own = {key: line[key] for key in ("validation_loss", "bits_per_byte", "validation_tokens")}
+        assert line["validation_sets"]["again"] == own
+        assert line["validation_sets"]["sheep"]["validation_loss"] != line["validation_loss"]
+    assert [{k: v for k, v in line.items() if k != "validation_sets"} for line in numbers(tmp_path / "run")] == numbers(
+        whole
+    )
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["validation_sets"] == lines[-1]["validation_sets"]
 
 
 def test_the_loop_has_no_word_of_phases() -> None:
@@ -381,25 +313,6 @@ class Other:
     @classmethod
     def open(cls, *_: Any) -> type[Other]:
         return cls
-
-
-def test_pruning_never_keeps_a_damaged_checkpoint_for_a_good_one(
-    small_run: dict[str, Any], whole: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (whole / "summary.json").unlink()
-    for step in (9, 12):
-        (whole / "checkpoints" / f"step-{step:07d}" / "manifest.json").unlink()
-    go_until(10, small_run, whole, monkeypatch, logging__keep_checkpoints=1)
-    assert [path.name for path in (whole / "checkpoints").iterdir()] == ["step-0000009"]
-    assert go(small_run, whole, logging__keep_checkpoints=1)["steps"] == 12
-
-
-def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(small_run: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(TrainingDivergedError, match=r"is (nan|inf) after step \d+ of .*diverged"):
-        go(small_run, tmp_path / "run", train__learning_rate=1e30, train__max_grad_norm=None)
-    assert not (tmp_path / "run" / "summary.json").exists()
-    for path in (tmp_path / "run" / "checkpoints").glob("step-*"):
-        assert int(path.name[5:]) < 12
 
 
 def test_a_kill_while_the_folder_is_made_does_not_spoil_it(small_run: dict[str, Any], tmp_path: Path) -> None:

@@ -183,6 +183,10 @@ class TokenStream:
         """m: rows of a stage that fill a window."""
         return self.window // (stage.input_bag_size * self.sequence_length)
 
+    def row_length(self, stage: Stage) -> int:
+        """Tokens of a row of a stage, its look-ahead included."""
+        return stage.input_bag_size * self.sequence_length + stage.bag_size
+
     def _first_windows(self, blocks: _Blocks) -> list[int]:
         """The window that each stage starts with, and at the end the first that the run does not touch."""
         firsts = [0]
@@ -232,7 +236,7 @@ class TokenStream:
         stage = self.schedule.stages[stage_index]
         first_row = (step - self.schedule.starts[stage_index]) * self.rows_per_step
         rows = np.arange(first_row + self.rank, first_row + self.rows_per_step, self.world_size)
-        length = stage.input_bag_size * self.sequence_length + stage.bag_size
+        length = self.row_length(stage)
         raw = np.empty((len(rows), length), dtype=np.int64)
         for row, start in zip(raw, self.locate(stage_index, rows), strict=True):
             row[:] = self.corpus.read(int(start), length)

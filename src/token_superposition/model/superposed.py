@@ -32,8 +32,8 @@ class SuperposedOutput(NamedTuple):
     """What a forward returns.
 
     Attributes:
-        loss: scalar, the weighted mean over this batch's targets, plus the model's own extra terms (a
-            router loss, where its configuration asks for it).
+        loss: scalar, the weighted mean over this batch's targets (z-loss included), plus the model's own extra
+            terms (a router loss, where its configuration asks for it).
         weight_sum: scalar float32 without gradient, the weights that the mean was divided by. Over several
             micro-batches or ranks, the loss of the whole is the mean of `loss` weighted by `weight_sum`.
     """
@@ -49,6 +49,7 @@ class SuperposedLM(nn.Module):
         model: a Hugging Face causal language model, used as it is and reachable as `.model`.
         verify: check on a few tokens that the embedding path used for bags gives the model's own logits, that
             no logit sees a later token, and that the loss is computed by the function we replace.
+        z_loss: the coefficient of logsumexp(logits)^2, in both phases; 0 leaves bag size 1 to `F.cross_entropy`.
 
     Raises:
         TypeError: where the model cannot be driven this way: no input embedding, no loss function of its
@@ -58,7 +59,7 @@ class SuperposedLM(nn.Module):
     Source: arXiv 2605.06546, section 3.
     """
 
-    def __init__(self, model: nn.Module, *, verify: bool = True) -> None:
+    def __init__(self, model: nn.Module, *, verify: bool = True, z_loss: float = 0.0) -> None:
         super().__init__()
         name = type(model).__name__
         # transformers' property, which falls back to the model's own function once ours is taken away.
@@ -66,6 +67,7 @@ class SuperposedLM(nn.Module):
         if not callable(getattr(model, "get_input_embeddings", None)) or not replaceable:
             raise TypeError(f"{name} is not a Hugging Face causal language model")
         self.model = model
+        self.z_loss = z_loss
         if verify:
             self._verify()
 
@@ -89,7 +91,7 @@ class SuperposedLM(nn.Module):
         weight_sums: list[Tensor] = []
 
         def loss_function(logits: Tensor, labels: Tensor, *_: Any, **__: Any) -> Tensor:
-            loss, weight_sum = _loss_and_weight(logits, labels, slot_weights)
+            loss, weight_sum = _loss_and_weight(logits, labels, slot_weights, self.z_loss)
             weight_sums.append(weight_sum)
             return loss
 
@@ -158,17 +160,21 @@ class SuperposedLM(nn.Module):
             )
 
 
-def _loss_and_weight(logits: Tensor, targets: Tensor, slot_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+def _loss_and_weight(
+    logits: Tensor, targets: Tensor, slot_weights: Tensor | None, z_loss: float
+) -> tuple[Tensor, Tensor]:
     """The mean loss of (B, L, V) logits against (B, L) or (B, L, k) targets, and its weight sum."""
     logits_NV = logits.flatten(0, -2)
     targets_Ns = targets.reshape(logits_NV.shape[0], -1)
     weight_sum = target_weights(targets_Ns, slot_weights).sum()
-    if targets_Ns.shape[1] == 1 and slot_weights is None:
+    if targets_Ns.shape[1] == 1 and slot_weights is None and not z_loss:
         # A mean that divides by what it is given would be NaN where every target is ignored.
         wide_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
         total = F.cross_entropy(wide_NV, targets_Ns.squeeze(1), reduction="sum")
     else:
-        total = multi_hot_cross_entropy(logits_NV, targets_Ns, slot_weights=slot_weights, reduction="sum")
+        total = multi_hot_cross_entropy(
+            logits_NV, targets_Ns, slot_weights=slot_weights, reduction="sum", z_loss=z_loss
+        )
     return divide_or_zero(total, weight_sum), weight_sum
 
 

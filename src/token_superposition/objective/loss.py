@@ -6,6 +6,9 @@ One logsumexp and one gather, whatever the bag size: never s passes over the hea
 target (which would also drop a repeated token's second count). The gradient is softmax(z) * sum_k w_k less
 w_k at each target; it is formed in one (N, V) buffer in the backward pass.
 
+Optionally the z-loss of PaLM (arXiv 2204.02311, section 5), `z_loss * logsumexp(z)^2` a target, keeps the logits from
+drifting; it needs no more than the logsumexp that is there already.
+
 Normalisation. Every reduction works with two numbers, the weighted sum of cross-entropies and the sum of
 the weights of the targets that are not ignored. `mean` is one over the other, so ragged bags and ignored
 targets weigh what their tokens weigh. Across micro-batches and ranks, divide one global sum by the other.
@@ -46,28 +49,34 @@ def target_weights(targets: Tensor, slot_weights: Tensor | None = None, ignore_i
 
 
 class _MultiHotCrossEntropy(torch.autograd.Function):
-    """Row sums of w * CE from logits; accumulates in the weights' dtype."""
+    """Row sums of w * (CE + z_loss * logsumexp^2) from logits; accumulates in the weights' dtype."""
 
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, targets_Ns: Tensor, weights_Ns: Tensor) -> Tensor:
+    def forward(ctx: Any, logits_NV: Tensor, targets_Ns: Tensor, weights_Ns: Tensor, z_loss: float) -> Tensor:
         wide = weights_Ns.dtype
         lse_N = torch.logsumexp(logits_NV.to(wide), dim=-1)
         hits_Ns = logits_NV.gather(1, targets_Ns).to(wide)
         # The difference is taken target by target: lse * sum(w) - sum(w * z) would cancel worse.
         # A target that weighs nothing may stand on a masked logit: 0 times infinity must stay 0.
         rows_N = torch.where(weights_Ns > 0, (lse_N.unsqueeze(1) - hits_Ns) * weights_Ns, 0).sum(dim=1)
+        if z_loss:
+            rows_N += z_loss * lse_N.square() * weights_Ns.sum(dim=1)
+        ctx.z_loss = z_loss
         ctx.save_for_backward(logits_NV, targets_Ns, weights_Ns, lse_N)
         return rows_N
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_rows_N: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad_rows_N: Tensor) -> tuple[Tensor, None, None, None]:
         logits_NV, targets_Ns, weights_Ns, lse_N = ctx.saved_tensors
         scaled_Ns = weights_Ns * grad_rows_N.unsqueeze(1)
         grad_NV = logits_NV.to(lse_N.dtype, copy=True).sub_(lse_N.unsqueeze(1)).exp_()
-        grad_NV.mul_(scaled_Ns.sum(dim=1, keepdim=True))
+        scale_N = scaled_Ns.sum(dim=1)
+        if ctx.z_loss:
+            scale_N = scale_N * (1 + 2 * ctx.z_loss * lse_N)
+        grad_NV.mul_(scale_N.unsqueeze(1))
         grad_NV.scatter_add_(1, targets_Ns, -scaled_Ns)
-        return grad_NV.to(logits_NV.dtype), None, None
+        return grad_NV.to(logits_NV.dtype), None, None, None
 
 
 def multi_hot_cross_entropy(
@@ -77,6 +86,7 @@ def multi_hot_cross_entropy(
     slot_weights: Tensor | None = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
+    z_loss: float = 0.0,
 ) -> Tensor:
     """Cross-entropy of one logit vector against s targets.
 
@@ -87,6 +97,7 @@ def multi_hot_cross_entropy(
         ignore_index: targets with this id weigh nothing.
         reduction: `sum` is the sum of w * CE over targets that are not ignored, `none` its row sums (N,),
             `mean` the sum divided by the sum of those weights; 0 (with gradient 0) where all are ignored.
+        z_loss: the coefficient of logsumexp(z)^2, added to the CE of every target that is not ignored.
 
     Returns:
         float32 (float64 for float64 logits): a scalar, or (N,) for `none`.
@@ -100,7 +111,7 @@ def multi_hot_cross_entropy(
     wide = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
     weights_Ns = target_weights(targets_Ns, slot_weights, ignore_index).to(wide)
     present_Ns = torch.where(targets_Ns == ignore_index, 0, targets_Ns)
-    rows_N = _MultiHotCrossEntropy.apply(logits_NV, present_Ns, weights_Ns)
+    rows_N = _MultiHotCrossEntropy.apply(logits_NV, present_Ns, weights_Ns, z_loss)
     if reduction == "none":
         return rows_N
     total = rows_N.sum()
@@ -116,13 +127,14 @@ def linear_multi_hot_cross_entropy(
     slot_weights: Tensor | None = None,
     ignore_index: int = -100,
     reduction: Reduction = "mean",
+    z_loss: float = 0.0,
 ) -> Tensor:
     """`multi_hot_cross_entropy` of `hidden @ weight.T + bias`, from hidden states and the head's weight.
 
     Args:
         hidden_Nd: (N, d), floating point.
         weight_Vd: the head's weight, (V, d).
-        targets_Ns, slot_weights, ignore_index, reduction: as in `multi_hot_cross_entropy`.
+        targets_Ns, slot_weights, ignore_index, reduction, z_loss: as in `multi_hot_cross_entropy`.
         bias: (V,), or None.
 
     Returns:
@@ -130,7 +142,12 @@ def linear_multi_hot_cross_entropy(
     """
     logits_NV = F.linear(hidden_Nd, weight_Vd, bias)
     return multi_hot_cross_entropy(
-        logits_NV, targets_Ns, slot_weights=slot_weights, ignore_index=ignore_index, reduction=reduction
+        logits_NV,
+        targets_Ns,
+        slot_weights=slot_weights,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        z_loss=z_loss,
     )
 
 

@@ -21,11 +21,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-from token_superposition.errors import UserError
-from token_superposition.files import replace_folder, sync_folder, write_json
+from token_superposition.errors import CheckpointError, UserError
+from token_superposition.files import could_not_write, replace_folder, sync_folder, write_json
 
 _MANIFEST = "manifest.json"
 
@@ -48,8 +49,26 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Any], state: dic
         tensors: nested dictionaries of tensors, for DCP.
         state: everything else, JSON-able.
         keep: how many checkpoints stay, this one included.
+
+    Raises:
+        CheckpointError: where it cannot be written; what was there before stays as it was.
     """
     final = checkpoint_path(folder, step)
+    try:
+        _write(folder, final, step, tensors, state)
+        for old in _all_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+    except CheckpointException as error:  # DCP's own, no Exception; wraps whatever was raised, a Ctrl-C too
+        causes = [cause for cause, _ in error.failures.values()]
+        if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
+            raise KeyboardInterrupt from None
+        raise CheckpointError(could_not_write(final, *causes)) from error
+    except OSError as error:
+        raise CheckpointError(could_not_write(final, error)) from error
+    return final
+
+
+def _write(folder: Path, final: Path, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
     temporary = folder / f".{final.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -73,9 +92,6 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Any], state: dic
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in _all_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
-    return final
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:

@@ -17,7 +17,6 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,6 +24,7 @@ import yaml
 
 from token_superposition.errors import UserError
 from token_superposition.files import write_json, write_text
+from token_superposition.run.metrics import MetricsFile
 
 
 class RunFolder:
@@ -43,7 +43,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self._made = False
         self._lock: TextIO | None = None
-        self._metrics: TextIO | None = None
+        self._metrics: MetricsFile | None = None
 
     def __enter__(self) -> RunFolder:
         if self.path.exists() and not self.path.is_dir():
@@ -112,39 +112,7 @@ class RunFolder:
         """Say that the run is done, and with what result."""
         write_json(self.summary_file, summary)
 
-    def resume_metrics(self, step: int) -> None:
-        """Cut the metrics back to the lines of completed step `step` and before, then open them to append.
-
-        The final validation's line goes too: it is written again when the run ends.
-        """
-        kept = [
-            json.dumps(line) + "\n"
-            for line in read_metrics(self.metrics_file)
-            if line["step"] <= step and not line.get("final")
-        ]
-        write_text(self.metrics_file, "".join(kept))
-        self._metrics = self.metrics_file.open("a", encoding="utf-8")
-
-    def log(self, line: dict[str, Any]) -> None:
-        """Append one line to the metrics, there for a reader at once."""
-        if self._metrics is None:
-            raise RuntimeError("call resume_metrics before log")
-        self._metrics.write(json.dumps(line) + "\n")
-        self._metrics.flush()
-
-    def sync_metrics(self) -> None:
-        """Put the metrics on the disk, so that they never lag behind a checkpoint."""
-        if self._metrics is not None:
-            os.fsync(self._metrics.fileno())
-
-
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics file; a last line cut short by a kill is left out."""
-    if not path.exists():
-        return
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            return
-        yield line
+    def resume_metrics(self, step: int) -> MetricsFile:
+        """The metrics, cut back to the lines of completed step `step` and before; closed with the folder."""
+        self._metrics = MetricsFile(self.metrics_file, step)
+        return self._metrics

@@ -61,6 +61,9 @@ class DataConfig(_Section):
     """What is trained on."""
 
     path: str = Field(description="folder that `tst prepare` wrote")
+    validation_sets: dict[str, str] = Field(
+        default_factory=dict, description="further validation sets: a name, and the prepared folder whose split it is"
+    )
 
 
 class ModelConfig(_Section):
@@ -117,14 +120,19 @@ class TrainConfig(_Section):
     batch_size: PositiveInt = Field(16, description="rows an optimizer step")
     micro_batch_size: PositiveInt | None = Field(None, description="rows a forward; all at once if not given")
     seed: NotNegativeInt = Field(0, description="of the initialisation and the order of the data")
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: for hidden matrices, AdamW for the rest")
     learning_rate: Positive = Field(3e-3, description="peak")
     warmup_ratio: Fraction = Field(0.05, description="share of the steps that warm up")
     decay_ratio: Fraction = Field(0.2, description="share of the steps that decay, at the end")
     final_learning_rate_ratio: Fraction = Field(0.0, description="end of the decay over the peak")
     betas: tuple[Ratio, Ratio] = (0.9, 0.95)
     epsilon: Positive = 1e-8
+    muon_momentum: Ratio = 0.95
     weight_decay: NotNegative = Field(0.1, description="of matrices; norms and biases take none")
+    z_loss: NotNegative = Field(0.0, description="coefficient of logsumexp(logits)^2, added to the loss")
     max_grad_norm: Positive | None = Field(1.0, description="clip the gradient's norm; null: never")
+    max_skipped_steps: NotNegativeInt = Field(10, description="steps without a finite loss and gradient that are borne")
+    deterministic: bool = Field(False, description="only algorithms that give the same bits every time, on a GPU too")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the computation")
     num_threads: PositiveInt | Literal["auto"] = Field("auto", description="CPU threads; pins the result")
@@ -164,7 +172,11 @@ class LoggingConfig(_Section):
     validation_tokens: PositiveInt = Field(262_144, description="tokens of the last one")
     checkpoint_interval: PositiveInt = Field(1000, description="steps between checkpoints")
     keep_checkpoints: PositiveInt = Field(2, description="how many of the newest are kept")
-    tensorboard: bool = Field(False, description="also write TensorBoard files (extra `tensorboard`)")
+    fail_on_checkpoint_error: bool = Field(False, description="end where a checkpoint cannot be written")
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
+        default_factory=list, description="where the metrics go besides; each is an extra of that name"
+    )
+    project: str = Field("token-superposition", description="what wandb and trackio file the run under")
 
 
 class RunConfig(_Section):

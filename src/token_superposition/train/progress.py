@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -16,17 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from token_superposition.errors import UserError
-
 _SECONDS_BETWEEN_LINES = 30.0
-
-
-class MetricsSink(Protocol):
-    """Something that takes the lines of metrics.jsonl as they are written."""
-
-    def write(self, line: dict[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class ProgressSink:
@@ -67,6 +57,7 @@ class ProgressSink:
         step = line["step"]
         if "validation_loss" in line:
             self.validation = f" · validation {line['validation_loss']:.3f}"
+        if "loss" not in line:
             return
         phase = line["phase"] if line["bag_size"] == 1 else f"{line['phase']} s={line['bag_size']}"
         text = f"loss {line['loss']:.3f}{self.validation} · {_short(line['positions_per_second'])} positions/s"
@@ -81,33 +72,6 @@ class ProgressSink:
         """Leave the terminal as it was."""
         if self._bar:
             self._bar.stop()
-
-
-class TensorBoardSink:
-    """The same numbers for TensorBoard, under the run folder.
-
-    Raises:
-        UserError: where the extra is not installed.
-    """
-
-    def __init__(self, folder: str, first_step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UserError(
-                "logging.tensorboard needs an extra: pip install 'token-superposition[tensorboard]'"
-            ) from None
-        self._writer = SummaryWriter(folder, purge_step=first_step + 1)
-
-    def write(self, line: dict[str, Any]) -> None:
-        """Every number of the line, by its name, at its step."""
-        for name, value in line.items():
-            if name != "step" and isinstance(value, int | float) and not isinstance(value, bool):
-                self._writer.add_scalar(name, value, line["step"])
-
-    def close(self) -> None:
-        """Flush and close the files."""
-        self._writer.close()
 
 
 def warn(text: str) -> None:

@@ -2,8 +2,9 @@
 
 A run is fixed when it starts: `config.yaml` keeps the configuration with every `auto` decided, `run.json`
 keeps the stages and the fingerprint of the data. Going on with another configuration would give a result
-that neither configuration stands for, so a changed key is refused by name. Three things may change: how a
-run is logged, where its data lies (the fingerprint says that it is the same), and `train.total_steps`
+that neither configuration stands for, so a changed key is refused by name. Four things may change: how a
+run is logged and validated besides, how many skipped steps it bears, where its data lies (the fingerprint
+says that it is the same), and `train.total_steps`
 while the learning rate is between warm-up and decay: the recovery gets longer or shorter, and the switch
 stays where it was.
 """
@@ -16,13 +17,14 @@ from typing import Any
 import torch
 
 from token_superposition.data.shards import TokenDataset
+from token_superposition.data.stream import TokenStream
 from token_superposition.errors import UserError
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig, changed_keys, parse_config
 from token_superposition.train.device import resolve_device, resolve_dtype
 
-_FREE = ("logging.", "data.path", "train.total_steps")
+_FREE = ("logging.", "data.path", "data.validation_sets", "train.total_steps", "train.max_skipped_steps")
 _RESULT = ("logging.validation_tokens", "logging.interim_validation_tokens")  # what figures are taken on
 
 
@@ -42,7 +44,9 @@ def settle_config(config: RunConfig, folder: RunFolder) -> RunConfig:
         train["dtype"] = before.get("dtype") or str(dtype).removeprefix("torch.")
     if train["num_threads"] == "auto":
         train["num_threads"] = before.get("num_threads") or torch.get_num_threads()
-    settled["data"]["path"] = str(Path(settled["data"]["path"]).resolve())
+    data = settled["data"]
+    data["path"] = str(Path(data["path"]).resolve())
+    data["validation_sets"] = {name: str(Path(path).resolve()) for name, path in data["validation_sets"].items()}
     if stored is not None:
         for key in changed_keys(stored, settled):
             if not key.startswith(_FREE) or key in _RESULT:
@@ -100,6 +104,24 @@ def check_unchanged(config: RunConfig, folder: RunFolder) -> None:
         settle_schedule(settled, fixed, summary["steps"])
     if TokenDataset.open(settled.data.path, "train").fingerprint != fixed["data_fingerprint"]:
         raise UserError(f"data.path: {settled.data.path} is not the data that the run in {folder.path} started with")
+
+
+def what_is_odd(config: RunConfig, stream: TokenStream) -> list[str]:
+    """What to say before a run starts: that it repeats data, or superposes into its decay."""
+    coverage, schedule, said = stream.coverage(), stream.schedule, []
+    if coverage.epochs > 1:
+        said.append(
+            f"the run reads {coverage.raw_tokens:,} raw tokens, {coverage.epochs:.2f} epochs of the "
+            f"{stream.corpus.num_tokens:,} in {config.data.path}: text repeats; more text, a smaller "
+            "bag_size or ratio, or mode output_only would avoid that"
+        )
+    decay = schedule.total_steps - config.train.decay_steps
+    if schedule.switch_step > decay:
+        said.append(
+            f"superposition lasts until step {schedule.switch_step}, into the learning rate's decay from step "
+            f"{decay}: recovery will be short of learning rate; lower the ratio"
+        )
+    return said
 
 
 def _value(values: dict[str, Any], dotted: str) -> Any:

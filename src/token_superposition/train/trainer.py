@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,8 +34,22 @@ from token_superposition.objective.slot_weights import slot_weights
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.checkpoint import load_checkpoint
 from token_superposition.train.config import RunConfig
-from token_superposition.train.device import DTYPES, resolve_device
-from token_superposition.train.optimizer import build_learning_rate, build_optimizer
+from token_superposition.train.device import DTYPES, make_deterministic, resolve_device
+from token_superposition.train.optimizer import build_learning_rate, build_optimizers
+
+
+class StepResult(NamedTuple):
+    """What a step came to; scalars on the device, so that nothing waits for them.
+
+    Attributes:
+        loss: the batch's.
+        grad_norm: the gradient's norm before clipping.
+        skipped: true where one of the two was no number and the weights stay as they were.
+    """
+
+    loss: Tensor
+    grad_norm: Tensor
+    skipped: Tensor
 
 
 class Trainer:
@@ -60,6 +74,7 @@ class Trainer:
             torch.cuda.set_device(self.device)
         if isinstance(train.num_threads, int):
             torch.set_num_threads(train.num_threads)
+        make_deterministic(train.deterministic)
         data = Path(config.data.path)
         self.dataset = TokenDataset.open(data, "train")
         self.stream = TokenStream(
@@ -69,11 +84,10 @@ class Trainer:
             rows_per_step=train.batch_size,
             seed=train.seed,
         )
-        self.validator = Validator(
-            TokenDataset.open(data, "validation"),
-            sequence_length=train.sequence_length,
-            batch_size=train.micro_batch_size or train.batch_size,
-        )
+        self.validator = self._make_validator(data)
+        self.further_validators = {
+            name: self._make_validator(Path(path)) for name, path in config.data.validation_sets.items()
+        }
         model = build_model(
             config.model.architecture,
             config.model.config,
@@ -91,17 +105,31 @@ class Trainer:
         self.cost = model_cost(model)
         self.num_parameters = sum(p.numel() for p in model.parameters())
         try:
-            self.model = SuperposedLM(model.to(self.device))
+            self.model = SuperposedLM(model.to(self.device), z_loss=train.z_loss)
         except TypeError as error:
             raise UserError(f"model.architecture: {error}") from error
         self.model.train()
-        self.optimizer = build_optimizer(self.model, train, self.device)
+        self.optimizers = build_optimizers(model, train, self.device)
         self.learning_rate = build_learning_rate(train)
         self._slot_weights = {
             stage: slot_weights(stage.slot_weights, stage.num_targets) if stage.bag_size > 1 else None
             for stage in schedule.stages
         }
         torch.manual_seed(train.seed)  # dropout, where a model has any
+
+    def _make_validator(self, folder: Path) -> Validator:
+        dataset = TokenDataset.open(folder, "validation")
+        if dataset.tokenizer.fingerprint != self.dataset.tokenizer.fingerprint:
+            raise UserError(
+                f"{folder}: was prepared with tokenizer {dataset.tokenizer.name!r}, the training data in "
+                f"{self.dataset.folder} with another, {self.dataset.tokenizer.name!r}; prepare both with the same"
+            )
+        train = self.config.train
+        return Validator(
+            dataset,
+            sequence_length=train.sequence_length,
+            batch_size=train.micro_batch_size or train.batch_size,
+        )
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """The run's batches from a step on, pinned for CUDA."""
@@ -111,8 +139,8 @@ class Trainer:
             else:
                 yield batch
 
-    def step(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """One optimizer step: the batch's loss and the gradient's norm before clipping, on the device."""
+    def step(self, batch: Batch) -> StepResult:
+        """One optimizer step, skipped where the loss or the gradient is no number."""
         weights = self._slot_weights[batch.stage]
         weight_sum = target_weights(batch.targets, weights).sum().to(self.device)
         if weights is not None:
@@ -126,18 +154,23 @@ class Trainer:
             part = output.loss * (output.weight_sum / weight_sum.clamp(min=1e-30))
             part.backward()
             loss += part.detach()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = self.config.train.max_grad_norm
-        norm = torch.nn.utils.clip_grad_norm_(parameters, float("inf") if limit is None else limit)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate.at(batch.step)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss, norm
+        norm = torch.nn.utils.clip_grad_norm_(self.optimizers.parameters, float("inf") if limit is None else limit)
+        skipped = ~(torch.isfinite(loss) & torch.isfinite(norm))
+        self.optimizers.step(self.learning_rate.at(batch.step), skip=skipped)
+        return StepResult(loss, norm, skipped)
 
-    def validate(self, max_tokens: int) -> ValidationResult:
-        """Next-token loss on the validation set's first tokens, whatever the phase."""
-        return self.validator.run(self.model.model, max_tokens, self.device, self.dtype)
+    def weights_are_finite(self) -> bool:
+        """Whether every weight is a finite number."""
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
+
+    def validate(self, max_tokens: int) -> tuple[ValidationResult, dict[str, ValidationResult]]:
+        """Next-token loss on the first tokens of the validation set, whatever the phase, and of the further ones."""
+        first, *others = (
+            validator.run(self.model.model, max_tokens, self.device, self.dtype)
+            for validator in (self.validator, *self.further_validators.values())
+        )
+        return first, dict(zip(self.further_validators, others, strict=True))
 
     def counters(self, steps_done: int) -> dict[str, int]:
         """Positions, raw tokens and FLOPs of the first `steps_done` steps."""
@@ -162,7 +195,7 @@ class Trainer:
             generators["mps"] = torch.mps.get_rng_state()
         return {
             "model": get_model_state_dict(self.model),
-            "optimizer": get_optimizer_state_dict(self.model, self.optimizer),
+            "optimizer": get_optimizer_state_dict(self.model, self.optimizers.parts),
             "generators": generators,
         }
 
@@ -171,7 +204,7 @@ class Trainer:
         tensors = self.tensors()
         state = load_checkpoint(checkpoint, tensors)
         set_model_state_dict(self.model, tensors["model"])
-        set_optimizer_state_dict(self.model, self.optimizer, tensors["optimizer"])
+        set_optimizer_state_dict(self.model, self.optimizers.parts, tensors["optimizer"])
         torch.set_rng_state(tensors["generators"]["cpu"])
         if "cuda" in tensors["generators"]:
             torch.cuda.set_rng_state(tensors["generators"]["cuda"], self.device)

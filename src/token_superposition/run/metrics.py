@@ -1,0 +1,76 @@
+"""`metrics.jsonl`: a line for whatever a run has to say, there for a reader at once.
+
+A full disk must not end a run that only wanted to log. What cannot be written stays in memory and goes out
+before the next line, so that nothing is lost and nothing stands twice: a line cut in the middle is completed
+when there is room again. Only at the run's end is a line that cannot be written an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from token_superposition.errors import CheckpointError
+from token_superposition.files import could_not_write, write_text
+
+
+class MetricsFile:
+    """Appends lines to a metrics file.
+
+    Args:
+        path: the file.
+        step: lines after this completed step are cut off first, and so is the final validation's: a run that
+            goes on from a checkpoint writes them again.
+    """
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = [
+            json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step and not line.get("final")
+        ]
+        write_text(path, "".join(kept))
+        self.path = path
+        self._file = path.open("ab", buffering=0)
+        self._pending = b""
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append a line; where the disk refuses it, keep it for later."""
+        self._pending += json.dumps(line).encode() + b"\n"
+        try:
+            self._drain()
+        except OSError:
+            return
+
+    def sync(self) -> None:
+        """Put every line on the disk.
+
+        Raises:
+            CheckpointError: where a line cannot be written; lines stand before their step's checkpoint.
+        """
+        try:
+            self._drain()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise CheckpointError(could_not_write(self.path, error)) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _drain(self) -> None:
+        while self._pending:
+            written = self._file.write(self._pending)
+            self._pending = self._pending[written:]
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a metrics file; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            return
+        yield line

@@ -1,0 +1,256 @@
+"""What a run writes: its metrics, its checkpoints, its summary.
+
+The loop says when; a `Recorder` knows what stands in a line, and keeps the counts that are not a function of the
+step: time spent and steps skipped. A step is skipped where its loss or gradient was no number; the device
+knows that at once, the host when it next waits for the device (`look`), so the results of the steps since are kept
+until then.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from token_superposition.data.stream import Batch, Span
+from token_superposition.errors import CheckpointError, TrainingDivergedError
+from token_superposition.model.validation import ValidationResult
+from token_superposition.run.checkpoint import save_checkpoint
+from token_superposition.run.folder import RunFolder
+from token_superposition.train.device import matrix_peak, peak_memory_bytes
+from token_superposition.train.progress import ProgressSink, warn
+from token_superposition.train.trackers import MetricsSink, open_tracker
+from token_superposition.train.trainer import StepResult, Trainer
+
+
+class _Done(NamedTuple):
+    """A step that was done, and whose result the host has not seen yet."""
+
+    step: int
+    span: Span
+    result: StepResult
+
+
+class Recorder:
+    """A run's records.
+
+    Args:
+        trainer: what is trained.
+        folder: where; held open by the caller.
+        state: of the checkpoint gone on from, or of a start.
+        run_id: the run's own, for trackers.
+        quiet: no progress on standard error.
+    """
+
+    def __init__(self, trainer: Trainer, folder: RunFolder, state: dict[str, Any], *, run_id: str, quiet: bool) -> None:
+        self.trainer = trainer
+        self.schedule = trainer.schedule
+        self.logging = trainer.config.logging
+        self.folder = folder
+        self.done: int = state["step"]
+        self.skipped: int = state["skipped_steps"]
+        self.unseen: list[_Done] = []
+        self.seconds_before: float = state["wall_seconds"]
+        self.started = time.perf_counter()
+        self.peak = matrix_peak(trainer.device, trainer.dtype)
+        self.metrics = folder.resume_metrics(self.done if self.done else -1)
+        self.sinks: list[MetricsSink] = [
+            open_tracker(
+                name,
+                folder=folder.path,
+                run_id=run_id,
+                project=self.logging.project,
+                config=trainer.config.model_dump(mode="json"),
+                first_step=self.done,
+            )
+            for name in self.logging.trackers
+        ]
+        self.progress = ProgressSink(self.schedule.total_steps, self.done, quiet=quiet)
+        self.sinks.append(self.progress)
+
+    def close(self) -> None:
+        """Close the progress bar and the trackers; the metrics close with the folder."""
+        for sink in self.sinks:
+            sink.close()
+
+    def add(self, batch: Batch, result: StepResult) -> None:
+        """A step was done."""
+        self.done = batch.step + 1
+        self.unseen.append(_Done(self.done, batch.span, result))
+
+    def look(self) -> dict[str, float] | None:
+        """Wait for the steps done since the last look; the last one's loss and gradient norm, None if skipped.
+
+        Raises:
+            TrainingDivergedError: where more steps were skipped than the run bears.
+        """
+        skipped = torch.stack([done.result.skipped for done in self.unseen]).tolist()
+        for done, was_skipped in zip(self.unseen, skipped, strict=True):
+            if was_skipped:
+                self.note_skipped(done)
+        loss, grad_norm, _ = self.unseen[-1].result
+        self.unseen.clear()
+        return None if skipped[-1] else {"loss": loss.item(), "grad_norm": grad_norm.item()}
+
+    def note_skipped(self, done: _Done) -> None:
+        """Say that a step was skipped, and where its batch lies in the corpus."""
+        self.skipped += 1
+        stage = self.schedule.stages[done.span.stage]
+        rows = np.arange(done.span.first_row, done.span.first_row + done.span.num_rows)
+        starts = self.trainer.stream.locate(done.span.stage, rows).tolist()
+        length = self.trainer.stream.row_length(stage)
+        loss, grad_norm = (str(value.item()) for value in done.result[:2])
+        self.emit(
+            {
+                "step": done.step,
+                "phase": stage.phase,
+                "bag_size": stage.bag_size,
+                "skipped_steps": self.skipped,
+                "skipped": {"loss": loss, "grad_norm": grad_norm, "row_starts": starts, "row_tokens": length},
+            }
+        )
+        limit = self.trainer.config.train.max_skipped_steps
+        text = (
+            f"step {done.step} of {self.folder.path}: loss {loss}, gradient norm {grad_norm}: skipped, the "
+            f"{self.skipped}. of at most {limit}; its {len(starts)} rows are {length} tokens of "
+            f"{self.trainer.dataset.folder} from token {', '.join(map(str, starts[:3]))}{', ...' * (len(starts) > 3)}"
+        )
+        if self.skipped > limit:
+            raise TrainingDivergedError(
+                f"{text}; that is more than train.max_skipped_steps: the run has diverged (a lower "
+                "train.learning_rate is the usual mend); its checkpoints are good"
+            )
+        warn(text)
+
+    def log(self, values: dict[str, float] | None, steps: int, seconds: float, waited: float) -> None:
+        """A line for the step just done; speeds are over the steps since the last line.
+
+        Args:
+            values: what `look` said; a step that was skipped has its own line already.
+            steps, seconds, waited: since the last line; the last is what of it was spent waiting for batches.
+        """
+        if values is None:
+            return
+        trained = self.schedule.lookup(self.done - 1)
+        counters = self.trainer.counters(self.done)
+        speed = steps * self.trainer.config.train.positions_per_step / seconds
+        self.emit(
+            {
+                "step": self.done,
+                "phase": trained.phase,
+                "bag_size": trained.bag_size,
+                "loss": values["loss"],
+                "learning_rate": self.trainer.learning_rate.at(self.done - 1),
+                "grad_norm": values["grad_norm"],
+                "positions": counters["positions"],
+                "raw_tokens": counters["raw_tokens"],
+                "positions_per_second": speed,
+                "seconds_per_step": seconds / steps,
+                "mfu": speed * self.trainer.flops_per_position / self.peak,
+                "data_wait_fraction": waited / seconds,
+                "skipped_steps": self.skipped,
+            }
+        )
+
+    def validate(self, max_tokens: int, *, final: bool = False) -> dict[str, Any]:
+        """A next-token validation, marked with the phase that the model is in.
+
+        The last one is on more tokens than those before it, so a curve is drawn through the others.
+        """
+        trained = self.schedule.lookup(max(self.done - 1, 0))
+        result, others = self.trainer.validate(max_tokens)
+        line = {
+            "step": self.done,
+            "phase": trained.phase,
+            "bag_size": trained.bag_size,
+            **_validation(result),
+            "final": final,
+            **self.trainer.counters(self.done),
+        }
+        if others:
+            line["validation_sets"] = {name: _validation(other) for name, other in others.items()}
+        if not math.isfinite(result.loss):
+            raise self.diverged("the validation loss is no number")
+        self.emit(line)
+        return line
+
+    def diverged(self, what: str) -> TrainingDivergedError:
+        return TrainingDivergedError(
+            f"{what} after step {self.done} of {self.folder.path}: the run has diverged "
+            "(a lower train.learning_rate is the usual mend); its earlier checkpoints are good"
+        )
+
+    def checkpoint(self, span: Span) -> None:
+        """Everything that going on needs; the stream's state is a stage and a row number.
+
+        Raises:
+            TrainingDivergedError: before weights that are no numbers take the place of good ones.
+            CheckpointError: where it cannot be written and that is to end the run, or the run ends here: what
+                was trained would be lost.
+        """
+        if not self.trainer.weights_are_finite():
+            raise self.diverged("a weight is no finite number")
+        state = {
+            "step": self.done,
+            "phase": self.schedule.lookup(self.done - 1).phase,
+            "stages": self.schedule.as_dicts(),
+            "stream": {"stage": span.stage, "row": span.first_row + span.num_rows},
+            "skipped_steps": self.skipped,
+            "wall_seconds": self.wall_seconds(),
+            "config": self.trainer.config.model_dump(mode="json"),
+        }
+        folder, keep = self.folder.checkpoints, self.logging.keep_checkpoints
+        try:
+            self.metrics.sync()
+            save_checkpoint(folder, self.done, self.trainer.tensors(), state, keep)
+        except CheckpointError as error:
+            if self.logging.fail_on_checkpoint_error or self.done == self.schedule.total_steps:
+                raise CheckpointError(
+                    f"step {self.done}: {error}; start the run again to go on from the checkpoint before it"
+                ) from error
+            warn(f"step {self.done}: {error}; training goes on, the checkpoints before it are good")
+
+    def finish(self) -> dict[str, Any]:
+        """Validate once more, on more tokens, and write the summary, which says that the run is done."""
+        trainer = self.trainer
+        validation = self.validate(self.logging.validation_tokens, final=True)
+        coverage = trainer.stream.coverage()
+        summary = {
+            **validation,
+            "final_validation_loss": validation["validation_loss"],
+            "steps": self.done,
+            "stages": self.schedule.as_dicts(),
+            "switch_step": self.schedule.switch_step,
+            "seed": trainer.config.train.seed,
+            "unique_raw_tokens": coverage.unique_raw_tokens,
+            "skipped_tokens": coverage.skipped_tokens,
+            "epochs": coverage.epochs,
+            "skipped_steps": self.skipped,
+            "parameters": trainer.num_parameters,
+            "wall_seconds": self.wall_seconds(),
+            "peak_memory_bytes": peak_memory_bytes(trainer.device),
+            "data_fingerprint": trainer.dataset.fingerprint,
+        }
+        self.metrics.sync()
+        self.folder.write_summary(summary)
+        return summary
+
+    def emit(self, line: dict[str, Any]) -> None:
+        self.metrics.write(line)
+        for sink in self.sinks:
+            sink.write(line)
+
+    def wall_seconds(self) -> float:
+        """Seconds trained, earlier starts included."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+
+def _validation(result: ValidationResult) -> dict[str, Any]:
+    return {
+        "validation_loss": result.loss,
+        "bits_per_byte": result.bits_per_byte,
+        "validation_tokens": result.num_tokens,
+    }
