@@ -11,7 +11,9 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +31,8 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `tst` with the given arguments (those of the process without them); returns the exit code."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop, however it is made
     try:
         words, overrides = _split(sys.argv[1:] if arguments is None else arguments)
         options = _parser().parse_args(words)
@@ -85,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     train.epilog = overridable
     train.add_argument("config", type=Path, metavar="CONFIG.yaml")
     train.add_argument("--out", type=Path, help="run folder (default: runs/ and the configuration's name)")
+    train.add_argument("--dry-run", action="store_true", help="say what the run would be, train and write nothing")
     train.add_argument("--deterministic", action="store_true", help="bit-equal reruns (train.deterministic)")
     train.add_argument(
         "--fail-on-checkpoint-error",
@@ -130,6 +135,11 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
         values["logging.fail_on_checkpoint_error"] = True
     config = load_config(options.config, values)
     folder = options.out or Path("runs") / options.config.stem
+    if options.dry_run:
+        from token_superposition.train.dry_run import describe, dry_run
+
+        result = dry_run(config, folder)
+        return result, describe(result)
     summary = train(config, folder, quiet=options.quiet)
     text = (
         f"validation loss {summary['final_validation_loss']:.4f} nats per token, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
 import multiprocessing
 import os
@@ -10,15 +10,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 import yaml
 
+from tests.faults import Disk, failing
 from tests.train.runs import TIMES, go, go_until, numbers, weights
 from token_superposition.cli import main
 from token_superposition.data.shards import TokenDataset
@@ -193,50 +196,25 @@ def test_a_request_to_stop_is_answered_with_a_checkpoint(
 # ---- full disks ----------------------------------------------------------------------------------------
 
 
-class FullDisk:
-    """Files under a folder, opened for writing while it is full, take a few bytes and then no more."""
+@contextmanager
+def full_at(folder: Path, steps: Container[int]) -> Iterator[None]:
+    """The disk is full while these steps are trained, and until the next one begins."""
+    now, original = [-1], Trainer.step
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.full = False
-        original = io.open
-        disk = self
+    def step(self: Trainer, batch: Any) -> Any:
+        now[0] = batch.step
+        return original(self, batch)
 
-        class Raw(io.FileIO):
-            room = 10
-
-            def write(self, data: Any) -> int:
-                if not disk.full:
-                    return super().write(data)
-                taken, self.room = min(self.room, len(data)), max(0, self.room - len(data))
-                if not taken:
-                    raise OSError(28, "No space left on device", self.name)
-                return super().write(bytes(memoryview(data)[:taken]))
-
-        def opened(file: Any, mode: str = "r", buffering: int = -1, *rest: Any, **more: Any) -> Any:
-            if not isinstance(file, int) and Path(file).is_relative_to(folder) and mode in ("wb", "ab"):
-                raw = Raw(file, mode.replace("b", ""))
-                return raw if buffering == 0 else io.BufferedWriter(raw)
-            return original(file, mode, buffering, *rest, **more)
-
-        monkeypatch.setattr(io, "open", opened)
+    with mock.patch.object(Trainer, "step", step), failing(Disk(lambda _: now[0] in steps), folder):
+        yield
 
 
 def test_training_goes_on_while_the_disk_is_full(
-    small_run: dict[str, Any],
-    whole: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    small_run: dict[str, Any], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, original = tmp_path / "run", Trainer.step
-    disk = FullDisk(folder, monkeypatch)
-
-    def step(self: Trainer, batch: Any) -> Any:
-        disk.full = 4 <= batch.step < 10  # the checkpoints after 6 and 9 steps
-        return original(self, batch)
-
-    monkeypatch.setattr(Trainer, "step", step)
-    go(small_run, folder)
+    folder = tmp_path / "run"
+    with full_at(folder, range(4, 10)):  # the checkpoints after 6 and 9 steps
+        go(small_run, folder)
     errors = capsys.readouterr().err
     assert errors.count("could not be written") == 2
     assert "step 6: " in errors
@@ -248,23 +226,34 @@ def test_training_goes_on_while_the_disk_is_full(
 
 @pytest.mark.parametrize(("at", "asked"), [(5, True), (11, False)])
 def test_a_checkpoint_that_must_be_written_ends_the_run(
-    small_run: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, asked: bool
+    small_run: dict[str, Any], whole: Path, tmp_path: Path, at: int, asked: bool
 ) -> None:
     """Where that is asked for, and at the end, where the trained weights would be lost."""
-    folder, original = tmp_path / "run", Trainer.step
-    with monkeypatch.context() as patched:
-        disk = FullDisk(folder, patched)
-
-        def step(self: Trainer, batch: Any) -> Any:
-            disk.full = batch.step == at
-            return original(self, batch)
-
-        patched.setattr(Trainer, "step", step)
-        with pytest.raises(CheckpointError, match=r"could not be written .*MiB are free there; start the run again"):
-            go(small_run, folder, logging__fail_on_checkpoint_error=asked)
+    folder = tmp_path / "run"
+    with (
+        full_at(folder, [at]),
+        pytest.raises(CheckpointError, match=r"could not be written .*MiB are free there; start the run again"),
+    ):
+        go(small_run, folder, logging__fail_on_checkpoint_error=asked)
     assert not (folder / "summary.json").exists()
     go(small_run, folder)
     check_same(folder, whole)
+
+
+@pytest.mark.parametrize("number", range(0, 30, 3))
+def test_wherever_writing_a_checkpoint_fails_the_one_before_it_is_good(tmp_path: Path, number: int) -> None:
+    tensors = {"model": {"weight": torch.arange(100.0)}}
+    checkpoint.save_checkpoint(tmp_path, 1, tensors, {"step": 1}, keep=1)
+    disk = Disk(lambda change: change == number)
+    with failing(disk, tmp_path), contextlib.suppress(CheckpointError):
+        checkpoint.save_checkpoint(tmp_path, 2, {"model": {"weight": torch.zeros(100)}}, {"step": 2}, keep=1)
+    assert disk.faults == 1
+    newest, complaints = checkpoint.newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert not complaints
+    read = {"model": {"weight": torch.ones(100)}}
+    step = checkpoint.load_checkpoint(newest, read)["step"]
+    assert torch.equal(read["model"]["weight"], {1: torch.arange(100.0), 2: torch.zeros(100)}[step])
 
 
 def test_the_command_ends_with_one_line_where_a_checkpoint_must_be_written(
@@ -282,14 +271,14 @@ def test_the_command_ends_with_one_line_where_a_checkpoint_must_be_written(
     assert "No space left on device" in line
 
 
-def test_metrics_lines_wait_for_room_and_stand_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    disk = FullDisk(tmp_path, monkeypatch)
-    metrics = MetricsFile(tmp_path / "metrics.jsonl", -1)
-    for number in range(6):
-        disk.full = number in (1, 2, 4)
-        metrics.write({"step": number})
-    metrics.sync()
-    metrics.close()
+def test_metrics_lines_wait_for_room_and_stand_once(tmp_path: Path) -> None:
+    number = 0
+    with failing(Disk(lambda _: number in (1, 2, 4)), tmp_path):
+        metrics = MetricsFile(tmp_path / "metrics.jsonl", -1)
+        for number in range(6):
+            metrics.write({"step": number})
+        metrics.sync()
+        metrics.close()
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == list(range(6))
 
 

@@ -56,8 +56,6 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Any], state: dic
     final = checkpoint_path(folder, step)
     try:
         _write(folder, final, step, tensors, state)
-        for old in _all_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
     except CheckpointException as error:  # DCP's own, no Exception; wraps whatever was raised, a Ctrl-C too
         causes = [cause for cause, _ in error.failures.values()]
         if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
@@ -65,6 +63,8 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Any], state: dic
         raise CheckpointError(could_not_write(final, *causes)) from error
     except OSError as error:
         raise CheckpointError(could_not_write(final, error)) from error
+    for old in _all_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)  # what stays is older than what is good, and the next one's to remove
     return final
 
 

@@ -1,0 +1,129 @@
+"""`tst train --dry-run`: what a run would be, without training it or writing anything.
+
+Everything is checked that the run would check, but nothing of the model's size is allocated, so that the answer
+for a model of any size comes in seconds on any machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from token_superposition.data.shards import TokenDataset
+from token_superposition.data.stream import TokenStream
+from token_superposition.model.build import build_model, model_cost
+from token_superposition.model.memory import abstract, estimate_memory
+from token_superposition.run.folder import RunFolder
+from token_superposition.train.config import RunConfig
+from token_superposition.train.device import DTYPES
+from token_superposition.train.resume import check_unchanged, settle_config, what_is_odd
+
+_BAGS_SHOWN = 12
+
+
+def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
+    """What the run would be.
+
+    Returns:
+        `config` (resolved), `parameters`, `stages`, `switch_step`, `flops_per_position`, `flops`, `positions`,
+        `raw_tokens`, `unique_raw_tokens`, `epochs`, `memory` (bytes; see `MemoryEstimate`), `first_batch` (its
+        shapes, and the first bags of its first row as pairs of input and target text) and `warnings`.
+
+    Raises:
+        UserError: for what the run itself would be refused for.
+    """
+    folder = RunFolder(path)
+    check_unchanged(config, folder)
+    config = settle_config(config, folder)
+    train, schedule = config.train, config.schedule()
+    dataset = TokenDataset.open(config.data.path, "train")
+    stream = TokenStream(
+        dataset,
+        schedule,
+        sequence_length=train.sequence_length,
+        rows_per_step=train.batch_size,
+        seed=train.seed,
+    )
+    batch, coverage = stream.batch(0), stream.coverage()
+    rows = train.micro_batch_size or train.batch_size
+    with abstract():
+        model = build_model(
+            config.model.architecture,
+            config.model.config,
+            vocab_size=dataset.tokenizer.vocab_size,
+            end_of_document_id=dataset.tokenizer.end_of_document_id,
+            seed=train.seed,
+            scale_residual_init=config.model.scale_residual_init,
+        )
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        flops_per_position = model_cost(model).flops_per_position(train.sequence_length)
+        memory = estimate_memory(
+            model,
+            ids_shape=(rows, train.sequence_length, batch.ids.shape[-1]),
+            num_targets=batch.targets.shape[-1],
+            dtype=DTYPES[train.dtype],
+        )
+    decode = dataset.tokenizer.decode
+    positions = schedule.positions(train.positions_per_step)
+    return {
+        "config": config.model_dump(mode="json"),
+        "parameters": parameters,
+        "stages": schedule.as_dicts(),
+        "switch_step": schedule.switch_step,
+        "steps": schedule.total_steps,
+        "flops_per_position": flops_per_position,
+        "flops": positions * flops_per_position,
+        "positions": positions,
+        "raw_tokens": coverage.raw_tokens,
+        "unique_raw_tokens": coverage.unique_raw_tokens,
+        "train_tokens": dataset.num_tokens,
+        "epochs": coverage.epochs,
+        "memory": {**asdict(memory), "total": memory.total},
+        "first_batch": {
+            "ids_shape": list(batch.ids.shape),
+            "targets_shape": list(batch.targets.shape),
+            "bags": [
+                [decode(ids.tolist()), decode(targets.tolist())]
+                for ids, targets in zip(batch.ids[0, :_BAGS_SHOWN], batch.targets[0, :_BAGS_SHOWN], strict=True)
+            ],
+        },
+        "warnings": what_is_odd(config, stream),
+    }
+
+
+def describe(result: dict[str, Any]) -> str:
+    """The result of `dry_run` in words."""
+    memory, batch = result["memory"], result["first_batch"]
+    stages = "; ".join(
+        f"{stage['steps']:,} steps with bags of {stage['bag_size']} ({stage['mode']}, {stage['slot_weights']})"
+        if stage["bag_size"] > 1
+        else f"{stage['steps']:,} steps of next-token training"
+        for stage in result["stages"]
+    )
+    parts = ", ".join(
+        f"{name} {_gibibytes(memory[name])}" for name in ("weights", "gradients", "optimizer", "activations")
+    )
+    bags = "\n".join(f"  {given!r} -> {wanted!r}" for given, wanted in batch["bags"])
+    return "\n".join(
+        [
+            yaml.safe_dump(result["config"], sort_keys=False, allow_unicode=True),
+            f"parameters    {result['parameters']:,}",
+            f"stages        {stages}",
+            f"positions     {result['positions']:,}",
+            f"raw tokens    {result['raw_tokens']:,}, {result['unique_raw_tokens']:,} of them different: "
+            f"{result['epochs']:.2f} epochs of {result['train_tokens']:,}",
+            f"FLOPs         {result['flops']:.3g} ({result['flops_per_position']:,} a position)",
+            f"memory        about {_gibibytes(memory['total'])}: {parts}",
+            f"first batch   {batch['ids_shape']} ids, {batch['targets_shape']} targets; its first row:",
+            bags,
+            *(f"warning: {text}" for text in result["warnings"]),
+            "nothing was trained or written",
+        ]
+    )
+
+
+def _gibibytes(size: int | None) -> str:
+    return "unknown for this family" if size is None else f"{size / 2**30:.3g} GiB"
