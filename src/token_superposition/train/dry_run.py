@@ -104,7 +104,7 @@ def describe(result: dict[str, Any]) -> str:
         for stage in result["stages"]
     )
     parts = ", ".join(
-        f"{name} {_gibibytes(memory[name])}" for name in ("weights", "gradients", "optimizer", "activations")
+        f"{name} {_size(memory[name])}" for name in ("weights", "gradients", "optimizer", "activations")
     )
     bags = "\n".join(f"  {given!r} -> {wanted!r}" for given, wanted in batch["bags"])
     return "\n".join(
@@ -116,7 +116,7 @@ def describe(result: dict[str, Any]) -> str:
             f"raw tokens    {result['raw_tokens']:,}, {result['unique_raw_tokens']:,} of them different: "
             f"{result['epochs']:.2f} epochs of {result['train_tokens']:,}",
             f"FLOPs         {result['flops']:.3g} ({result['flops_per_position']:,} a position)",
-            f"memory        about {_gibibytes(memory['total'])}: {parts}",
+            f"memory        about {_size(memory['total'])}: {parts}",
             f"first batch   {batch['ids_shape']} ids, {batch['targets_shape']} targets; its first row:",
             bags,
             *(f"warning: {text}" for text in result["warnings"]),
@@ -125,5 +125,7 @@ def describe(result: dict[str, Any]) -> str:
     )
 
 
-def _gibibytes(size: int | None) -> str:
-    return "unknown for this family" if size is None else f"{size / 2**30:.3g} GiB"
+def _size(size: int | None) -> str:
+    if size is None:
+        return "unknown for this family"
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
