@@ -400,6 +400,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_good_checkpoints(small_run: dic
     assert not (tmp_path / "run" / "summary.json").exists()
     for path in (tmp_path / "run" / "checkpoints").glob("step-*"):
         assert int(path.name[5:]) < 12
+    assert "diverged" in json.loads((tmp_path / "run" / "diverged.json").read_text())["message"]
 
 
 def test_a_kill_while_the_folder_is_made_does_not_spoil_it(small_run: dict[str, Any], tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, An
 
     Raises:
         UserError: for what the user can mend.
+        TrainingDivergedError: where the loss is no longer a number; the folder says so from then on.
         KeyboardInterrupt: after SIGINT or SIGTERM, once a checkpoint is written.
     """
     with RunFolder(path) as folder:
@@ -68,12 +69,17 @@ def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, An
         fixed_now = {"stages": schedule.as_dicts(), "data_fingerprint": trainer.dataset.fingerprint}
         trainer.dataset.tokenizer.save(folder.path)
         folder.write_config(config.model_dump(mode="json"), fixed_now)
+        folder.clear_diverged()
         state: dict[str, Any] = trainer.load(checkpoint) if checkpoint else {"step": 0, "wall_seconds": 0.0}
         discard_newer(folder.checkpoints, steps_done)
         folder.resume_metrics(steps_done if checkpoint else -1)
         for text in what_is_odd(config, trainer.stream):
             warn(text)
-        return _Loop(trainer, folder, state, quiet=quiet).run()
+        try:
+            return _Loop(trainer, folder, state, quiet=quiet).run()
+        except TrainingDivergedError as error:
+            folder.write_diverged(str(error))
+            raise
 
 
 class _Loop:
