@@ -213,9 +213,9 @@ def _above(lines: Sequence[_Line], places: Sequence[float], high: float) -> list
     for line in lines:
         for number, text in _off(line, high):
             text = text if gap > len(text) * _CHARACTER else text[0]  # values that lie close leave room for a sign
-            last = number == len(places) - 1 and len(places) > 1
-            anchor = "end" if last else "start" if number == 0 else "middle"
-            at = places[number] + (_SIDE - 4 if last else 4 - _SIDE if number == 0 else 0)
+            first, last = number == 0 and len(text) > 1, number == len(places) - 1 and len(text) > 1
+            anchor = "end" if last else "start" if first else "middle"
+            at = places[number] + (_SIDE - 4 if last else 4 - _SIDE if first else 0)
             parts.append(
                 f'<text class="note {arm_class(line.index)}" x="{at:.1f}" y="{_TOP + 11 + 14 * rows[number]:g}" '
                 f'text-anchor="{anchor}">{escape(text)}</text>'
@@ -234,7 +234,7 @@ def _names(lines: Sequence[_Line], places: Sequence[float], y: Scale, high: floa
             ends.setdefault(number, []).append((line, y(loss)))
     parts = []
     for number, found in ends.items():
-        placed = spread([at for _, at in found], _HEIGHT - _BOTTOM, _LINE)
+        placed = spread([at for _, at in found], _HEIGHT - _BOTTOM - 8, _LINE)
         for (line, _), place in zip(found, placed, strict=True):
             text, at = escape(short(line.name, _LONGEST_NAME)), places[number] + 9
             parts.append(f'<text class="name {arm_class(line.index)}" x="{at:.1f}" y="{place + 4:.1f}">{text}</text>')
