@@ -172,6 +172,21 @@ def test_a_value_of_the_wrong_kind(capsys: pytest.CaptureFixture[str], config: P
     assert not out.exists()
 
 
+def test_a_sweep_that_cannot_be(capsys: pytest.CaptureFixture[str], config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "did you mean 'train.learning_rate'" in refused(
+        capsys, "compare", config, "--out", out, "--sweep", "train.lerning_rate=1,2"
+    )
+    assert "cannot be swept" in refused(capsys, "demo", "--out", out, "--sweep=train.total_steps=10,20")
+    assert "--sweep-seeds needs --sweep" in refused(capsys, "compare", config, "--out", out, "--sweep-seeds", "2")
+    rates = ["--sweep", "train.learning_rate=1e-3,2e-3"]
+    assert "--sweep-seeds" in refused(capsys, "compare", config, "--out", out, *rates, "--sweep-seeds", "0")
+    assert "set by --train.learning_rate" in refused(
+        capsys, "compare", config, "--out", out, *rates, "--train.learning_rate", "1e-3"
+    )
+    assert not out.exists()
+
+
 def test_a_word_too_many(capsys: pytest.CaptureFixture[str], config: Path) -> None:
     assert "second.yaml" in refused(capsys, "train", config, "second.yaml")
 

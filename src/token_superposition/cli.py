@@ -70,11 +70,24 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--quiet", action="store_true", help="no progress on standard error")
         return command
 
+    def sweepable(command: argparse.ArgumentParser) -> None:
+        command.add_argument(
+            "--sweep",
+            action="append",
+            default=[],
+            metavar="KEY=VALUES",
+            help="tune each arm first, such as train.learning_rate=1e-3,2e-3,4e-3; several make a grid",
+        )
+        command.add_argument(
+            "--sweep-seeds", type=int, metavar="N", help="seeds to tune with, of their own (default: 1)"
+        )
+
     demo = add("demo", _demo, "train a small model with and without superposition, and compare")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: %(default)s)")
     demo.add_argument("--steps", type=int, help="optimizer steps of each run (default: 4000)")
     demo.add_argument("--seeds", type=int, default=1, help="seeds of each arm (default: %(default)s)")
     demo.add_argument("--jobs", type=int, help="runs at once (default: as the cores bear)")
+    sweepable(demo)
 
     prepare = add("prepare", _prepare, "turn text into token shards")
     prepare.add_argument("sources", nargs="+", metavar="SOURCE", help="'python', text files, folders, .jsonl, .parquet")
@@ -103,6 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--out", type=Path, help="folder (default: runs/, the configuration's name and -compare)")
     compare.add_argument("--seeds", type=int, default=1, help="seeds of each arm (default: %(default)s)")
     compare.add_argument("--jobs", type=int, help="runs at once (default: as the cores bear)")
+    sweepable(compare)
     return parser
 
 
@@ -150,15 +164,22 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
 
 def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
     from token_superposition.study.compare import compare, load_study
+    from token_superposition.study.sweep import parse_sweep, sweep_words
 
     study = load_study(options.config, _values(overrides))
+    num_sweep_seeds = _sweep_seeds(options)
+    sweep = None
+    if options.sweep:
+        sweep = parse_sweep(options.sweep, study.arms, num_seeds=num_sweep_seeds, given=study.given)
     folder = options.out or Path("runs") / f"{options.config.stem}-compare"
     keys = [word for name, text in overrides.items() for word in (f"--{name}", text)]
-    words = ["tst", "compare", str(options.config), "--seeds", str(options.seeds), "--out", str(folder), *keys]
+    words = ["tst", "compare", str(options.config), "--seeds", str(options.seeds), "--out", str(folder)]
+    words += [*sweep_words(options.sweep, num_sweep_seeds), *keys]
     report = compare(
         study,
         folder,
         num_seeds=options.seeds,
+        sweep=sweep,
         jobs=options.jobs,
         quiet=options.quiet,
         command=shlex.join(words),
@@ -170,8 +191,24 @@ def _demo(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[
     from token_superposition.study.demo import demo
 
     _none(overrides)
-    report = demo(options.out, steps=options.steps, num_seeds=options.seeds, jobs=options.jobs, quiet=options.quiet)
+    report = demo(
+        options.out,
+        steps=options.steps,
+        num_seeds=options.seeds,
+        sweep=options.sweep,
+        num_sweep_seeds=_sweep_seeds(options),
+        jobs=options.jobs,
+        quiet=options.quiet,
+    )
     return _with_verdict(report, options.out)
+
+
+def _sweep_seeds(options: argparse.Namespace) -> int:
+    if options.sweep_seeds is None:
+        return 1
+    if not options.sweep:
+        raise UserError("--sweep-seeds needs --sweep, such as --sweep train.learning_rate=1e-3,2e-3,4e-3")
+    return int(options.sweep_seeds)
 
 
 def _with_verdict(report: dict[str, Any], folder: Path) -> tuple[dict[str, Any], str]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from token_superposition.errors import UserError
+from token_superposition.errors import TrainingDivergedError, UserError
 from token_superposition.study.compare import Study, compare, load_study, make_study
 
 ARM_KEYS = {"name", "stages", "mode", "slot_weights", "bag_size", "ratio", "seeds"}
@@ -216,4 +216,12 @@ def test_a_run_that_refuses_its_input_is_the_user_s_error(small_run: dict[str, A
     assert "\n" not in message
     assert "did you mean 'llama'" in message
     assert "baseline, seed 0" in message
+    assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_a_run_that_diverges_ends_the_comparison_in_one_line(small_run: dict[str, Any], tmp_path: Path) -> None:
+    small_run["train"].update(learning_rate=1e30, max_grad_norm=None)
+    with pytest.raises(TrainingDivergedError, match=r"^baseline, seed 0: .* the run has diverged") as caught:
+        compare(make_study(small_run), tmp_path / "out", jobs=1, quiet=True)
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "out" / "report.json").exists()

@@ -351,6 +351,7 @@ def test_weights_that_are_no_numbers_never_become_a_checkpoint(small_run: dict[s
     with pytest.raises(TrainingDivergedError, match=r"after step \d+ of .*diverged"):
         go(small_run, tmp_path / "run", train__learning_rate=1e38, train__max_grad_norm=None)
     assert not (tmp_path / "run" / "summary.json").exists()
+    assert "diverged" in json.loads((tmp_path / "run" / "diverged.json").read_text())["message"]
     for path in (tmp_path / "run" / "checkpoints").glob("step-*"):
         assert int(path.name[5:]) < 12
 

@@ -5,6 +5,7 @@
     tokenizer.json          the data's tokenizer, so that the run can be used without its data
     metrics.jsonl           a line per logged step and per validation
     summary.json            the result, written when the run is done
+    diverged.json           instead of a result: why the run stopped, where it came to no numbers any more
     checkpoints/step-NNNNNNN/
 
 In every file `step` is the number of optimizer steps completed. One process at a time holds the folder's
@@ -39,6 +40,7 @@ class RunFolder:
         self.config_file = path / "config.yaml"
         self.metrics_file = path / "metrics.jsonl"
         self.summary_file = path / "summary.json"
+        self.diverged_file = path / "diverged.json"
         self.run_file = path / "run.json"
         self.checkpoints = path / "checkpoints"
         self._made = False
@@ -111,6 +113,14 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Say that the run is done, and with what result."""
         write_json(self.summary_file, summary)
+
+    def write_diverged(self, message: str) -> None:
+        """Say that the run has diverged, for who would otherwise train it again to find out."""
+        write_json(self.diverged_file, {"message": message})
+
+    def clear_diverged(self) -> None:
+        """Take that back: the run is being trained once more."""
+        self.diverged_file.unlink(missing_ok=True)
 
     def resume_metrics(self, step: int) -> MetricsFile:
         """The metrics, cut back to the lines of completed step `step` and before; closed with the folder."""

@@ -10,16 +10,16 @@ A study's file is a run's file, with an optional `arms`: a name and the keys tha
       baseline: {superposition.bag_size: 1}
       superposition: {superposition.bag_size: 2, superposition.ratio: 0.3}
 
-Without it the arms are the run as it stands and the same run without its `superposition` section.
+Without it the arms are the run as it stands and the same run without its `superposition` section. With a sweep
+each arm is compared at its own best values (`sweep`, `tune`).
 """
 
 from __future__ import annotations
 
 import datetime
-import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,16 @@ import yaml
 from token_superposition.data.shards import TokenDataset
 from token_superposition.data.stream import TokenStream
 from token_superposition.errors import UserError
-from token_superposition.files import write_text
 from token_superposition.run.folder import RunFolder
 from token_superposition.run.metrics import read_metrics
 from token_superposition.study.report import write_report
 from token_superposition.study.statistics import paired_difference
-from token_superposition.study.workers import Job, run_jobs
+from token_superposition.study.sweep import Sweep
+from token_superposition.study.tune import tune
+from token_superposition.study.workers import run_jobs, share_cores, write_job
 from token_superposition.train.config import RunConfig, parse_config, read_yaml, with_keys
-from token_superposition.train.device import resolve_device
 from token_superposition.train.progress import warn
-from token_superposition.train.resume import check_unchanged, what_is_odd
+from token_superposition.train.resume import what_is_odd
 
 _NOT_YET = {
     "equal_data": "this version trains no arm that is given the raw tokens superposition read",
@@ -47,9 +47,15 @@ _NOT_YET = {
 
 @dataclass(frozen=True)
 class Study:
-    """The arms of a comparison, the baseline first."""
+    """The arms of a comparison, the baseline first.
+
+    Attributes:
+        arms: each arm's configuration, by its name.
+        given: keys that an arm or the command line sets itself, and where: a sweep may not set them too.
+    """
 
     arms: Mapping[str, RunConfig]
+    given: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_study(path: Path, overrides: Mapping[str, Any]) -> Study:
@@ -72,6 +78,7 @@ def make_study(
     """The study that nested dictionaries describe; see `load_study`."""
     values = dict(values)
     arms = values.pop("arms", None)
+    given = {key: f"--{key}" for key in overrides or {}}
     shared = parse_config(values, overrides, source=source, lines=lines)
     if arms is None:
         if shared.schedule().switch_step == 0:
@@ -79,7 +86,7 @@ def make_study(
                 f"{source}: nothing to compare: the run has no superposition (set superposition.bag_size, or name arms)"
             )
         plain = parse_config(values, {**(overrides or {}), "superposition": {}}, source=source)
-        return Study({"baseline": plain, "superposition": shared})
+        return Study({"baseline": plain, "superposition": shared}, given)
     if not isinstance(arms, dict) or len(arms) < 2 or not all(isinstance(a, dict) for a in arms.values()):
         raise UserError(f"{source}: arms: is a list of at least two names, each with the keys it changes")
     for name in arms:
@@ -92,7 +99,8 @@ def make_study(
     baseline = [name for name, config in configs.items() if config.schedule().switch_step == 0]
     if len(baseline) != 1:
         raise UserError(f"{source}: arms: exactly one has no superposition (bag_size 1); {len(baseline)} have none")
-    return Study({baseline[0]: configs[baseline[0]], **configs})
+    given = {str(key): f"{source}: arms.{name}" for name, keys in arms.items() for key in keys} | given
+    return Study({baseline[0]: configs[baseline[0]], **configs}, given)
 
 
 def compare(
@@ -100,6 +108,7 @@ def compare(
     folder: Path,
     *,
     num_seeds: int = 1,
+    sweep: Sweep | None = None,
     jobs: int | None = None,
     quiet: bool = False,
     command: str | None = None,
@@ -110,6 +119,7 @@ def compare(
         study: the arms.
         folder: where runs and report go; started again there, the study goes on.
         num_seeds: seeds of each arm: the configuration's and those after it.
+        sweep: values to try first, so that each arm is compared at its own best.
         jobs: runs at once; as the cores bear, without it.
         quiet: no progress on standard error.
         command: what to type for the same again, for the report.
@@ -121,28 +131,38 @@ def compare(
         raise UserError(f"--seeds is at least 1, not {num_seeds}")
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs is at least 1, not {jobs}")
-    runs = [
-        _write_run(folder, name, config, config.train.seed + offset)
-        for offset in range(num_seeds)  # a seed's arms side by side, so that they meet the same machine
-        for name, config in study.arms.items()
-    ]
-    for text in _odd(study):
-        warn(text)
-    at_once, threads = _share(next(iter(study.arms.values())), len(runs), jobs)
-    run_jobs(runs, at_once=at_once, threads=threads, quiet=quiet)
-    report = build_report(study, folder, num_seeds)
+    odd = _odd(study)
+    places = {name: folder / "runs" / name for name in study.arms}
+    tuned = None
+    if sweep is None:
+        runs = [
+            write_job(places[name], name, config, config.train.seed + offset)
+            for offset in range(num_seeds)  # a seed's arms side by side, so that they meet the same machine
+            for name, config in study.arms.items()
+        ]
+        _warn_all(odd)
+        at_once, threads = share_cores(next(iter(study.arms.values())), len(runs), jobs)
+        run_jobs(runs, at_once=at_once, threads=threads, quiet=quiet)
+    else:
+        _warn_all(odd)
+        tuned = tune(study.arms, sweep, folder, num_seeds=num_seeds, jobs=jobs, quiet=quiet)
+        study, places = Study(tuned.arms, study.given), tuned.places
+        _warn_all([text for text in _odd(study) if text not in odd])  # what a value of the sweep brought
+    report = build_report(study, places, num_seeds)
+    if tuned is not None:
+        report["sweep"] = tuned.report
     if command is not None:
         report["command"] = command
     write_report(report, folder)
     return report
 
 
-def build_report(study: Study, folder: Path, num_seeds: int) -> dict[str, Any]:
-    """The report of runs that are done; see `token_superposition.study.report` for its keys."""
-    arms = [_arm(folder, name, config, num_seeds) for name, config in study.arms.items()]
+def build_report(study: Study, places: Mapping[str, Path], num_seeds: int) -> dict[str, Any]:
+    """The report of runs that are done, each arm's in its place; see `token_superposition.study.report`."""
+    arms = [_arm(places[name], name, config, num_seeds) for name, config in study.arms.items()]
     baseline = study.arms[arms[0]["name"]]
     train = baseline.train
-    stored = RunFolder(folder / "runs" / arms[0]["name"] / f"seed-{train.seed}").read_config() or {}
+    stored = RunFolder(places[arms[0]["name"]] / f"seed-{train.seed}").read_config() or {}
     dataset = TokenDataset.open(Path(baseline.data.path), "train")
     differences = [_difference(arms[0], arm) for arm in arms[1:]]
     return {
@@ -182,17 +202,9 @@ def build_report(study: Study, folder: Path, num_seeds: int) -> dict[str, Any]:
     }
 
 
-def _write_run(folder: Path, name: str, config: RunConfig, seed: int) -> Job:
-    """One run's configuration file, and its job."""
-    place = folder / "runs" / name
-    place.mkdir(parents=True, exist_ok=True)
-    values = config.model_dump(mode="json", exclude_unset=True)
-    values.setdefault("train", {})["seed"] = seed
-    run = place / f"seed-{seed}"
-    check_unchanged(parse_config(values), RunFolder(run))  # before what is there is taken for what is asked
-    file = place / f"seed-{seed}.yaml"
-    write_text(file, yaml.safe_dump(values, sort_keys=False))
-    return Job(f"{name}, seed {seed}", file, run, config.train.total_steps)
+def _warn_all(texts: Sequence[str]) -> None:
+    for text in texts:
+        warn(text)
 
 
 def _odd(study: Study) -> list[str]:
@@ -210,23 +222,12 @@ def _odd(study: Study) -> list[str]:
     return said
 
 
-def _share(config: RunConfig, num_runs: int, jobs: int | None) -> tuple[int, int]:
-    """How many runs at once, with how many threads each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if resolve_device(config.train.device).type != "cpu":
-        return jobs or 1, cores
-    if isinstance(config.train.num_threads, int):
-        return jobs or max(1, cores // config.train.num_threads), config.train.num_threads
-    at_once = jobs or min(cores, num_runs)
-    return at_once, max(1, cores // at_once)
-
-
-def _arm(folder: Path, name: str, config: RunConfig, num_seeds: int) -> dict[str, Any]:
+def _arm(place: Path, name: str, config: RunConfig, num_seeds: int) -> dict[str, Any]:
     schedule = config.schedule()
     first = schedule.stages[0]
     seeds, summary = [], {}
     for seed in range(config.train.seed, config.train.seed + num_seeds):
-        run = RunFolder(folder / "runs" / name / f"seed-{seed}")
+        run = RunFolder(place / f"seed-{seed}")
         summary = run.read_summary() or {}
         keys = ("final_validation_loss", "bits_per_byte", "steps", "positions", "raw_tokens")
         more = ("unique_raw_tokens", "flops", "wall_seconds", "peak_memory_bytes")

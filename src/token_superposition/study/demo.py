@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import yaml
 from token_superposition.data.prepare import prepare
 from token_superposition.errors import UserError
 from token_superposition.study.compare import compare, make_study
+from token_superposition.study.sweep import parse_sweep, sweep_words
 
 
 def demo_config() -> dict[str, Any]:
@@ -25,6 +28,8 @@ def demo(
     *,
     steps: int | None = None,
     num_seeds: int = 1,
+    sweep: Sequence[str] = (),
+    num_sweep_seeds: int = 1,
     jobs: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -33,6 +38,7 @@ def demo(
     Args:
         folder: where data, runs and report go.
         steps: optimizer steps of each run; the demo's own without it.
+        sweep, num_sweep_seeds: keys with values to try first, as in `parse_sweep`; and the seeds to try them with.
         num_seeds, jobs, quiet: as in `compare`.
 
     Returns:
@@ -41,10 +47,12 @@ def demo(
     if steps is not None and steps < 10:
         raise UserError(f"--steps is at least 10, not {steps}")
     data = folder / "data"
-    prepare(["python"], tokenizer="bytes", out=data, quiet=quiet)
     overrides: dict[str, Any] = {"data.path": str(data)}
     if steps is not None:
         overrides["train.total_steps"] = steps
     study = make_study(demo_config(), overrides, source="demo.yaml")
-    command = f"tst demo --seeds {num_seeds} --out {folder}" + ("" if steps is None else f" --steps {steps}")
-    return compare(study, folder, num_seeds=num_seeds, jobs=jobs, quiet=quiet, command=command)
+    tried = parse_sweep(sweep, study.arms, num_seeds=num_sweep_seeds, given=study.given) if sweep else None
+    prepare(["python"], tokenizer="bytes", out=data, quiet=quiet)
+    words = ["tst", "demo", "--seeds", str(num_seeds), "--out", str(folder), *sweep_words(sweep, num_sweep_seeds)]
+    command = shlex.join(words if steps is None else [*words, "--steps", str(steps)])
+    return compare(study, folder, num_seeds=num_seeds, sweep=tried, jobs=jobs, quiet=quiet, command=command)

@@ -3,6 +3,9 @@
 A run is `tst train` on a configuration file, so a study adds nothing to what a run is: a killed study
 leaves run folders that go on where they stopped, and what is done is not trained again. The parent only
 starts processes, reads the lines they log, and shows them.
+
+A run that diverges ends a study, in one line, unless the study asked to know: a sweep tries values that may
+be too much.
 """
 
 from __future__ import annotations
@@ -20,10 +23,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from token_superposition.errors import UserError
+from token_superposition.errors import TrainingDivergedError, UserError
+from token_superposition.files import write_text
+from token_superposition.run.folder import RunFolder
+from token_superposition.train.config import RunConfig, parse_config
+from token_superposition.train.device import resolve_device
+from token_superposition.train.resume import check_unchanged
 
 _SECONDS_BETWEEN_LINES = 60.0
 
@@ -45,10 +54,17 @@ class Job:
     @property
     def done(self) -> bool:
         """Whether the run has its result."""
-        return (self.folder / "summary.json").exists()
+        return RunFolder(self.folder).summary_file.exists()
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run has stopped without one, because its loss is no longer a number."""
+        return not self.done and RunFolder(self.folder).diverged_file.exists()
 
     def last_step(self) -> tuple[int, str]:
-        """Completed steps and the last loss, from the metrics' end."""
+        """Completed steps and the last loss, from the metrics' end; a diverged run has no steps left."""
+        if self.diverged:
+            return self.total_steps, "diverged"
         try:
             with (self.folder / "metrics.jsonl").open("rb") as file:
                 file.seek(0, os.SEEK_END)
@@ -64,15 +80,45 @@ class Job:
         return 0, "starting"
 
 
-def run_jobs(jobs: Sequence[Job], *, at_once: int, threads: int, quiet: bool) -> None:
+def write_job(place: Path, name: str, config: RunConfig, seed: int) -> Job:
+    """Write a run's configuration into a folder of its arm; returns its job.
+
+    Raises:
+        UserError: where the run is there already, with another configuration.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    values = config.model_dump(mode="json", exclude_unset=True)
+    values.setdefault("train", {})["seed"] = seed
+    run = place / f"seed-{seed}"
+    check_unchanged(parse_config(values), RunFolder(run))  # before what is there is taken for what is asked
+    file = place / f"seed-{seed}.yaml"
+    write_text(file, yaml.safe_dump(values, sort_keys=False))
+    return Job(f"{name}, seed {seed}", file, run, config.train.total_steps)
+
+
+def share_cores(config: RunConfig, num_runs: int, jobs: int | None) -> tuple[int, int]:
+    """How many runs at once, with how many threads each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if resolve_device(config.train.device).type != "cpu":
+        return jobs or 1, cores
+    if isinstance(config.train.num_threads, int):
+        return jobs or max(1, cores // config.train.num_threads), config.train.num_threads
+    at_once = jobs or min(cores, num_runs)
+    return at_once, max(1, cores // at_once)
+
+
+def run_jobs(jobs: Sequence[Job], *, at_once: int, threads: int, quiet: bool, may_diverge: bool = False) -> None:
     """Run every job that is not done, `at_once` at a time with `threads` threads each.
+
+    With `may_diverge` a run that diverges is one that has ended, now and when the study is started again.
 
     Raises:
         UserError: where a run says that its input is wrong, in its words.
+        TrainingDivergedError: where a run diverges that may not, in its words.
         RuntimeError: where a run fails otherwise; names its log.
         KeyboardInterrupt: after every running job has written its checkpoint.
     """
-    waiting = [job for job in jobs if not job.done]
+    waiting = [job for job in jobs if not (job.done or (may_diverge and job.diverged))]
     running: dict[Job, subprocess.Popen[bytes]] = {}
     display = _Display(jobs, quiet=quiet)
     before = _interrupt_on(signal.SIGTERM, signal.SIGHUP)
@@ -86,7 +132,8 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, threads: int, quiet: bool) ->
             for job, process in list(running.items()):
                 if process.poll() is not None:
                     del running[job]
-                    _check(job, process.returncode)
+                    if not (may_diverge and job.diverged):
+                        _check(job, process.returncode)
         display.update()
     finally:
         display.close()
@@ -125,6 +172,8 @@ def _check(job: Job, code: int) -> None:
     last = lines[-1].removeprefix("error: ") if lines else "it said nothing"
     if code == 2:
         raise UserError(f"{job.name}: {last}")
+    if job.diverged:
+        raise TrainingDivergedError(f"{job.name}: {last}")
     raise RuntimeError(f"{job.name} ended with exit code {code}: {last} (all of it: {job.log})")
 
 

@@ -103,9 +103,7 @@ def describe(result: dict[str, Any]) -> str:
         else f"{stage['steps']:,} steps of next-token training"
         for stage in result["stages"]
     )
-    parts = ", ".join(
-        f"{name} {_size(memory[name])}" for name in ("weights", "gradients", "optimizer", "activations")
-    )
+    parts = ", ".join(f"{name} {_size(memory[name])}" for name in ("weights", "gradients", "optimizer", "activations"))
     bags = "\n".join(f"  {given!r} -> {wanted!r}" for given, wanted in batch["bags"])
     return "\n".join(
         [

@@ -18,6 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 from token_superposition.data.prefetch import prefetch
+from token_superposition.errors import TrainingDivergedError
 from token_superposition.run.checkpoint import discard_newer, newest_checkpoint, no_whole_checkpoint, read_state
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig
@@ -40,7 +41,7 @@ def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, An
 
     Raises:
         UserError: for what the user can mend.
-        TrainingDivergedError: where the run comes to no numbers any more.
+        TrainingDivergedError: where the run comes to no numbers any more; the folder says so from then on.
         CheckpointError: where the last checkpoint cannot be written, or any and `logging.fail_on_checkpoint_error`.
         KeyboardInterrupt: after SIGINT or SIGTERM, once a checkpoint is written.
     """
@@ -67,11 +68,16 @@ def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, An
         }
         trainer.dataset.tokenizer.save(folder.path)
         folder.write_config(config.model_dump(mode="json"), fixed_now)
+        folder.clear_diverged()
         state = trainer.load(checkpoint) if checkpoint else {"step": 0, "wall_seconds": 0.0, "skipped_steps": 0}
         discard_newer(folder.checkpoints, steps_done)
         for text in what_is_odd(config, trainer.stream):
             warn(text)
-        return _run(trainer, Recorder(trainer, folder, state, run_id=run_id, quiet=quiet))
+        try:
+            return _run(trainer, Recorder(trainer, folder, state, run_id=run_id, quiet=quiet))
+        except TrainingDivergedError as error:
+            folder.write_diverged(str(error))
+            raise
 
 
 def _run(trainer: Trainer, record: Recorder) -> dict[str, Any]:

@@ -20,12 +20,18 @@ The dictionary is the contract between what trains and what tells. Its keys:
                      confidence_interval ([low, high] or null), confidence_level, deltas (one a seed),
                      reason (null, or why there is no interval)
     equal_flops_all  the same of every arm but the baseline, in a list; optional with two arms
+    sweep            only where each arm was tuned: keys, values (of each key), num_seeds, arms: a list; each
+        name         the arm's
+        settings     a list; each has values (by key), seeds (seed, final_validation_loss, diverged),
+                     mean_validation_loss (null where a seed diverged), diverged_when_compared (seeds)
+        best         the values chosen, which the arm was compared at
+        at_edge      of the keys whose best ends their range: `lowest` or `highest`
     equal_data, iso_loss   null, or a result: delta_nats or speedup, confidence_interval, basis
     reasons          why equal_data and iso_loss are null, by key
 
 Losses are next-token, in nats a token. A seed's numbers may be null where they were not recorded, and its
 curve empty. `facts` reads the dictionary, `numbers` writes numbers, `verdict` finds the words; `curves`, `scale`,
-`marks`, `figure` and `strip` draw; `tables`, `prose` and `page` lay it out.
+`marks`, `figure`, `sweep_figure` and `strip` draw; `tables`, `sweep`, `prose` and `page` lay it out.
 """
 
 from __future__ import annotations

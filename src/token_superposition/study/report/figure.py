@@ -119,12 +119,18 @@ def panel(
     return "\n".join(parts)
 
 
-def _grid(x: Scale, y: Scale, power: int, title: str) -> list[str]:
-    parts, bottom = [], HEIGHT - _BOTTOM
+def y_grid(x: Scale, y: Scale) -> list[str]:
+    """Lines across at round values of y, and their labels."""
+    parts = []
     values = ticks(y.low, y.high, 5)
     for value, label in zip(values, tick_labels(values), strict=True):
         parts.append(f'<line class="grid" x1="{x.start:g}" x2="{x.end:.1f}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         parts.append(f'<text class="tick" x="{x.start - 7:g}" y="{y(value) + 4:.1f}" text-anchor="end">{label}</text>')
+    return parts
+
+
+def _grid(x: Scale, y: Scale, power: int, title: str) -> list[str]:
+    parts, bottom = y_grid(x, y), HEIGHT - _BOTTOM
     parts.append(f'<line class="base" x1="{x.start:g}" x2="{x.end:.1f}" y1="{bottom:g}" y2="{bottom:g}"/>')
     values = ticks(x.low, x.high, max(3, round((x.end - x.start) / 70)))
     for value, label in zip(values, tick_labels(values, 10.0**power), strict=True):

@@ -116,6 +116,13 @@ def plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def as_typed(value: object) -> str:
+    """A value of a sweep, where `null` is one: `0.002`, `null`, `[0.9, 0.95]`."""
+    if value is None:
+        return "null"
+    return f"[{', '.join(map(as_typed, value))}]" if isinstance(value, list | tuple) else plain(value)
+
+
 def plural(number: int, noun: str) -> str:
     """`1 seed`, `5 seeds`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

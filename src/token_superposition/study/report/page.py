@@ -32,6 +32,7 @@ from token_superposition.study.report.numbers import (
 )
 from token_superposition.study.report.prose import how_to_reproduce, what_it_shows, what_was_trained
 from token_superposition.study.report.strip import difference_strip
+from token_superposition.study.report.sweep import sweep_section
 from token_superposition.study.report.tables import arms_table, seeds_table
 from token_superposition.study.report.verdict import verdict
 
@@ -46,6 +47,7 @@ def render_html(report: Report) -> str:
         ("Loss over data", _figure(report, _DATA, 2)),
         ("The arms in numbers", arms_table(report)),
         ("Seed by seed", _seeds(report)),
+        ("Tuning each arm", _sweep(report)),
         ("What was trained", what_was_trained(report)),
         ("What this does and does not show", what_it_shows(report)),
         ("Run it again", how_to_reproduce(report)),
@@ -164,6 +166,12 @@ def _seeds(report: Report) -> str:
     )
     beside = "pair" if len(report["arms"]) == 2 else "above"  # a table of many columns wants the whole width
     return f'<div class="{beside}"><figure>{strip}{caption}</figure>{table}</div>'
+
+
+def _sweep(report: Report) -> str:
+    """After the figure and the table of seeds, where there are any."""
+    figure, table = 4 if difference_strip(report) else 3, 3 if seeds_table(report) else 2
+    return sweep_section(report, figure=figure, table=table)
 
 
 def _footer() -> str:

@@ -17,6 +17,7 @@ from token_superposition.study.report.numbers import (
     plural,
     signed,
 )
+from token_superposition.study.report.sweep import runs_words, tuned_caveats
 from token_superposition.study.report.tables import arm_heading
 from token_superposition.study.report.verdict import BYTE_CAVEAT, ENOUGH_SEEDS
 
@@ -44,8 +45,9 @@ def _model(report: Report) -> str:
     runs = f"{plural(arms, 'arm')} × {plural(seeds, 'seed')}"
     return (
         f"A {escape(plain(model['architecture']))} model of {count_in_words(model['parameters'])} parameters, trained "
-        f"from scratch {plural(arms * seeds, 'time')} ({runs}). Arms share initialisation, validation set, batch and "
-        "optimizer; they cannot share the order of the data, which they read at different rates."
+        f"from scratch {plural(arms * seeds, 'time')} ({runs}){runs_words(report)}. Arms share initialisation, "
+        "validation set, batch and optimizer; they cannot share the order of the data, which they read at different "
+        "rates."
     )
 
 
@@ -64,11 +66,20 @@ def _data(report: Report) -> str:
 def _settings(report: Report) -> str:
     s: Mapping[str, Any] = report["settings"]
     positions = s["batch_size"] * s["sequence_length"]
+    swept = (report.get("sweep") or {}).get("keys", [])
+    rates = {arm.get("learning_rate", s["learning_rate"]) for arm in report["arms"]}
+
+    def unless_swept(key: str, text: str) -> str:
+        return "as in Table 1" if f"train.{key}" in swept else text
+
+    rate = plain(s["learning_rate"]) if len(rates) == 1 else "as in Table 1"
+    warmup = unless_swept("warmup_ratio", f"over {plural(s['warmup_steps'], 'step')}")
+    decay = unless_swept("decay_ratio", f"over the last {count(s['decay_steps'])}")
     words = (
         f"Each run takes {count(s['total_steps'])} optimizer steps of {plural(s['batch_size'], 'row')} × "
         f"{plural(s['sequence_length'], 'position')} ({count(positions)} positions a step) with AdamW: peak learning "
-        f"rate {plain(s['learning_rate'])}, warm-up over {plural(s['warmup_steps'], 'step')}, linear decay over the "
-        f"last {count(s['decay_steps'])}, weight decay {plain(s['weight_decay'])}. It computes in "
+        f"rate {rate}, warm-up {warmup}, linear decay {decay}, weight decay "
+        f"{unless_swept('weight_decay', plain(s['weight_decay']))}. It computes in "
         f"{plain(s.get('dtype'))} on {plain(s.get('device'))}"
     )
     threads = s.get("num_threads")
@@ -138,11 +149,8 @@ def _result(result: Mapping[str, Any], loss_unit: str) -> str:
 
 def _caveats(report: Report) -> list[str]:
     seeds = num_seeds(report)
-    rates = {arm.get("learning_rate") for arm in report["arms"]}
     lines = [
-        "<b>One learning rate.</b> Every arm used the same; it was not tuned for either, and the best one may differ."
-        if len(rates) == 1
-        else "<b>Learning rates differ</b> between arms (Table 1); it is fair where each is its arm’s best.",
+        *tuned_caveats(report),
         "<b>One scale.</b> It holds for this model, this text and this number of steps. The best bag size and share "
         "move with them, and in the paper the gain shrinks as training gets longer.",
         "<b>One kind of loss.</b> All curves and numbers here are next-token validation loss, in the superposition "
@@ -165,6 +173,7 @@ def how_to_reproduce(report: Report) -> str:
     return (
         f"<pre>{escape(command)}</pre>"
         "<p>Beside this page lie <code>report.json</code>, which has every number shown here, and for every run "
-        "<code>runs/ARM/seed-N.yaml</code>, its whole configuration, with which <code>tst train</code> repeats it "
+        f"<code>runs/ARM/{'SETTING/' if report.get('sweep') else ''}seed-N.yaml</code>, its whole configuration, with "
+        "which <code>tst train</code> repeats it "
         "alone. On one CPU, with the same number of threads, the result is the same bit for bit.</p>"
     )

@@ -17,6 +17,7 @@ from token_superposition.study.report.facts import (
 )
 from token_superposition.study.report.marks import arm_class, marker
 from token_superposition.study.report.numbers import (
+    as_typed,
     count,
     decimal,
     duration,
@@ -103,12 +104,20 @@ def _trained(report: Report) -> list[tuple[str, _Cell]]:
         sizes = [str(stage["bag_size"]) for stage in arm["stages"]]
         return escape(" → ".join(sizes))
 
+    sweep = report.get("sweep") or {"keys": [], "arms": []}
+    best = {tried["name"]: tried["best"] for tried in sweep["arms"]}
+
+    def swept(key: str) -> _Cell:
+        return lambda arm: escape(as_typed(best[arm["name"]][key]))
+
+    keys = [key for key in sweep["keys"] if key != "train.learning_rate"]  # which has its row in any case
     return [
         ("Bag size, stage by stage", bags),
         ("Superposition: mode, slot weights", lambda a: escape(superposed(a))),
         ("Share of steps in superposition", lambda a: f"{100 * a['ratio']:.3g}%"),
         ("Switch to next-token at step", lambda a: count(a["switch_step"]) if a["switch_step"] else "–"),
         ("Peak learning rate", lambda a: plain(a.get("learning_rate", report["settings"].get("learning_rate")))),
+        *((key, swept(key)) for key in keys),
     ]
 
 

@@ -35,6 +35,7 @@ from token_superposition.study.report.numbers import (
     signed,
     three_figures,
 )
+from token_superposition.study.report.sweep import tuned_sentences
 
 Outcome = Literal["won", "lost", "undecided"]
 
@@ -67,6 +68,7 @@ def verdict(report: Report) -> Verdict:
         *_certainty(report),
         *_reasons_for_a_loss(report),
         *_choice(report),
+        *tuned_sentences(report),
         *_data_read(report),
         *([BYTE_CAVEAT] if report["data"]["tokenizer"] == "bytes" else []),
     ]

@@ -1,0 +1,189 @@
+"""What the report says of a sweep: the values each arm was given, how they were chosen, and all that was tried.
+
+The sentences go into the verdict and the caveats, so that no figure is read without them; the section has a
+figure and a table with every setting, those that diverged too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from token_superposition.study.report.facts import Report, unit
+from token_superposition.study.report.numbers import as_typed, decimal, plural
+from token_superposition.study.report.sweep_figure import has_gaps, is_cut, key_words, panels
+from token_superposition.study.report.tables import arm_heading
+
+Tried = Mapping[str, Any]  # an arm's part of the sweep
+Setting = Mapping[str, Any]  # one of the settings it was tried at
+
+
+def tuned_sentences(report: Report) -> list[str]:
+    """What each arm was given and how it was chosen, and where the best may lie outside what was tried."""
+    sweep = report.get("sweep")
+    if sweep is None:
+        return []
+    number = len(sweep["arms"][0]["settings"])
+    one_key = len(sweep["keys"]) == 1
+    what = f"best {key_words(sweep['keys'][0])} of {number}" if one_key else f"best of {number} settings"
+    given = {tried["name"]: _given(tried["best"], name_keys=not one_key) for tried in sweep["arms"]}
+    if len(set(given.values())) == 1:
+        chosen = f"{next(iter(given.values()))} for {'both' if len(given) == 2 else 'all'}"
+    else:
+        chosen = ", ".join(f"{values} for {_quoted(name)}" for name, values in given.items())
+    lines = [
+        f"Each arm was given its own {what} that were tried: {chosen}. The choice is by final validation loss on "
+        f"{_seeds(sweep)}, which {'is' if sweep['num_seeds'] == 1 else 'are'} not among the seeds compared."
+    ]
+    edges: dict[tuple[str, str], list[str]] = {}
+    for tried in sweep["arms"]:
+        for key, end in tried["at_edge"].items():
+            at = f"{as_typed(tried['best'][key])}, the {end} tried"
+            edges.setdefault((key, at), []).append(_quoted(tried["name"]))
+    lines += [
+        f"The best {key_words(key)} of {_list(names)} lies at the edge of the range ({at}): the best may lie outside, "
+        "so widen the sweep."
+        for (key, at), names in edges.items()
+    ]
+    return lines
+
+
+def tuned_caveats(report: Report) -> list[str]:
+    """What was tuned and over which values, as HTML; whether the learning rate was not."""
+    sweep = report.get("sweep")
+    lines = []
+    if sweep is not None:
+        over = "; ".join(
+            f"{key_words(key)} over {', '.join(map(as_typed, sweep['values'][key]))}" for key in sweep["keys"]
+        )
+        lines.append(
+            f"<b>Tuned for every arm:</b> {escape(over)}, with the same number of tries each. Other settings were "
+            "tuned for none, and their best may differ between arms."
+        )
+    if sweep is None or "train.learning_rate" not in sweep["keys"]:
+        same = len({arm.get("learning_rate") for arm in report["arms"]}) == 1
+        lines.append(
+            "<b>One learning rate.</b> Every arm used the same; it was not tuned for either, and the best one may "
+            "differ (<code>--sweep train.learning_rate=…</code> finds it for each)."
+            if same
+            else "<b>Learning rates differ</b> between arms (Table 1); it is fair where each is its arm’s best, which "
+            "was not looked for here (<code>--sweep train.learning_rate=…</code> does)."
+        )
+    return lines
+
+
+def runs_words(report: Report) -> str:
+    """`, and 6 times more for the sweep (2 arms × 3 settings × 1 seed)`; empty without one."""
+    sweep = report.get("sweep")
+    if sweep is None:
+        return ""
+    arms, settings, seeds = len(sweep["arms"]), len(sweep["arms"][0]["settings"]), sweep["num_seeds"]
+    counts = f"{plural(arms, 'arm')} × {plural(settings, 'setting')} × {plural(seeds, 'seed')}"
+    return f", and {plural(arms * settings * seeds, 'time')} more for the sweep ({counts})"
+
+
+def sweep_section(report: Report, *, figure: int, table: int) -> str:
+    """The sweep's figure and table as HTML; empty without a sweep.
+
+    Args:
+        report: the report's dictionary.
+        figure, table: their numbers in the page.
+    """
+    sweep = report.get("sweep")
+    if sweep is None:
+        return ""
+    drawings = panels(report)
+    caption = f"<figcaption><b>Figure {figure}.</b> {escape(_caption(report))}</figcaption>"
+    inner = f'<div class="panels">{"".join(drawings)}</div>' if len(drawings) > 1 else "".join(drawings)
+    drawn = f'<figure>{inner}<p class="readout"></p>{caption}</figure>' if drawings else ""
+    beside = "pair" if len(drawings) == 1 and len(sweep["arms"]) == 2 else "above"
+    notes = "".join(f"<p>{escape(line)}</p>" for line in _passed_over(report))
+    return f'<div class="{beside}">{drawn}{_table(report, table)}</div>{notes}'
+
+
+def _caption(report: Report) -> str:
+    sweep = report["sweep"]
+    lines = [f"Final validation loss at every value tried, on {_seeds(sweep)}. Filled: the value chosen for the arm."]
+    if len(sweep["keys"]) > 1:
+        lines.append("Each value is shown at the best of the other keys’ values.")
+    elif sweep["num_seeds"] > 1:
+        lines.append("Bold: mean; thin: each seed.")
+    if is_cut(report):
+        lines.append("Arrows: losses above the figure’s top.")
+    if has_gaps(report):
+        lines.append("Crosses: the run diverged, which counts as worst.")
+    return " ".join(lines)
+
+
+def _table(report: Report, number: int) -> str:
+    sweep = report["sweep"]
+    order = {arm["name"]: index for index, arm in enumerate(report["arms"])}
+    keys = "".join(f'<th scope="col" class="given">{escape(_sentence(key_words(key)))}</th>' for key in sweep["keys"])
+    arms = "".join(f'<th scope="col">{arm_heading(order[a["name"]], a["name"])}</th>' for a in sweep["arms"])
+    rows = []
+    for settings in zip(*(tried["settings"] for tried in sweep["arms"]), strict=True):
+        first, *others = (as_typed(settings[0]["values"][key]) for key in sweep["keys"])
+        cells = "".join(_cell(tried, setting) for tried, setting in zip(sweep["arms"], settings, strict=True))
+        more = "".join(f'<td class="given">{escape(value)}</td>' for value in others)
+        rows.append(f'<tr><th scope="row">{escape(first)}</th>{more}{cells}</tr>')
+    mean = "Mean final" if sweep["num_seeds"] > 1 else "Final"
+    return (
+        f'<div class="scroll tried"><table><caption><b>Table {number}.</b> {mean} validation loss of every setting '
+        f"tried, {escape(unit(report))}, on {_seeds(sweep)}.</caption><thead><tr>{keys}{arms}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _cell(tried: Tried, setting: Setting) -> str:
+    chosen = setting["values"] == tried["best"]
+    text, notes = decimal(setting["mean_validation_loss"]), []
+    if _diverged(setting):
+        failed = [seed for seed in setting["seeds"] if seed["diverged"]]
+        text = "diverged"
+        if len(failed) < len(setting["seeds"]):
+            notes.append(f"{len(failed)} of {plural(len(setting['seeds']), 'seed')}")
+    elif setting["diverged_when_compared"]:
+        notes.append(f"diverged with seed {_list([str(seed) for seed in setting['diverged_when_compared']])}")
+    elif chosen:
+        notes.append("chosen, at the edge" if tried["at_edge"] else "chosen")
+    more = "".join(f'<span class="more">{escape(note)}</span>' for note in notes)
+    return f"<td{' class=chosen' if chosen else ''}>{escape(text)}{more}</td>".replace("class=chosen", 'class="chosen"')
+
+
+def _passed_over(report: Report) -> list[str]:
+    """Settings that the sweep found good but that diverged with a seed that is compared."""
+    return [
+        f"{_sentence(_given(setting['values'], name_keys=True))} did not stay the choice for {_quoted(tried['name'])}: "
+        f"it diverged with seed {_list([str(seed) for seed in setting['diverged_when_compared']])}, which is compared."
+        for tried in report["sweep"]["arms"]
+        for setting in tried["settings"]
+        if setting["diverged_when_compared"]
+    ]
+
+
+def _diverged(setting: Setting) -> bool:
+    return any(seed["diverged"] for seed in setting["seeds"])
+
+
+def _seeds(sweep: Mapping[str, Any]) -> str:
+    """`seed 1000`, `seeds 1000 to 1002`; of the first arm, as arms nearly always share them."""
+    seeds = [seed["seed"] for seed in sweep["arms"][0]["settings"][0]["seeds"]]
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {seeds[0]} to {seeds[-1]}"
+
+
+def _given(values: Mapping[str, Any], *, name_keys: bool) -> str:
+    """`0.002`, or `learning rate 0.002 and weight decay 0.1`."""
+    return _list([f"{key_words(key)} {as_typed(v)}" if name_keys else as_typed(v) for key, v in values.items()])
+
+
+def _quoted(name: str) -> str:
+    return name if name in ("baseline", "superposition") else f"“{name}”"
+
+
+def _list(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
