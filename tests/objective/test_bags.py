@@ -91,10 +91,10 @@ def test_bag_embedding_is_the_mean_and_so_is_its_gradient(
 
 
 def test_the_sum_is_in_float32_for_a_bfloat16_weight() -> None:
-    # Trap 18: in bfloat16, 256 + 1 is 256, so a mean summed there would lose fifteen ones.
-    weight = torch.tensor([[256.0], [1.0]], dtype=torch.bfloat16)
-    ids = torch.tensor([[[0] + [1] * 15]])
-    assert bag_embedding(ids, weight).item() == torch.tensor((256 + 15) / 16).bfloat16().item()
+    # Trap 18: on the CPU, torch's own kernel adds in bfloat16 and is off in some values of a hundred.
+    torch.manual_seed(0)
+    weight, ids = torch.randn(500, 64).bfloat16(), torch.randint(0, 500, (8, 32, 16))
+    assert torch.equal(bag_embedding(ids, weight), weight.float()[ids].mean(dim=2).bfloat16())
 
 
 def test_same_gradient_every_run() -> None:
@@ -103,11 +103,11 @@ def test_same_gradient_every_run() -> None:
     torch.set_num_threads(2)
     try:
         torch.manual_seed(0)
-        ids = torch.randint(0, 5, (32, 64, 4))
-        upstream = torch.randn(32, 64, 96)
+        ids = torch.randint(0, 2, (256, 128, 4))
+        upstream = torch.randn(256, 128, 96)
         gradients = []
-        for _ in range(5):
-            weight = torch.ones(5, 96, requires_grad=True)
+        for _ in range(8):
+            weight = torch.ones(2, 96, requires_grad=True)
             bag_embedding(ids, weight).backward(upstream)
             gradients.append(weight.grad)
         assert all(torch.equal(gradients[0], gradient) for gradient in gradients[1:])

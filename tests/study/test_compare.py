@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.train.runs import go_until
 from token_superposition.errors import TrainingDivergedError, UserError
 from token_superposition.study.compare import Study, compare, load_study, make_study
 
@@ -225,3 +226,23 @@ def test_a_run_that_diverges_ends_the_comparison_in_one_line(small_run: dict[str
         compare(make_study(small_run), tmp_path / "out", jobs=1, quiet=True)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_arms_share_their_seeds_and_their_data(small_run: dict[str, Any]) -> None:
+    arms = {"a": {"superposition.bag_size": 1}, "b": {"train.seed": 7}}
+    with pytest.raises(UserError, match=r"arms.b: train.seed: arms share their seeds and their data"):
+        make_study({**small_run, "arms": arms})
+
+
+def test_the_report_tells_the_switch_that_was_trained(
+    small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run made longer on its way keeps its switch, whatever the ratio says now."""
+    study, longer = (make_study(small_run, {"train.total_steps": total}) for total in (12, 24))
+    for name, config in study.arms.items():
+        go_until(
+            7, config.model_dump(mode="json", exclude_unset=True), tmp_path / "runs" / name / "seed-0", monkeypatch
+        )
+    report = compare(longer, tmp_path, jobs=1, quiet=True)
+    assert [arm["switch_step"] for arm in report["arms"]] == [0, 6]
+    assert report["arms"][1]["ratio"] == 0.25

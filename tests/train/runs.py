@@ -13,7 +13,14 @@ from token_superposition.train.config import parse_config
 from token_superposition.train.loop import train
 from token_superposition.train.trainer import Trainer
 
-TIMES = {"wall_seconds", "peak_memory_bytes"}
+TIMES = {
+    "positions_per_second",
+    "seconds_per_step",
+    "mfu",
+    "data_wait_fraction",
+    "wall_seconds",
+    "peak_memory_bytes",
+}  # what is measured, and differs from run to run
 
 
 class Stopped(BaseException):
@@ -50,5 +57,4 @@ def weights(folder: Path) -> dict[str, Any]:
 
 def numbers(folder: Path) -> list[dict[str, Any]]:
     """The metrics without what is measured in time."""
-    timed = ("positions_per_second", "seconds_per_step", "mfu", "data_wait_fraction")
-    return [{k: v for k, v in line.items() if k not in timed} for line in read_metrics(folder / "metrics.jsonl")]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(folder / "metrics.jsonl")]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,17 @@ from token_superposition.data.shards import TokenDataset
 from token_superposition.data.stream import TokenStream
 from token_superposition.errors import UserError
 from token_superposition.model.build import build_model
+from token_superposition.model.superposed import SuperposedLM
 from token_superposition.run.folder import RunFolder
 from token_superposition.run.metrics import read_metrics
 from token_superposition.train import loop
 from token_superposition.train.config import RunConfig, parse_config
 
 
-def test_bag_size_one_equals_a_bare_loop_bit_for_bit(small_run: dict[str, Any], tmp_path: Path) -> None:
-    # Trap 4: the default path at s=1 is an ordinary loop.
-    run = {**small_run, "superposition": {"bag_size": 1}}
+@pytest.mark.parametrize("bag_size", [1, 2])
+def test_a_run_equals_a_bare_loop_bit_for_bit(small_run: dict[str, Any], tmp_path: Path, bag_size: int) -> None:
+    """Trap 4: at bag size 1 an ordinary loop. With bags, one optimizer that nobody touches at the switch."""
+    run = {**small_run, "superposition": {"bag_size": bag_size, "ratio": 0.5}}
     config = parse_config(run)
     go(run, tmp_path / "ours")
 
@@ -46,8 +50,11 @@ def test_bag_size_one_equals_a_bare_loop_bit_for_bit(small_run: dict[str, Any], 
     losses = []
     for step in range(12):
         batch = stream.batch(step)
-        logits = model(input_ids=batch.ids.squeeze(-1)).logits
-        loss = F.cross_entropy(logits.view(-1, 320), batch.targets.reshape(-1))
+        if batch.bag_size == 1:
+            logits = model(input_ids=batch.ids.squeeze(-1)).logits
+            loss = F.cross_entropy(logits.view(-1, 320), batch.targets.reshape(-1))
+        else:
+            loss = SuperposedLM(model, verify=False)(batch.ids, batch.targets).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         warm, left = min(1.0, step + 1), min(1.0, (12 - step) / 2)
@@ -90,6 +97,46 @@ def test_gradient_accumulation_is_the_same_step(small_run: dict[str, Any], tmp_p
                 assert b[key] == pytest.approx(a[key], rel=2e-4)
 
 
+def test_micro_batches_of_unequal_weight_are_the_same_step(
+    small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap 5: one global sum over one global sum of weights, not a mean of means."""
+    original = TokenStream.batch
+
+    def ragged(self: TokenStream, step: int) -> Any:
+        batch = original(self, step)
+        targets = batch.targets.clone()
+        targets[0, 3:] = -100  # the first row has far fewer targets than the others, the second none
+        targets[1] = -100
+        return replace(batch, targets=targets)
+
+    monkeypatch.setattr(TokenStream, "batch", ragged)
+    go(small_run, tmp_path / "one")
+    go(small_run, tmp_path / "four", train__micro_batch_size=1)
+    for a, b in zip(numbers(tmp_path / "one"), numbers(tmp_path / "four"), strict=True):
+        for key in ("loss", "grad_norm", "validation_loss"):
+            if key in a:
+                assert b[key] == pytest.approx(a[key], rel=2e-4)
+
+
+def test_time_spent_waiting_for_data_is_logged(
+    small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trap 12: a slow source shows."""
+    original = TokenStream.batch
+
+    def slow(self: TokenStream, step: int) -> Any:
+        time.sleep(0.1)
+        return original(self, step)
+
+    monkeypatch.setattr(TokenStream, "batch", slow)
+    go(small_run, tmp_path / "run")
+    fractions = [
+        line["data_wait_fraction"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "mfu" in line
+    ]
+    assert sum(fractions[4:]) / len(fractions[4:]) > 0.5
+
+
 def test_what_a_run_writes(whole: Path) -> None:
     lines = list(read_metrics(whole / "metrics.jsonl"))
     trained = [line for line in lines if "loss" in line]
@@ -124,6 +171,7 @@ def test_what_a_run_writes(whole: Path) -> None:
     assert summary["steps"] == summary["step"] == 12
     assert summary["flops"] == validated[-1]["flops"] > 0
     assert summary["unique_raw_tokens"] == summary["raw_tokens"] == trained[-1]["raw_tokens"]
+    assert {key: summary[key] for key in trained[-1]} == trained[-1]  # the last line's figures once more
     for key in ("wall_seconds", "peak_memory_bytes", "parameters", "final_validation_loss", "bits_per_byte"):
         assert summary[key] > 0
     assert {p.name for p in (whole / "checkpoints").iterdir()} == {f"step-{k:07d}" for k in (3, 6, 9, 12)}

@@ -8,7 +8,9 @@ own code.
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -101,13 +103,22 @@ def model_cost(model: nn.Module) -> ModelCost:
         multiplied += round(parameter.numel() * share)
     heads = getattr(config, "num_attention_heads", None) or 0
     head_size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    if getattr(config, "qk_head_dim", None):  # multi-head latent attention: scores and values have their own sizes
+        head_size = (config.qk_head_dim + config.v_head_dim) // 2
     return ModelCost(multiplied, config.num_hidden_layers * heads * head_size)
 
 
 def _known_keys(config_class: type) -> set[str]:
-    """Every key a family's configuration has, by its own defaults and its names for the common ones."""
+    """Every key of a family: its configuration's, its names for the common ones, and what its code asks for besides.
+
+    Some keys are in no default: Qwen3-MoE's attention reads `getattr(config, "head_dim", ...)`.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
     defaults: Any = config_class()
-    return set(defaults.to_dict()) | set(getattr(config_class, "attribute_map", {}))
+    source = inspect.getsource(inspect.getmodule(MODEL_FOR_CAUSAL_LM_MAPPING[config_class]) or config_class)
+    asked = set(re.findall(r"getattr\((?:self\.)?config, \"([a-z]\w*)\"", source))
+    return set(defaults.to_dict()) | set(getattr(config_class, "attribute_map", {})) | asked
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ import yaml
 from token_superposition.data.shards import TokenDataset
 from token_superposition.data.stream import TokenStream
 from token_superposition.errors import UserError
+from token_superposition.plan.stages import Schedule
 from token_superposition.run.folder import RunFolder
 from token_superposition.run.metrics import read_metrics
 from token_superposition.study.report import write_report
@@ -92,6 +93,13 @@ def make_study(
     for name in arms:
         if not isinstance(name, str) or not re.fullmatch(r"[\w.=,+-][\w.=,+ -]*", name):
             raise UserError(f"{source}: arms.{name!r}: a name has letters, digits and . = , + - _ only")
+    for name, keys in arms.items():
+        for key in keys:
+            if key in ("train.seed", "train") or key.partition(".")[0] == "data":
+                raise UserError(
+                    f"{source}: arms.{name}: {key}: arms share their seeds and their data, or they cannot be compared "
+                    "seed by seed; give it outside of arms"
+                )
     configs = {
         name: parse_config(with_keys(values, keys), overrides, source=f"{source}: arms.{name}")
         for name, keys in arms.items()
@@ -223,8 +231,6 @@ def _odd(study: Study) -> list[str]:
 
 
 def _arm(place: Path, name: str, config: RunConfig, num_seeds: int) -> dict[str, Any]:
-    schedule = config.schedule()
-    first = schedule.stages[0]
     seeds, summary = [], {}
     for seed in range(config.train.seed, config.train.seed + num_seeds):
         run = RunFolder(place / f"seed-{seed}")
@@ -243,6 +249,8 @@ def _arm(place: Path, name: str, config: RunConfig, num_seeds: int) -> dict[str,
                 ],
             }
         )
+    schedule = Schedule.from_dicts(summary["stages"])  # as fixed when the run started, whatever was asked since
+    first = schedule.stages[0]
     return {
         "name": name,
         "stages": schedule.as_dicts(),

@@ -15,18 +15,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device a configuration names; `auto` takes CUDA, else MPS, else the CPU.
+    """The device a configuration names; `auto` takes CUDA, else MPS, else the CPU. A CUDA device has its number.
 
     Raises:
         UserError: for a device that torch does not know or this machine does not have.
     """
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        found = ("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()), ("cpu", True)
+        name = next(kind for kind, there in found if there)
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        device = torch.device(f"cuda:{torch.cuda.current_device()}" if name == "cuda" else name)
+        torch.empty(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         line = str(error).splitlines()[0]
         raise UserError(f"train.device: {name!r} cannot be used here: {line}") from None

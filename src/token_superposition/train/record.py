@@ -20,6 +20,7 @@ from token_superposition.errors import CheckpointError, TrainingDivergedError
 from token_superposition.model.validation import ValidationResult
 from token_superposition.run.checkpoint import save_checkpoint
 from token_superposition.run.folder import RunFolder
+from token_superposition.run.metrics import read_metrics
 from token_superposition.train.device import matrix_peak, peak_memory_bytes
 from token_superposition.train.progress import ProgressSink, warn
 from token_superposition.train.trackers import MetricsSink, open_tracker
@@ -57,6 +58,10 @@ class Recorder:
         self.started = time.perf_counter()
         self.peak = matrix_peak(trainer.device, trainer.dtype)
         self.metrics = folder.resume_metrics(self.done if self.done else -1)
+        self.last_logged: dict[str, Any] = {}
+        for line in read_metrics(folder.metrics_file):
+            if "loss" in line:
+                self.last_logged = line
         self.sinks: list[MetricsSink] = [
             open_tracker(
                 name,
@@ -137,23 +142,22 @@ class Recorder:
         trained = self.schedule.lookup(self.done - 1)
         counters = self.trainer.counters(self.done)
         speed = steps * self.trainer.config.train.positions_per_step / seconds
-        self.emit(
-            {
-                "step": self.done,
-                "phase": trained.phase,
-                "bag_size": trained.bag_size,
-                "loss": values["loss"],
-                "learning_rate": self.trainer.learning_rate.at(self.done - 1),
-                "grad_norm": values["grad_norm"],
-                "positions": counters["positions"],
-                "raw_tokens": counters["raw_tokens"],
-                "positions_per_second": speed,
-                "seconds_per_step": seconds / steps,
-                "mfu": speed * self.trainer.flops_per_position / self.peak,
-                "data_wait_fraction": waited / seconds,
-                "skipped_steps": self.skipped,
-            }
-        )
+        self.last_logged = {
+            "step": self.done,
+            "phase": trained.phase,
+            "bag_size": trained.bag_size,
+            "loss": values["loss"],
+            "learning_rate": self.trainer.learning_rate.at(self.done - 1),
+            "grad_norm": values["grad_norm"],
+            "positions": counters["positions"],
+            "raw_tokens": counters["raw_tokens"],
+            "positions_per_second": speed,
+            "seconds_per_step": seconds / steps,
+            "mfu": speed * self.trainer.flops_per_position / self.peak,
+            "data_wait_fraction": waited / seconds,
+            "skipped_steps": self.skipped,
+        }
+        self.emit(self.last_logged)
 
     def validate(self, max_tokens: int, *, final: bool = False) -> dict[str, Any]:
         """A next-token validation, marked with the phase that the model is in.
@@ -219,6 +223,7 @@ class Recorder:
         validation = self.validate(self.logging.validation_tokens, final=True)
         coverage = trainer.stream.coverage()
         summary = {
+            **self.last_logged,
             **validation,
             "final_validation_loss": validation["validation_loss"],
             "steps": self.done,
