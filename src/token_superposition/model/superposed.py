@@ -91,18 +91,18 @@ class SuperposedLM(nn.Module):
         weight_sums: list[Tensor] = []
 
         def loss_function(logits: Tensor, labels: Tensor, *_: Any, **__: Any) -> Tensor:
-            loss, weight_sum = _loss_and_weight(logits, labels, slot_weights, self.z_loss)
+            loss, weight_sum = loss_and_weight(logits, labels, slot_weights, self.z_loss)
             weight_sums.append(weight_sum)
             return loss
 
-        inputs = self._embed(ids)
-        with _loss_replaced(self.model, loss_function):
+        inputs = self.embed(ids)
+        with loss_replaced(self.model, loss_function):
             output = self.model(**inputs, labels=targets, use_cache=False)
         if not weight_sums:
             raise TypeError(f"{type(self.model).__name__} computes its loss without its loss_function")
         return SuperposedOutput(output.loss, weight_sums[0])
 
-    def _embed(self, ids: Tensor) -> dict[str, Tensor]:
+    def embed(self, ids: Tensor) -> dict[str, Tensor]:
         """The model's input arguments for tokens (B, L), tokens (B, L, 1) or bags (B, L, s)."""
         if ids.dim() == 2:
             return {"input_ids": ids}
@@ -160,7 +160,7 @@ class SuperposedLM(nn.Module):
             )
 
 
-def _loss_and_weight(
+def loss_and_weight(
     logits: Tensor, targets: Tensor, slot_weights: Tensor | None, z_loss: float
 ) -> tuple[Tensor, Tensor]:
     """The mean loss of (B, L, V) logits against (B, L) or (B, L, k) targets, and its weight sum."""
@@ -179,7 +179,7 @@ def _loss_and_weight(
 
 
 @contextlib.contextmanager
-def _loss_replaced(model: Any, loss_function: Any) -> Iterator[None]:
+def loss_replaced(model: Any, loss_function: Any) -> Iterator[None]:
     """`model.loss_function` is ours inside the block and what it was after it."""
     before = vars(model).get("_loss_function")
     model.loss_function = loss_function

@@ -1,0 +1,193 @@
+"""Bag rows out of a data set of rows of token ids, which stays what it is.
+
+A bag row of bag size s is a group of s consecutive rows: s times L token ids, folded into L bags. What its last
+bag predicts lies in the row after the group; where there is none, the last bag is ignored. Groups are shuffled,
+rows inside a group never, so neighbours in a bag are neighbours in the text.
+
+For a map-style data set the groups are dealt out by `TokenStream`, whose "tokens" here are row numbers: each row is
+read once a pass over the data, whatever the mix of bag sizes, and where a step's rows lie is a pure function
+of the step. A streaming data set is read front to back, again and again.
+
+Rows of a recovery step are the data set's own features, untouched: the batch is collated as it always was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from token_superposition.data.stream import TokenStream
+from token_superposition.errors import UserError
+from token_superposition.objective.bags import split_inputs_and_targets
+from token_superposition.plan.stages import Schedule, Stage
+
+BAGS = "superposition_bags"  # marks a feature of ours among the data set's own
+_IGNORED = -100
+
+
+class Key(NamedTuple):
+    """A row to be made: its stage, and the number of the data set's row that it starts with."""
+
+    stage: Stage
+    start: int
+
+
+class _RowNumbers:
+    """What `TokenStream` deals out: as many "tokens" as there are rows, and a look-ahead that nobody reads."""
+
+    def __init__(self, num_rows: int, look_ahead: int) -> None:
+        self.num_tokens = num_rows + look_ahead
+
+    def read(self, start: int, length: int) -> NDArray[np.int64]:
+        return np.arange(start, start + length)
+
+
+class RunSampler:
+    """The keys of every batch of a run, an epoch of the Trainer's at a time.
+
+    Args:
+        num_rows: of the data set.
+        schedule: the run's stages.
+        batch_size: rows a batch (of one process).
+        batches_per_step: over micro-batches and processes.
+        steps_per_epoch: what the Trainer takes for an epoch.
+        seed: of the groups' order.
+
+    Raises:
+        UserError: where the data set has fewer rows than a group.
+    """
+
+    def __init__(
+        self,
+        num_rows: int,
+        schedule: Schedule,
+        *,
+        batch_size: int,
+        batches_per_step: int,
+        steps_per_epoch: int,
+        seed: int,
+    ) -> None:
+        if num_rows < schedule.input_period:
+            raise UserError(
+                f"the training data has {num_rows} rows, but a group of this run takes {schedule.input_period} "
+                "(the bag sizes' least common multiple): more rows, or a smaller bag_size"
+            )
+        self.schedule = schedule
+        self.batch_size = batch_size
+        self.drop_last = False  # accelerate asks; every batch is full
+        self.steps_per_epoch = steps_per_epoch
+        self.batches_per_step = batches_per_step
+        self.first_step = 0
+        self.stream = TokenStream(
+            _RowNumbers(num_rows, max(stage.bag_size for stage in schedule.stages)),
+            schedule,
+            sequence_length=1,
+            rows_per_step=batch_size * batches_per_step,
+            seed=seed,
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go on with that epoch's steps."""
+        self.first_step = epoch * self.steps_per_epoch
+
+    def __len__(self) -> int:
+        return self.steps_per_epoch * self.batches_per_step
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        last = min(self.first_step + self.steps_per_epoch, self.schedule.total_steps)
+        for step in range(self.first_step, last):
+            index = self.schedule.index_at(step)
+            rows_per_step = self.stream.rows_per_step
+            first = (step - self.schedule.starts[index]) * rows_per_step
+            starts = self.stream.locate(index, np.arange(first, first + rows_per_step)).tolist()
+            keys = [Key(self.schedule.stages[index], start) for start in starts]
+            yield from (keys[n : n + self.batch_size] for n in range(0, len(keys), self.batch_size))
+
+
+class BagRows(Dataset[Any]):
+    """A map-style data set, asked with keys."""
+
+    def __init__(self, rows: Any, sampler: RunSampler, column: str) -> None:
+        self.rows = rows
+        self.column = column
+        self.set_epoch = sampler.set_epoch  # accelerate passes the Trainer's epoch to the data set
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: Key) -> Any:
+        stage, start = key
+        if stage.bag_size == 1:
+            return self.rows[start]
+        stop = min(start + stage.input_bag_size + 1, len(self.rows))  # the row after the group, if there is one
+        return bag_feature([self.rows[number][self.column] for number in range(start, stop)], stage)
+
+
+class BagStream(IterableDataset[Any]):
+    """A streaming data set, read front to back into the rows that each step needs.
+
+    Raises:
+        UserError: while reading, where a whole pass over the data holds no group of rows.
+    """
+
+    def __init__(self, rows: Iterable[Any], schedule: Schedule, *, rows_per_step: int, column: str) -> None:
+        self.rows = rows
+        self.schedule = schedule
+        self.rows_per_step = rows_per_step
+        self.column = column
+
+    def __iter__(self) -> Iterator[Any]:
+        passes = self._passes()
+        ahead: list[Any] = []  # the row that was read as a look-ahead is the next group's first
+        for stage in self.schedule.stages:
+            for _ in range(stage.steps * self.rows_per_step):
+                group = [*ahead, *(next(passes) for _ in range(stage.input_bag_size - len(ahead)))]
+                if stage.bag_size == 1:
+                    ahead = []
+                    yield group[0]
+                    continue
+                ahead = [next(passes)]
+                yield bag_feature([row[self.column] for row in chain(group, ahead)], stage)
+
+    def _passes(self) -> Iterator[Any]:
+        while True:
+            count = 0
+            for row in self.rows:
+                count += 1
+                yield row
+            if not count:
+                raise UserError("the training data has no rows")
+
+
+def bag_feature(rows: Sequence[Any], stage: Stage) -> dict[str, Tensor]:
+    """A bag row: the ids of a group's rows and of the row after it, where there is one.
+
+    Args:
+        rows: token ids, (L,) each; one more than the stage's bags read, or none more at the data's end.
+        stage: how they are trained.
+
+    Returns:
+        `input_ids` (L, s) and `labels` (L, k), int64.
+
+    Raises:
+        UserError: where the rows differ in length.
+    """
+    group = [torch.as_tensor(row, dtype=torch.int64) for row in rows]
+    length = len(group[0])
+    if any(row.shape != (length,) for row in group):
+        raise UserError(
+            "rows of the training data differ in length; superposition takes rows of one fixed length of "
+            "token ids (concatenate the texts and cut them)"
+        )
+    wanted = stage.input_bag_size * length + stage.bag_size
+    ids_T = torch.cat(group)[:wanted]
+    ids_T = torch.cat([ids_T, ids_T.new_full((wanted - len(ids_T),), _IGNORED)])
+    inputs_BLs, targets_BLk = split_inputs_and_targets(ids_T.unsqueeze(0), stage.bag_size, stage.mode)
+    return {BAGS: torch.tensor(True), "input_ids": inputs_BLs[0], "labels": targets_BLk[0].contiguous()}
