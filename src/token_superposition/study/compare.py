@@ -29,12 +29,12 @@ from token_superposition.data.shards import TokenDataset
 from token_superposition.data.stream import TokenStream
 from token_superposition.errors import UserError
 from token_superposition.files import write_text
+from token_superposition.model.device import resolve_device
 from token_superposition.run.folder import RunFolder, read_metrics
 from token_superposition.study.report import write_report
 from token_superposition.study.statistics import paired_difference
 from token_superposition.study.workers import Job, run_jobs
 from token_superposition.train.config import RunConfig, parse_config, read_yaml, with_keys
-from token_superposition.model.device import resolve_device
 from token_superposition.train.loop import what_is_odd
 from token_superposition.train.progress import warn
 from token_superposition.train.resume import check_unchanged

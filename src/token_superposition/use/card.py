@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+from token_superposition.use.evaluate import ENOUGH_TOKENS
 from token_superposition.use.origin import Origin
 
 _PAPER = "[arXiv 2605.06546](https://arxiv.org/abs/2605.06546)"
-_ENOUGH_TOKENS = 250_000
 
 
 def model_card(
-    name: str, origin: Origin, figures: dict[str, Any], config: dict[str, Any], *, tokenizer_class: str = "AutoTokenizer"
+    name: str,
+    origin: Origin,
+    figures: dict[str, Any],
+    config: dict[str, Any],
+    *,
+    tokenizer_class: str = "AutoTokenizer",
 ) -> str:
     """The README.md of an exported model.
 
@@ -27,7 +32,9 @@ def model_card(
         *_notices(origin),
         f"A base language model ({figures['architecture']}, {figures['parameters']:,} parameters), {_how(figures)} It "
         "is an ordinary model of its family: no code of its own is needed to load it.",
-        "\n".join(["| | |", "|---|---|", *(f"| {label} | {value} |" for label, value in _rows(origin, figures, config))]),
+        "\n".join(
+            ["| | |", "|---|---|", *(f"| {label} | {value} |" for label, value in _rows(origin, figures, config))]
+        ),
         _usage(tokenizer_class),
         "\n".join(["## What to know", "", *(f"- {remark}" for remark in _remarks(origin, figures))]),
     ]
@@ -47,8 +54,8 @@ tags:
 def _notices(origin: Origin) -> list[str]:
     if origin.phase == "superposition":
         return [
-            f"> **Not a finished model.** This is {origin.words}, in the superposition phase: it was trained to predict "
-            "bags of tokens, and what it says of the next token means little."
+            f"> **Not a finished model.** This is {origin.words}, in the superposition phase: it was trained to "
+            "predict bags of tokens, and what it says of the next token means little."
         ]
     if origin.step < origin.total_steps:
         return [f"> **Not trained to its end.** This is {origin.words}."]
@@ -120,8 +127,8 @@ def _remarks(origin: Origin, figures: dict[str, Any]) -> list[str]:
         "The validation text was held out from the training data, so the loss says nothing of other text.",
     ]
     tokens = figures["validation_tokens"]
-    if tokens is not None and tokens < _ENOUGH_TOKENS:
-        remarks.append(f"The validation is on {tokens:,} tokens; under {_ENOUGH_TOKENS:,} expect noise in the figures.")
+    if tokens is not None and tokens < ENOUGH_TOKENS:
+        remarks.append(f"The validation is on {tokens:,} tokens; under {ENOUGH_TOKENS:,} expect noise in the figures.")
     if figures["bag_size"] > 1:
         remarks.append(
             "Whether superposition helped cannot be seen from one model: compare it with a baseline of the same FLOPs. "

@@ -130,7 +130,9 @@ def _check_free(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out}: holds an earlier export; name another folder, or overwrite it (--overwrite)")
 
 
-def _write(loaded: UsableModel, origin: Origin, figures: dict[str, Any], folder: Path, max_shard_size: str) -> list[str]:
+def _write(
+    loaded: UsableModel, origin: Origin, figures: dict[str, Any], folder: Path, max_shard_size: str
+) -> list[str]:
     """Fill the folder; returns what to warn of."""
     try:
         loaded.model.save_pretrained(folder, max_shard_size=max_shard_size)

@@ -165,12 +165,13 @@ def _load_folder(path: Path, device: torch.device, allow_superposed: bool, trust
         raise UserError(f"{path}: is an adapter for another model; merge it into that model first")
     if not any(path.glob("*.safetensors")):
         raise UserError(f"{path}: has no .safetensors weights (pickled ones are not loaded); convert them first")
-    options = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     # transformers 5 reads some families with a tokenizer of their own, whatever the folder says; ours is known.
-    tokenizer_class = PreTrainedTokenizerFast if origin is not None else AutoTokenizer
+    tokenizer_class: Any = AutoTokenizer if origin is None else PreTrainedTokenizerFast
+    model_class: Any = AutoModelForCausalLM
     try:
         tokenizer = tokenizer_class.from_pretrained(path, **options)
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = model_class.from_pretrained(
             path, dtype="auto", use_safetensors=True, output_loading_info=True, **options
         )
     except Exception as error:  # a folder can be wrong in every way there is
@@ -202,7 +203,7 @@ def quiet_transformers() -> Iterator[None]:
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
+    logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
