@@ -35,6 +35,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {**SMALL, **ROPE},
     "qwen3": {**SMALL, **ROPE, "head_dim": 8},
     "gemma2": {**SMALL, **ROPE, "head_dim": 8},
+    "qwen3_moe": {**SMALL, **ROPE, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
 }
 IDS_BL = torch.arange(48)[None] * 5 % 257
@@ -166,6 +167,7 @@ def test_the_words_of_older_readers() -> None:
     partial = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
     config = readable_by_older({"model_type": "gpt_neox", "rope_parameters": partial})
     assert (config["rotary_emb_base"], config["rotary_pct"], config["partial_rotary_factor"]) == (1e4, 0.5, 0.5)
+    assert readable_by_older({"model_type": "qwen3_moe", "num_local_experts": 4})["num_experts"] == 4
     assert readable_by_older({"model_type": "gpt2", "dtype": "float32"}) == {
         "model_type": "gpt2",
         "dtype": "float32",

@@ -5,8 +5,8 @@
     token_superposition.json    how it was trained, for our own commands
 
 transformers 5 writes what only it reads. For older readers the same is said in their words too: the base of
-the rotary embedding as `rope_theta`, its scaling as `rope_scaling`, the dtype as `torch_dtype`, and a
-tokenizer class that both know.
+the rotary embedding as `rope_theta`, its scaling as `rope_scaling`, the dtype as `torch_dtype`, the number of
+experts as `num_experts`, and a tokenizer class that both know.
 
 The folder is filled beside its place and takes it when it is whole.
 """
@@ -161,6 +161,8 @@ def readable_by_older(config: dict[str, Any]) -> dict[str, Any]:
     config = dict(config)
     if "dtype" in config:
         config["torch_dtype"] = config["dtype"]
+    if "num_local_experts" in config:
+        config.setdefault("num_experts", config["num_local_experts"])
     rope = config.get("rope_parameters")
     if not isinstance(rope, dict):
         return config
