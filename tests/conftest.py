@@ -110,6 +110,11 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def small_run(small_data: Path) -> dict[str, Any]:
     """A run's configuration that trains in a second or two; change what a test needs."""
+    return small_run_on(small_data)
+
+
+def small_run_on(small_data: Path) -> dict[str, Any]:
+    """The same, for fixtures that live longer than a test."""
     return {
         "data": {"path": str(small_data)},
         "model": {

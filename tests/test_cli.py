@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ import yaml
 from token_superposition import __version__
 from token_superposition.cli import main
 
+COMMANDS = {"demo", "prepare", "train", "compare", "eval", "generate", "export"}
 HEAVY = ("torch", "transformers", "numpy", "pydantic")
 
 
@@ -66,23 +69,27 @@ def test_help_lists_the_commands_that_exist(capsys: pytest.CaptureFixture[str]) 
         main(["--help"])
     assert stop.value.code == 0
     commands = listed(capsys.readouterr().out)
-    assert commands >= {"demo", "prepare", "train", "compare"}
+    assert commands >= COMMANDS
     choices = refused(capsys, "no-such-command").partition("choose from ")[2].partition(")")[0]
     assert {choice.strip(" '") for choice in choices.split(",")} == commands
 
 
-@pytest.mark.parametrize("command", ["demo", "prepare", "train", "compare"])
+@pytest.mark.parametrize("command", sorted(COMMANDS))
 def test_each_command_has_its_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith(f"usage: tst {command}")
-    for option in ("--json", "--quiet", "--out"):
+    for option in ("--json", "--quiet"):
         assert option in text
+    assert ("--out" in text) == (command in ("demo", "prepare", "train", "compare"))
+    assert ("--allow-superposed" in text) == (command in ("eval", "generate", "export"))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"], ["demo", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["train", "--help"], ["--version"], ["demo", "--help"], ["eval", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = f"""
 import sys
@@ -101,7 +108,7 @@ print("heavy:", [name for name in {HEAVY!r} if name in sys.modules])
 def test_help_and_version_from_the_shell() -> None:
     done = tst("--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert listed(done.stdout) >= {"demo", "prepare", "train", "compare"}
+    assert listed(done.stdout) >= COMMANDS
     assert tst("--version").stdout == f"tst {__version__}\n"
 
 
@@ -213,6 +220,27 @@ def test_a_refusal_from_the_shell(tmp_path: Path) -> None:
     assert "nowhere.yaml" in done.stderr
 
 
+def test_keys_of_a_configuration_where_there_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    line = refused(capsys, "export", tmp_path, tmp_path / "out", "--train.seed", "3")
+    assert "--train.seed: this command takes no keys" in line
+
+
+@pytest.mark.parametrize("command", ["eval", "generate", "export"])
+def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path, command: str) -> None:
+    rest = {"eval": [tmp_path], "generate": ["--prompt", "a"], "export": [tmp_path / "out"]}[command]
+    assert "nowhere" in refused(capsys, command, tmp_path / "nowhere", *rest)
+    assert not (tmp_path / "out").exists()
+
+
+def test_options_of_use_out_of_range(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "nothing to score" in refused(capsys, "eval", tmp_path)
+    assert "--max-tokens: at least 1, not 0" in refused(capsys, "eval", tmp_path, "x", "--max-tokens", "0")
+    assert "--batch-size" in refused(capsys, "eval", tmp_path, "x", "--batch-size", "many")
+    assert "--prompt" in refused(capsys, "generate", tmp_path)
+    assert "--device: 'cuda:99'" in refused(capsys, "generate", tmp_path, "--prompt", "a", "--device", "cuda:99")
+    assert "--dtype" in refused(capsys, "export", tmp_path, tmp_path / "out", "--dtype", "int8")
+
+
 # What is done.
 
 
@@ -286,3 +314,59 @@ def test_the_demo_end_to_end(tmp_path: Path) -> None:
     assert report["equal_flops"]["confidence_interval"] is None
     assert "</html>" in (out / "report.html").read_text(encoding="utf-8")
     assert (out / "data" / "dataset.json").exists()
+
+
+def test_a_run_is_scored_continued_and_exported(
+    capsys: pytest.CaptureFixture[str],
+    config: Path,
+    small_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    summary = result_of(capsys, "train", config, "--out", run)
+
+    result = result_of(capsys, "eval", run, f"mine={small_data}", "--max-tokens", "1024")
+    (scored,) = result["sets"]
+    assert scored["name"] == "mine"
+    assert scored["validation_loss"] == summary["final_validation_loss"]
+    assert (result["step"], result["tasks"], result["warnings"]) == (12, {}, [])
+    assert main(["eval", str(run), str(small_data), "--max-tokens", "1024"]) == 0
+    assert f"{summary['bits_per_byte']:.4f} bits per byte  1,024 tokens" in capsys.readouterr().out
+
+    exported = result_of(capsys, "export", run, out)
+    assert set(exported["files"]) == {path.name for path in out.iterdir()}
+    assert refused(capsys, "export", run, out).endswith("(--overwrite)")
+
+    words = ["generate", str(out), "--max-new-tokens", "12", "--seed", "3", "--prompt"]
+    result = result_of(capsys, *words, "thé")
+    assert (result["prompt"], result["seed"], len(result["tokens"])) == ("thé", 3, 12)
+    assert main([*words, "thé"]) == 0
+    assert capsys.readouterr().out == result["text"] + "\n"  # no terminal: as it is
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("thé".encode())))
+    assert result_of(capsys, *words, "-") == result
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\xff")))
+    assert "standard input is not UTF-8" in refused(capsys, *words, "-")
+
+    for checkpoint in ("09", "12"):
+        shutil.rmtree(run / "checkpoints" / f"step-00000{checkpoint}")
+    for rest in (
+        ["eval", str(run), str(small_data)],
+        [*words[:1], str(run), "--prompt", "a"],
+        ["export", str(run), "x"],
+    ):
+        assert refused(capsys, *rest).endswith("--allow-superposed")
+    assert main(["generate", str(run), "--prompt", "a", "--max-new-tokens", "1", "--allow-superposed"]) == 0
+    assert "warning: " in capsys.readouterr().err
+
+
+def test_a_terminal_is_spared_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+    from token_superposition.use.terminal import write_piece
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stdout", Terminal())
+    write_piece("a\x1b[31m\x07\n\té")
+    assert sys.stdout.getvalue() == "a\ufffd[31m\ufffd\n\té"  # type: ignore[attr-defined]

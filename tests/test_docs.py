@@ -16,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+USE_A_RUN = ("exporting.md", "evaluating.md", "generating.md")  # and take runs/shakespeare for granted
 SHORT = ["--train.total_steps", "12", "--logging.validation_tokens", "2000", "--quiet"]
 
 
@@ -31,55 +32,97 @@ def shorten(words: list[str]) -> list[str]:
     """The same command on few steps."""
     if words[1] in ("train", "compare"):
         return [*words, *SHORT]
-    return [*words, "--steps", "12", "--quiet"] if words[1] == "demo" else words
+    more = {
+        "demo": ["--steps", "12", "--quiet"],
+        "eval": ["--max-tokens", "4000", "--quiet"],
+        "generate": ["--max-new-tokens", "20"],
+    }
+    return [*words, *more.get(words[1], [])]
+
+
+def run(words: list[str], workplace: Path) -> None:
+    """A `tst` command, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "token_superposition", *words[1:]],
+        cwd=workplace,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
+
+
+def run_programs(page: Path) -> None:
+    for program in blocks(page, "python"):
+        space: dict[str, object] = {}
+        exec(compile(program, str(page), "exec"), space)
+
+
+PREPARE = "tst prepare my-text/ --out data/shakespeare --quiet"
 
 
 @pytest.fixture
 def workplace(tmp_path: Path) -> Path:
+    return furnish(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workplace in which data/shakespeare is prepared and runs/shakespeare trained."""
+    folder = furnish(tmp_path_factory.mktemp("trained"))
+    for command in (PREPARE, "tst train configs/shakespeare.yaml"):
+        run(shorten(shlex.split(command)), folder)
+    return folder
+
+
+def furnish(tmp_path: Path) -> Path:
     """A folder with the files that the documentation speaks of."""
     pyarrow = pytest.importorskip("pyarrow", reason="the extra `parquet` is not installed")
     parquet = pytest.importorskip("pyarrow.parquet", reason="the extra `parquet` is not installed")
+    pytest.importorskip("lm_eval", reason="the extra `eval` is not installed")
     text = "".join(f"It was line {number}, and the {number % 7}th of its kind.\n" for number in range(3000))
     for name in ("my-text", "notes"):
         (tmp_path / name).mkdir()
         for number in range(30):
             (tmp_path / name / f"{number}.txt").write_text(f"{name} {number}\n{text[: 5000 + number]}")
-    (tmp_path / "handbook.md").write_text("# Handbook\n")
+    (tmp_path / "handbook.md").write_text(f"# Handbook\n{text[:400]}")
     with gzip.open(tmp_path / "corpus.jsonl.gz", "wt") as file:
         file.writelines(json.dumps({"body": f"{number} {text[:900]}"}) + "\n" for number in range(40))
     table = pyarrow.table({"body": [f"row {number}" for number in range(40)]})
     parquet.write_table(table, tmp_path / "more.parquet")
+    (tmp_path / "my-tasks").mkdir()
+    (task,) = blocks(ROOT / "docs" / "evaluating.md", "yaml")
+    (tmp_path / "my-tasks" / "capitals.yaml").write_text(task)
+    question = {"question": "The capital of France is", "choices": [" Paris", " Rome"], "answer": 0}
+    (tmp_path / "my-tasks" / "capitals.jsonl").write_text(f"{json.dumps(question)}\n" * 4)
     shutil.copytree(ROOT / "configs", tmp_path / "configs")
     return tmp_path
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
-def test_commands_run(page: Path, workplace: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if page.name != "data.md":  # whose own commands make the data
-        prepared = ["prepare", "my-text/", "--out", "data/shakespeare", "--quiet"]
-        subprocess.run(
-            [sys.executable, "-m", "token_superposition", *prepared], cwd=workplace, check=True, env=environment
-        )
+def test_commands_run(
+    page: Path, workplace: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if page.name in USE_A_RUN:
+        for name in ("data", "runs"):
+            shutil.copytree(request.getfixturevalue("trained") / name, workplace / name)
+    elif page.name != "data.md":  # whose own commands make the data
+        run(shlex.split(PREPARE), workplace)
     for command in commands(page):
-        words = shorten(shlex.split(command))
-        done = subprocess.run(
-            [sys.executable, "-m", "token_superposition", *words[1:]],
-            cwd=workplace,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        run(shorten(shlex.split(command)), workplace)
+    if page.name in USE_A_RUN:  # their programs go on from what their commands made
+        monkeypatch.chdir(workplace)
+        run_programs(page)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+PROGRAMS = [page for page in PAGES if blocks(page, "python") and page.name not in USE_A_RUN]
+
+
+@pytest.mark.parametrize("page", PROGRAMS, ids=lambda page: page.name)
 def test_programs_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for program in blocks(page, "python"):
-        space: dict[str, object] = {}
-        exec(compile(program, str(page), "exec"), space)
+    run_programs(page)
     assert list(tmp_path.iterdir())
 
 

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from token_superposition import __version__
 from token_superposition.errors import RunError, UserError
+from token_superposition.use.commands import add_use_commands
 
 _EPILOG = "Documentation: the README and docs/ of the repository. Paper: arXiv 2605.06546."
 
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words, overrides = _split(sys.argv[1:] if arguments is None else arguments)
         options = _parser().parse_args(words)
         command: Callable[[argparse.Namespace, dict[str, str]], tuple[dict[str, Any], str]] = options.run
+        if overrides and not options.takes_keys:
+            raise UserError(f"--{next(iter(overrides))}: this command takes no keys of a configuration")
         result, text = command(options, overrides)
         print(json.dumps(result) if options.json else text, flush=True)
     except UserError as error:
@@ -65,29 +68,23 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, run: Callable[..., tuple[dict[str, Any], str]], text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, takes_keys=False)
         command.add_argument("--json", action="store_true", help="print the result as one JSON object")
         command.add_argument("--quiet", action="store_true", help="no progress on standard error")
         return command
 
-    def sweepable(command: argparse.ArgumentParser) -> None:
-        command.add_argument(
-            "--sweep",
-            action="append",
-            default=[],
-            metavar="KEY=VALUES",
-            help="tune each arm first, such as train.learning_rate=1e-3,2e-3,4e-3; several make a grid",
-        )
-        command.add_argument(
-            "--sweep-seeds", type=int, metavar="N", help="seeds to tune with, of their own (default: 1)"
-        )
+    _add_training(add)
+    add_use_commands(add)
+    return parser
 
+
+def _add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
     demo = add("demo", _demo, "train a small model with and without superposition, and compare")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: %(default)s)")
     demo.add_argument("--steps", type=int, help="optimizer steps of each run (default: 4000)")
     demo.add_argument("--seeds", type=int, default=1, help="seeds of each arm (default: %(default)s)")
     demo.add_argument("--jobs", type=int, help="runs at once (default: as the cores bear)")
-    sweepable(demo)
+    _add_sweep(demo)
 
     prepare = add("prepare", _prepare, "turn text into token shards")
     prepare.add_argument("sources", nargs="+", metavar="SOURCE", help="'python', text files, folders, .jsonl, .parquet")
@@ -100,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     overridable = "any key of the configuration can follow, such as --train.learning_rate 1e-3"
     train = add("train", _train, "train one run, or go on with it")
     train.epilog = overridable
+    train.set_defaults(takes_keys=True)
     train.add_argument("config", type=Path, metavar="CONFIG.yaml")
     train.add_argument("--out", type=Path, help="run folder (default: runs/ and the configuration's name)")
     train.add_argument("--dry-run", action="store_true", help="say what the run would be, train and write nothing")
@@ -112,18 +110,28 @@ def _parser() -> argparse.ArgumentParser:
 
     compare = add("compare", _compare, "train a baseline and superposition at the same FLOPs, and report")
     compare.epilog = overridable
+    compare.set_defaults(takes_keys=True)
     compare.add_argument("config", type=Path, metavar="CONFIG.yaml")
     compare.add_argument("--out", type=Path, help="folder (default: runs/, the configuration's name and -compare)")
     compare.add_argument("--seeds", type=int, default=1, help="seeds of each arm (default: %(default)s)")
     compare.add_argument("--jobs", type=int, help="runs at once (default: as the cores bear)")
-    sweepable(compare)
-    return parser
+    _add_sweep(compare)
 
 
-def _prepare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
+def _add_sweep(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="KEY=VALUES",
+        help="tune each arm first, such as train.learning_rate=1e-3,2e-3,4e-3; several make a grid",
+    )
+    command.add_argument("--sweep-seeds", type=int, metavar="N", help="seeds to tune with, of their own (default: 1)")
+
+
+def _prepare(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any], str]:
     from token_superposition.data.prepare import prepare
 
-    _none(overrides)
     result = prepare(
         options.sources,
         tokenizer=options.tokenizer,
@@ -187,10 +195,9 @@ def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[di
     return _with_verdict(report, folder)
 
 
-def _demo(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
+def _demo(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any], str]:
     from token_superposition.study.demo import demo
 
-    _none(overrides)
     report = demo(
         options.out,
         steps=options.steps,
@@ -238,8 +245,3 @@ def _values(overrides: dict[str, str]) -> dict[str, Any]:
     from token_superposition.train.config import parse_override
 
     return {name: parse_override(text) for name, text in overrides.items()}
-
-
-def _none(overrides: dict[str, str]) -> None:
-    for name in overrides:
-        raise UserError(f"--{name}: this command takes no keys of a configuration")

@@ -214,6 +214,7 @@ class TokenDataset:
         self.split = split
         self.tokenizer = tokenizer
         self.dtype = token_dtype(tokenizer.vocab_size)
+        self._byte_lengths = tokenizer.byte_lengths()
         self.num_tokens = sum(header.num_tokens for header in headers.values())
         self.num_bytes = sum(header.num_bytes for header in headers.values())
         self.num_documents = sum(header.num_documents for header in headers.values())
@@ -276,6 +277,10 @@ class TokenDataset:
             done += len(part)
             shard += 1
         return out
+
+    def count_bytes(self, start: int, length: int) -> int:
+        """Bytes of text that those tokens stand for; the ends of documents stand for none."""
+        return int(self._byte_lengths[self.read(start, length)].sum())
 
     def verify(self) -> None:
         """Read everything and compare the checksums.

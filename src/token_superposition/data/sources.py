@@ -88,6 +88,7 @@ class Corpus:
     Args:
         sources: `python`, files and folders (for a folder named python: ./python, or a Path).
         text_key: the column of .jsonl and .parquet that holds the text.
+        pieces: cut texts where they are few and long, so that there is something to shuffle and hold out.
 
     Attributes:
         sizes: by source, how many files `documents` reads and their bytes on the disk.
@@ -101,7 +102,7 @@ class Corpus:
         UserError: for a source that is missing, empty or named twice, or a folder without text.
     """
 
-    def __init__(self, sources: Sequence[str | Path], *, text_key: str = "text") -> None:
+    def __init__(self, sources: Sequence[str | Path], *, text_key: str = "text", pieces: bool = True) -> None:
         if not sources:
             raise UserError("no source given: name 'python', text files, folders, .jsonl or .parquet")
         self.text_key = text_key
@@ -123,7 +124,7 @@ class Corpus:
             source: {"files": len(files), "bytes": sum(file.size for file in files)} for source, files in self._listed
         }
         self.total_bytes = sum(size["bytes"] for size in self.sizes.values())
-        self._piece_bytes = self._piece_size()
+        self._piece_bytes = self._piece_size() if pieces else None
 
     def documents(self) -> Iterator[Document]:
         """Every document that is not empty, source by source.

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import nn
 
-from token_superposition.data.shards import TokenDataset
 from token_superposition.errors import UserError
 from token_superposition.plan.accounting import bits_per_byte
+
+
+class ScoredTokens(Protocol):
+    """A sequence of tokens that knows what text they stand for; a `TokenDataset` is one."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    def read(self, start: int, length: int) -> NDArray[np.int64]: ...
+
+    def count_bytes(self, start: int, length: int) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -22,18 +34,20 @@ class ValidationResult:
         loss: nats a token.
         bits_per_byte: summed loss over the bytes of text that the targets stand for; end tokens have none.
         num_tokens: targets scored.
+        num_bytes: of text that they stand for.
     """
 
     loss: float
     bits_per_byte: float
     num_tokens: int
+    num_bytes: int
 
 
 class Validator:
     """Scores a model on the first tokens of a validation set, in rows of L positions that do not overlap.
 
     Args:
-        dataset: the validation split.
+        dataset: the validation set.
         sequence_length: L.
         batch_size: rows a forward.
 
@@ -41,7 +55,7 @@ class Validator:
         UserError: where the split is shorter than one row.
     """
 
-    def __init__(self, dataset: TokenDataset, *, sequence_length: int, batch_size: int) -> None:
+    def __init__(self, dataset: ScoredTokens, *, sequence_length: int, batch_size: int) -> None:
         self.dataset = dataset
         self.sequence_length = sequence_length
         self.batch_size = batch_size
@@ -51,7 +65,6 @@ class Validator:
                 f"the validation data has {dataset.num_tokens} tokens, fewer than one row of "
                 f"train.sequence_length {sequence_length}: prepare more text"
             )
-        self._byte_lengths = torch.from_numpy(dataset.tokenizer.byte_lengths())
 
     @torch.no_grad()
     def run(self, model: nn.Module, max_tokens: int, device: torch.device, dtype: torch.dtype) -> ValidationResult:
@@ -62,9 +75,10 @@ class Validator:
         model.eval()
         for first in range(0, num_rows, self.batch_size):
             rows = min(self.batch_size, num_rows - first)
-            span = self.dataset.read(first * self.sequence_length, rows * self.sequence_length + 1)
+            start, length = first * self.sequence_length, rows * self.sequence_length
+            span = self.dataset.read(start, length + 1)
             ids, targets = (torch.from_numpy(np.ascontiguousarray(part)) for part in (span[:-1], span[1:]))
-            num_bytes += int(self._byte_lengths[targets].sum())
+            num_bytes += self.dataset.count_bytes(start + 1, length)
             num_tokens += targets.numel()
             ids_BL = ids.view(rows, self.sequence_length).to(device)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
@@ -73,4 +87,4 @@ class Validator:
             nats += losses.sum(dtype=torch.float64 if device.type != "mps" else None).cpu()
         model.train(was_training)
         total = float(nats)
-        return ValidationResult(total / num_tokens, bits_per_byte(total, num_bytes), num_tokens)
+        return ValidationResult(total / num_tokens, bits_per_byte(total, num_bytes), num_tokens, num_bytes)

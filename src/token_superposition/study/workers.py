@@ -29,9 +29,9 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 from token_superposition.errors import TrainingDivergedError, UserError
 from token_superposition.files import write_text
+from token_superposition.model.device import resolve_device
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig, parse_config
-from token_superposition.train.device import resolve_device
 from token_superposition.train.resume import check_unchanged
 
 _SECONDS_BETWEEN_LINES = 60.0

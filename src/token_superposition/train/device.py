@@ -1,4 +1,4 @@
-"""The machine a run is on: its device, its dtype, its peak, its memory."""
+"""The machine a run is on: its peak, its memory."""
 
 from __future__ import annotations
 
@@ -8,35 +8,6 @@ import sys
 import time
 
 import torch
-
-from token_superposition.errors import UserError
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device a configuration names; `auto` takes CUDA, else MPS, else the CPU. A CUDA device has its number.
-
-    Raises:
-        UserError: for a device that torch does not know or this machine does not have.
-    """
-    if name == "auto":
-        found = ("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()), ("cpu", True)
-        name = next(kind for kind, there in found if there)
-    try:
-        device = torch.device(f"cuda:{torch.cuda.current_device()}" if name == "cuda" else name)
-        torch.empty(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        line = str(error).splitlines()[0]
-        raise UserError(f"train.device: {name!r} cannot be used here: {line}") from None
-    return device
-
-
-def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype to compute in; `auto` is bfloat16 on accelerators and float32 on the CPU."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return DTYPES[name]
 
 
 def make_deterministic(wanted: bool) -> None:

@@ -15,10 +15,10 @@ import yaml
 from token_superposition.data.shards import TokenDataset
 from token_superposition.data.stream import TokenStream
 from token_superposition.model.build import build_model, model_cost
+from token_superposition.model.device import DTYPES
 from token_superposition.model.memory import abstract, estimate_memory
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig
-from token_superposition.train.device import DTYPES
 from token_superposition.train.resume import check_unchanged, settle_config, what_is_odd
 
 _BAGS_SHOWN = 12

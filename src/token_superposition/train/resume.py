@@ -19,10 +19,10 @@ import torch
 from token_superposition.data.shards import TokenDataset
 from token_superposition.data.stream import TokenStream
 from token_superposition.errors import UserError
+from token_superposition.model.device import resolve_device, resolve_dtype
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig, changed_keys, parse_config
-from token_superposition.train.device import resolve_device, resolve_dtype
 
 _FREE = ("logging.", "data.path", "data.validation_sets", "train.total_steps", "train.max_skipped_steps")
 _RESULT = ("logging.validation_tokens", "logging.interim_validation_tokens")  # what figures are taken on

@@ -27,6 +27,7 @@ from token_superposition.data.shards import TokenDataset
 from token_superposition.data.stream import Batch, TokenStream
 from token_superposition.errors import UserError
 from token_superposition.model.build import build_model, model_cost
+from token_superposition.model.device import DTYPES, resolve_device
 from token_superposition.model.superposed import SuperposedLM
 from token_superposition.model.validation import ValidationResult, Validator
 from token_superposition.objective.loss import target_weights
@@ -34,7 +35,7 @@ from token_superposition.objective.slot_weights import slot_weights
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.checkpoint import load_checkpoint
 from token_superposition.train.config import RunConfig
-from token_superposition.train.device import DTYPES, make_deterministic, resolve_device
+from token_superposition.train.device import make_deterministic
 from token_superposition.train.optimizer import build_learning_rate, build_optimizers
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from token_superposition.train.device import resolve_device
+from token_superposition.model.device import resolve_device
 
 
 class Somewhere:

@@ -1,0 +1,38 @@
+"""Where a model computes, and in what."""
+
+from __future__ import annotations
+
+import torch
+
+from token_superposition.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def resolve_device(name: str, key: str = "train.device") -> torch.device:
+    """The device of that name; `auto` takes CUDA, else MPS, else the CPU. A CUDA device has its number.
+
+    Args:
+        name: what the user wrote.
+        key: where they wrote it.
+
+    Raises:
+        UserError: for a device that torch does not know or this machine does not have.
+    """
+    if name == "auto":
+        found = ("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()), ("cpu", True)
+        name = next(kind for kind, there in found if there)
+    try:
+        device = torch.device(f"cuda:{torch.cuda.current_device()}" if name == "cuda" else name)
+        torch.empty(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        line = str(error).splitlines()[0]
+        raise UserError(f"{key}: {name!r} cannot be used here: {line}") from None
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype to compute in; `auto` is bfloat16 on accelerators and float32 on the CPU."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return DTYPES[name]

@@ -1,0 +1,1 @@
+"""Using what was trained: export, evaluation, generation."""

@@ -1,0 +1,238 @@
+"""Export: a run as a Hugging Face folder that needs nothing of this package.
+
+    config.json, generation_config.json, *.safetensors, tokenizer.json, tokenizer_config.json
+    README.md                   the model card, with the run's figures
+    token_superposition.json    how it was trained, for our own commands
+
+transformers 5 writes what only it reads. For older readers the same is said in their words too: the base of
+the rotary embedding as `rope_theta`, its scaling as `rope_scaling`, the dtype as `torch_dtype`, the number of
+experts as `num_experts`, and a tokenizer class that both know.
+
+The folder is filled beside its place and takes it when it is whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from token_superposition.data.tokenizers import load_tokenizer
+from token_superposition.errors import UserError
+from token_superposition.files import replace_folder, sync_folder
+from token_superposition.model.build import model_cost
+from token_superposition.model.device import DTYPES
+from token_superposition.plan.stages import Schedule
+from token_superposition.run.folder import RunFolder
+from token_superposition.run.metrics import read_metrics
+from token_superposition.use.card import model_card
+from token_superposition.use.load import UsableModel, load_run, quiet_transformers
+from token_superposition.use.origin import ORIGIN_FILE, Origin, write_origin
+
+_FILES = {
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "model.safetensors.index.json",
+    "README.md",
+    ORIGIN_FILE,
+}
+_PROBES = ("Plain text, 123.", "  two  spaces\r\n\ttab", "cafe\u0301 \u00e9 \u65e5\u672c \U0001f642", "<|endoftext|>")
+
+
+def export(
+    run: Path,
+    out: Path,
+    *,
+    dtype: str = "float32",
+    max_shard_size: str = "5GB",
+    allow_superposed: bool = False,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Write a run's newest checkpoint as a Hugging Face folder.
+
+    Args:
+        run: the run's folder.
+        out: the folder to make.
+        dtype: of the weights, float32 (as trained) or bfloat16.
+        max_shard_size: of a weight file, such as `500MB`.
+        allow_superposed: also from the superposition phase.
+        overwrite: replace an earlier export, and nothing else.
+
+    Returns:
+        `folder`, `files`, `bytes`, `dtype`, the origin's `step`, `total_steps` and `phase`, the card's
+        `figures`, and `warnings`.
+
+    Raises:
+        UserError: where the run cannot be used, `out` is taken, or the disk is full.
+    """
+    _check_free(out, overwrite)
+    loaded = load_run(run, device=torch.device("cpu"), allow_superposed=allow_superposed)
+    if loaded.origin is None:
+        raise RuntimeError("a run knows how it was trained")
+    try:
+        figures = _figures(loaded, loaded.origin)
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{run}: its config.yaml, run.json, metrics.jsonl or summary.json is damaged") from error
+    loaded.model.to(DTYPES[dtype])
+    final = Path(os.path.realpath(out))
+    workplace = final.with_name(f".{final.name}.exporting")
+    try:
+        shutil.rmtree(workplace, ignore_errors=True)
+        workplace.mkdir(parents=True)
+        with quiet_transformers():
+            warnings = _write(loaded, loaded.origin, figures, workplace, max_shard_size)
+        files = sorted(path for path in workplace.iterdir())
+        sizes = [_sync(path) for path in files]
+        sync_folder(workplace)
+        replace_folder(workplace, final)
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or error
+        raise UserError(f"{out}: cannot be written ({reason})") from None
+    finally:
+        shutil.rmtree(workplace, ignore_errors=True)
+    return {
+        "folder": str(out),
+        "files": [path.name for path in files],
+        "bytes": sum(sizes),
+        "dtype": dtype,
+        "step": loaded.origin.step,
+        "total_steps": loaded.origin.total_steps,
+        "phase": loaded.origin.phase,
+        "figures": figures,
+        "warnings": [*loaded.warnings, *warnings],
+    }
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    """Raise where `out` holds anything but an earlier export that may be replaced."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"{out}: is a file; name a folder to write to")
+    if out.samefile(Path.cwd()) or out.is_mount():  # cannot be put in place by renaming
+        raise UserError(f"{out}: is the current folder or a mount point; name a folder inside it")
+    names = sorted(path.name for path in out.iterdir())
+    if not names:
+        return
+    if ORIGIN_FILE not in names:
+        raise UserError(f"{out}: is not empty and holds no earlier export; name another folder")
+    strangers = [name for name in names if name not in _FILES and not name.endswith(".safetensors")]
+    if strangers:
+        raise UserError(f"{out}: holds {strangers[0]!r} beside the earlier export; move it, or name another folder")
+    if not overwrite:
+        raise UserError(f"{out}: holds an earlier export; name another folder, or overwrite it (--overwrite)")
+
+
+def _write(
+    loaded: UsableModel, origin: Origin, figures: dict[str, Any], folder: Path, max_shard_size: str
+) -> list[str]:
+    """Fill the folder; returns what to warn of."""
+    try:
+        loaded.model.save_pretrained(folder, max_shard_size=max_shard_size)
+    except ValueError as error:  # what it says of a size it cannot read
+        raise UserError(f"--max-shard-size: {' '.join(str(error).split())}") from None
+    loaded.tokenizer.save_pretrained(folder)
+    config = _change(folder / "config.json", readable_by_older)
+    _change(folder / "tokenizer_config.json", lambda values: {**values, "tokenizer_class": "PreTrainedTokenizerFast"})
+    write_origin(folder, origin, figures)
+    taken = _tokenizer_class(folder, loaded)
+    card = model_card(loaded.path.resolve().name, origin, figures, config, tokenizer_class=taken)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    if taken == "AutoTokenizer":
+        return []
+    return [f"AutoTokenizer reads folders of {config['model_type']} with a tokenizer of its own; use {taken} instead"]
+
+
+def _change(file: Path, change: Any) -> dict[str, Any]:
+    values: dict[str, Any] = change(json.loads(file.read_text(encoding="utf-8")))
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return values
+
+
+def readable_by_older(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration of transformers 5, with what older versions read beside it."""
+    config = dict(config)
+    if "dtype" in config:
+        config["torch_dtype"] = config["dtype"]
+    if "num_local_experts" in config:
+        config.setdefault("num_experts", config["num_local_experts"])
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict):
+        return config
+    if "full_attention" in rope:  # one set for each kind of layer: older readers know the base of the local one
+        local = rope.get("sliding_attention") or {}
+        if "rope_theta" in local:
+            config.setdefault("rope_local_base_freq", local["rope_theta"])
+        rope = rope["full_attention"] or {}
+    if "rope_theta" in rope:
+        config.setdefault("rope_theta", rope["rope_theta"])
+        if config.get("model_type") == "gpt_neox":
+            config.setdefault("rotary_emb_base", rope["rope_theta"])
+    if "partial_rotary_factor" in rope:
+        config.setdefault("partial_rotary_factor", rope["partial_rotary_factor"])
+        if config.get("model_type") == "gpt_neox":
+            config.setdefault("rotary_pct", rope["partial_rotary_factor"])
+    scaling = {key: value for key, value in rope.items() if key not in ("rope_theta", "partial_rotary_factor")}
+    config.setdefault("rope_scaling", None if scaling.get("rope_type", "default") == "default" else scaling)
+    return config
+
+
+def _tokenizer_class(folder: Path, loaded: UsableModel) -> str:
+    """What of transformers reads the tokenizer as it was written: a few families get one of their own from Auto."""
+    from transformers import AutoTokenizer
+
+    ours = load_tokenizer(loaded.path)
+    read = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    faithful = all(read(text)["input_ids"] == ours.encode(text).tolist() for text in _PROBES)
+    return "AutoTokenizer" if faithful else "PreTrainedTokenizerFast"
+
+
+def _figures(loaded: UsableModel, origin: Origin) -> dict[str, Any]:
+    """What the model card tells of the run; final figures only where the run is done."""
+    folder, config = RunFolder(loaded.path), loaded.config or {}
+    train = config["train"]
+    schedule = Schedule.from_dicts(origin.stages)
+    positions_per_step = train["batch_size"] * origin.sequence_length
+    positions = schedule.positions(positions_per_step, origin.step)
+    summary = folder.read_summary() or {}
+    if summary.get("steps") != origin.step:
+        summary = {}
+    scored = summary or _last_validation(folder, origin.step)
+    return {
+        "architecture": loaded.model.config.model_type,
+        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        "bag_size": schedule.bag_size,
+        "switch_step": schedule.switch_step,
+        "positions": positions,
+        "raw_tokens": schedule.raw_tokens(positions_per_step, origin.step),
+        "unique_raw_tokens": summary.get("unique_raw_tokens"),
+        "flops": positions * model_cost(loaded.model).flops_per_position(origin.sequence_length),
+        "validation_loss": scored.get("validation_loss"),
+        "bits_per_byte": scored.get("bits_per_byte"),
+        "validation_tokens": scored.get("validation_tokens"),
+        "validation_step": scored.get("step"),
+        "data_fingerprint": (folder.read_fixed() or {}).get("data_fingerprint"),
+        "seed": train["seed"],
+    }
+
+
+def _last_validation(folder: RunFolder, step: int) -> dict[str, Any]:
+    """The newest validation of the first `step` steps."""
+    lines = [line for line in read_metrics(folder.metrics_file) if "validation_loss" in line and line["step"] <= step]
+    return lines[-1] if lines else {}
+
+
+def _sync(file: Path) -> int:
+    """Put a file on the disk, open to whom the folder's other files are; returns its size."""
+    file.chmod(file.with_name("config.json").stat().st_mode)  # weights come readable by their owner alone
+    with file.open("rb") as handle:
+        os.fsync(handle.fileno())
+        return os.fstat(handle.fileno()).st_size
