@@ -13,6 +13,7 @@ lock (the operating system drops it when the process dies, however it dies).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -24,11 +25,40 @@ from typing import Any, TextIO
 import yaml
 
 from token_superposition.errors import UserError
-from token_superposition.files import write_json, write_text
+from token_superposition.files import (
+    is_whole_number,
+    make_folder,
+    naming,
+    read_object,
+    remove_empty,
+    write_json,
+    write_text,
+)
+from token_superposition.plan.stages import Schedule
+from token_superposition.yaml_keys import read_yaml
+
+# What is written when a run starts; a kill before config.yaml, which comes last of these, may leave the others.
+_BEFORE_CONFIG = ("lock", "run.json", "tokenizer.json")
+_NEW = "name another folder for a new run"
+_FIGURES = (
+    "steps",
+    "positions",
+    "raw_tokens",
+    "unique_raw_tokens",
+    "flops",
+    "final_validation_loss",
+    "bits_per_byte",
+    "validation_tokens",
+    "parameters",
+    "wall_seconds",
+    "peak_memory_bytes",
+)
 
 
 class RunFolder:
     """A run's folder: made if it is not there, locked from `open` to `close`.
+
+    A run that is refused or fails before it has logged anything leaves nothing behind.
 
     Raises:
         UserError: where the folder holds other things than a run, or another process uses it.
@@ -41,59 +71,91 @@ class RunFolder:
         self.summary_file = path / "summary.json"
         self.run_file = path / "run.json"
         self.checkpoints = path / "checkpoints"
-        self._made = False
+        self._new = False  # no run was started here before
+        self._made: list[Path] = []
         self._lock: TextIO | None = None
         self._metrics: TextIO | None = None
 
     def __enter__(self) -> RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file, not a run folder")
-        if not self.config_file.exists():
-            ours = ("lock", "checkpoints", "run.json", "tokenizer.json")  # a kill while the run starts leaves these
-            strangers = sorted(p.name for p in self.path.glob("*") if p.name not in ours and p.suffix != ".tmp")
-            if strangers:
-                raise UserError(f"{self.path}: is not a run folder (it holds {strangers[0]!r}); name an empty one")
-        self._made = not self.path.exists()
+        self._new = not self.config_file.exists()
+        if self._new:
+            self._refuse_strangers()
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._made = make_folder(self.checkpoints)
             self._lock = (self.path / "lock").open("a+")
         except OSError as error:
+            remove_empty(self._made)
             raise UserError(f"{self.path}: cannot be written to ({error.strerror}); name another folder") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # A run that was refused removes its lock: what was opened may be no more the file of that name.
+            ours = os.path.samestat(os.fstat(self._lock.fileno()), (self.path / "lock").stat())
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        if not ours:
             self._lock.seek(0)
             owner = self._lock.read().strip()
             self._lock.close()
-            raise UserError(f"{self.path}: another process (pid {owner}) is using this run") from None
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()}\n")
-        self._lock.flush()
+            raise UserError(f"{self.path}: another process{f' (pid {owner})' if owner else ''} is using this run")
+        with naming(self.path / "lock"):
+            self._lock.truncate(0)
+            self._lock.write(f"{os.getpid()}\n")
+            self._lock.flush()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
-        if self._made and not self.config_file.exists():
-            shutil.rmtree(self.path)  # the run never started: leave nothing behind
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        metrics, self._metrics = self._metrics, None
+        if metrics is not None:
+            with contextlib.suppress(OSError):  # every line was flushed; what was refused then is refused again
+                metrics.close()
+        if self._new and (kind is not None or not self.config_file.exists()) and not self._has_begun():
+            for name in ("metrics.jsonl", "config.yaml", *_BEFORE_CONFIG):
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
+            remove_empty([self.checkpoints, *self._made])
         if self._lock is not None:
             self._lock.close()
+
+    def _has_begun(self) -> bool:
+        """Whether there is anything that was trained or measured."""
+        logged = self.metrics_file.exists() and self.metrics_file.stat().st_size > 0
+        return logged or any(self.checkpoints.glob("*"))
+
+    def _refuse_strangers(self) -> None:
+        """A folder without a configuration must be empty, but for what a kill leaves while a run starts."""
+        if self.summary_file.exists() or any(self.checkpoints.glob("step-*")):
+            raise UserError(f"{self.config_file}: is missing from this run; put it back, or {_NEW}")
+        ours = (*_BEFORE_CONFIG, "checkpoints")
+        strangers = sorted(p.name for p in self.path.glob("*") if p.name not in ours and p.suffix != ".tmp")
+        if strangers:
+            raise UserError(f"{self.path}: is not a run folder (it holds {strangers[0]!r}); name an empty one")
 
     def read_config(self) -> dict[str, Any] | None:
         """The configuration the run was started with; None for a new folder."""
         if not self.config_file.exists():
             return None
-        values = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise UserError(f"{self.config_file}: is not a run's configuration; was it edited?")
-        return values
+        try:
+            return read_yaml(self.config_file)[0]
+        except UserError as error:
+            raise UserError(f"{error}; it was edited or damaged: put it right, or {_NEW}") from None
 
     def read_fixed(self) -> dict[str, Any] | None:
         """What was fixed when the run started; None for a new folder."""
-        if not self.run_file.exists() or not self.config_file.exists():
+        if not self.config_file.exists():
             return None  # a kill between the two files: the run has not started
-        fixed: dict[str, Any] = json.loads(self.run_file.read_text(encoding="utf-8"))
+        mend = f"put it back as it was, or {_NEW}"
+        try:
+            fixed = read_object(self.run_file, mend)
+        except FileNotFoundError:
+            raise UserError(f"{self.run_file}: is missing from this run; {mend}") from None
+        try:
+            Schedule.from_dicts(fixed["stages"])
+        except (ValueError, TypeError, LookupError) as error:
+            raise UserError(f"{self.run_file}: is damaged (stages: {error}); {mend}") from None
+        if not isinstance(fixed.get("data_fingerprint"), str):
+            raise UserError(f"{self.run_file}: is damaged (no data_fingerprint); {mend}")
         return fixed
 
     def write_config(self, config: dict[str, Any], fixed: dict[str, Any]) -> None:
@@ -103,9 +165,14 @@ class RunFolder:
 
     def read_summary(self) -> dict[str, Any] | None:
         """The result of a run that is done; None before that."""
-        if not self.summary_file.exists():
+        mend = "remove it, and the run will end again from its last checkpoint"
+        try:
+            summary = read_object(self.summary_file, mend)
+        except FileNotFoundError:
             return None
-        summary: dict[str, Any] = json.loads(self.summary_file.read_text(encoding="utf-8"))
+        for key in _FIGURES:
+            if not _is_number(summary.get(key)):
+                raise UserError(f"{self.summary_file}: is damaged ({key} is not a number); {mend}")
         return summary
 
     def write_summary(self, summary: dict[str, Any]) -> None:
@@ -129,22 +196,53 @@ class RunFolder:
         """Append one line to the metrics, there for a reader at once."""
         if self._metrics is None:
             raise RuntimeError("call resume_metrics before log")
-        self._metrics.write(json.dumps(line) + "\n")
-        self._metrics.flush()
+        with naming(self.metrics_file):
+            self._metrics.write(json.dumps(line) + "\n")
+            self._metrics.flush()
 
     def sync_metrics(self) -> None:
         """Put the metrics on the disk, so that they never lag behind a checkpoint."""
         if self._metrics is not None:
-            os.fsync(self._metrics.fileno())
+            with naming(self.metrics_file):
+                os.fsync(self._metrics.fileno())
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics file; a last line cut short by a kill is left out."""
+    """The lines of a metrics file.
+
+    What cannot be read at its end was being written when the process or the machine died, and is left out.
+
+    Raises:
+        UserError: at a line that cannot be read and has one after it that can.
+    """
     if not path.exists():
         return
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            return
-        yield line
+    damaged = None
+    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
+        line = _metrics_line(text)
+        if line is None:
+            damaged = damaged or number
+        elif damaged is not None:
+            raise UserError(f"{path}, line {damaged}: is damaged; delete this line to go on without it")
+        else:
+            yield line
+
+
+def _metrics_line(text: bytes) -> dict[str, Any] | None:
+    """A line's values; None where it is not a line that a run writes."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or not is_whole_number(line.get("step")):
+        return None
+    numbers = ["loss"] if "loss" in line else []
+    if "validation_loss" in line:
+        numbers = ["validation_loss", "flops", "raw_tokens"]
+    if numbers and not (isinstance(line.get("phase"), str) and is_whole_number(line.get("bag_size"), 1)):
+        return None
+    return line if all(_is_number(line.get(name)) for name in numbers) else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import datetime
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from typing import Any
 import yaml
 
 from token_superposition.data.shards import TokenDataset
-from token_superposition.data.stream import TokenStream
 from token_superposition.errors import UserError
 from token_superposition.files import write_text
 from token_superposition.run.folder import RunFolder, read_metrics
@@ -36,9 +35,12 @@ from token_superposition.study.workers import Job, run_jobs
 from token_superposition.train.config import RunConfig, parse_config, read_yaml, with_keys
 from token_superposition.train.device import resolve_device
 from token_superposition.train.loop import what_is_odd
-from token_superposition.train.progress import warn
+from token_superposition.train.preflight import check_run
+from token_superposition.train.progress import say, warn
 from token_superposition.train.resume import check_unchanged
+from token_superposition.yaml_keys import child
 
+_MOST_SEEDS = 1000
 _NOT_YET = {
     "equal_data": "this version trains no arm that is given the raw tokens superposition read",
     "iso_loss": "this version trains one budget; a speed-up at equal loss needs several",
@@ -82,11 +84,19 @@ def make_study(
         return Study({"baseline": plain, "superposition": shared})
     if not isinstance(arms, dict) or len(arms) < 2 or not all(isinstance(a, dict) for a in arms.values()):
         raise UserError(f"{source}: arms: is a list of at least two names, each with the keys it changes")
-    for name in arms:
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.=,+-][\w.=,+ -]*", name):
-            raise UserError(f"{source}: arms.{name!r}: a name has letters, digits and . = , + - _ only")
+    for name in arms:  # it will be a folder's
+        if not isinstance(name, str) or not re.fullmatch(r"[\w=,+-][\w.=,+ -]{0,99}", name):
+            raise UserError(
+                f"{source}: arms.{name!r}: a name has at most 100 letters, digits and . = , + - _, and no point first"
+            )
     configs = {
-        name: parse_config(with_keys(values, keys), overrides, source=f"{source}: arms.{name}")
+        name: parse_config(
+            with_keys(values, keys, f"{source}: arms.{name}: "),
+            overrides,
+            source=source,
+            prefix=f"arms.{name}: ",
+            lines=child(child(lines, "arms"), name),
+        )
         for name, keys in arms.items()
     }
     baseline = [name for name, config in configs.items() if config.schedule().switch_step == 0]
@@ -117,16 +127,18 @@ def compare(
     Returns:
         The report, as in `report.json`.
     """
-    if num_seeds < 1:
-        raise UserError(f"--seeds is at least 1, not {num_seeds}")
+    if not 1 <= num_seeds <= _MOST_SEEDS:
+        raise UserError(f"--seeds is at least 1 and at most {_MOST_SEEDS}, not {num_seeds}")
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs is at least 1, not {jobs}")
+    check_folder(folder)
+    said = _check_arms(study, None if quiet else say)
     runs = [
         _write_run(folder, name, config, config.train.seed + offset)
         for offset in range(num_seeds)  # a seed's arms side by side, so that they meet the same machine
         for name, config in study.arms.items()
     ]
-    for text in _odd(study):
+    for text in said:
         warn(text)
     at_once, threads = _share(next(iter(study.arms.values())), len(runs), jobs)
     run_jobs(runs, at_once=at_once, threads=threads, quiet=quiet)
@@ -185,27 +197,41 @@ def build_report(study: Study, folder: Path, num_seeds: int) -> dict[str, Any]:
 def _write_run(folder: Path, name: str, config: RunConfig, seed: int) -> Job:
     """One run's configuration file, and its job."""
     place = folder / "runs" / name
-    place.mkdir(parents=True, exist_ok=True)
     values = config.model_dump(mode="json", exclude_unset=True)
     values.setdefault("train", {})["seed"] = seed
     run = place / f"seed-{seed}"
     check_unchanged(parse_config(values), RunFolder(run))  # before what is there is taken for what is asked
+    place.mkdir(parents=True, exist_ok=True)
     file = place / f"seed-{seed}.yaml"
     write_text(file, yaml.safe_dump(values, sort_keys=False))
     return Job(f"{name}, seed {seed}", file, run, config.train.total_steps)
 
 
-def _odd(study: Study) -> list[str]:
-    """What the runs would say before they start, arm by arm."""
-    said = []
+def check_folder(folder: Path) -> None:
+    """Refuse to write a study into a folder that holds something else; UserError names it.
+
+    A study's folder has `runs`, and before the first of them at most the demo's `data`.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file, not a study's folder; name another")
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+    strangers = [name for name in names if name != "data"]
+    if strangers and "runs" not in names:
+        raise UserError(f"{folder}: is not a study's folder (it holds {strangers[0]!r}); name an empty one")
+
+
+def _check_arms(study: Study, say: Callable[[str], None] | None) -> list[str]:
+    """Refuse an arm that could not run, before any starts; returns what is odd about them."""
+    verified, said = set(), []
     for name, config in study.arms.items():
-        stream = TokenStream(
-            TokenDataset.open(config.data.path, "train"),
-            config.schedule(),
-            sequence_length=config.train.sequence_length,
-            rows_per_step=config.train.batch_size,
-            seed=config.train.seed,
-        )
+        data = config.data
+        if data.path in verified:  # once is enough
+            config = config.model_copy(update={"data": data.model_copy(update={"verify": False})})
+        try:
+            stream = check_run(config, say)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        verified.add(data.path)
         said += [f"{name}: {text}" for text in what_is_odd(config, stream)]
     return said
 

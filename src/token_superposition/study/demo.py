@@ -10,7 +10,7 @@ import yaml
 
 from token_superposition.data.prepare import prepare
 from token_superposition.errors import UserError
-from token_superposition.study.compare import compare, make_study
+from token_superposition.study.compare import check_folder, compare, make_study
 
 
 def demo_config() -> dict[str, Any]:
@@ -40,6 +40,7 @@ def demo(
     """
     if steps is not None and steps < 10:
         raise UserError(f"--steps is at least 10, not {steps}")
+    check_folder(folder)
     data = folder / "data"
     prepare(["python"], tokenizer="bytes", out=data, quiet=quiet)
     overrides: dict[str, Any] = {"data.path": str(data)}

@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from token_superposition.errors import UserError
+from token_superposition.errors import RunFailedError, UserError
 
 _SECONDS_BETWEEN_LINES = 60.0
 
@@ -57,10 +57,10 @@ class Job:
         except OSError:
             return 0, "starting"
         for text in reversed(lines):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, LookupError, TypeError):  # half a line, or a damaged one
                 line = json.loads(text)
                 if "loss" in line:
-                    return line["step"], f"{line['phase']}, loss {line['loss']:.3f}"
+                    return int(line["step"]), f"{line['phase']}, loss {line['loss']:.3f}"
         return 0, "starting"
 
 
@@ -69,7 +69,7 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, threads: int, quiet: bool) ->
 
     Raises:
         UserError: where a run says that its input is wrong, in its words.
-        RuntimeError: where a run fails otherwise; names its log.
+        RunFailedError: where a run fails otherwise; names its log.
         KeyboardInterrupt: after every running job has written its checkpoint.
     """
     waiting = [job for job in jobs if not job.done]
@@ -107,6 +107,7 @@ def _interrupt_on(*numbers: signal.Signals) -> dict[signal.Signals, Any]:
 
 def _start(job: Job, threads: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "token_superposition", "train", str(job.config)]
+    command += ["--data.verify", "false"]  # the study has done it, once for all runs
     with job.log.open("wb") as log:
         return subprocess.Popen(
             [*command, "--out", str(job.folder), "--quiet"],
@@ -125,7 +126,7 @@ def _check(job: Job, code: int) -> None:
     last = lines[-1].removeprefix("error: ") if lines else "it said nothing"
     if code == 2:
         raise UserError(f"{job.name}: {last}")
-    raise RuntimeError(f"{job.name} ended with exit code {code}: {last} (all of it: {job.log})")
+    raise RunFailedError(f"{job.name} ended with exit code {code}: {last} (all of it: {job.log})")
 
 
 class _Display:

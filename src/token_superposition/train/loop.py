@@ -30,7 +30,8 @@ from token_superposition.run.checkpoint import (
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig
 from token_superposition.train.device import matrix_peak, peak_memory_bytes
-from token_superposition.train.progress import MetricsSink, ProgressSink, TensorBoardSink, warn
+from token_superposition.train.preflight import check_data
+from token_superposition.train.progress import MetricsSink, ProgressSink, TensorBoardSink, say, warn
 from token_superposition.train.resume import check_unchanged, settle_config, settle_schedule
 from token_superposition.train.trainer import Trainer
 
@@ -64,6 +65,7 @@ def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, An
         summary = folder.read_summary()
         if summary is not None:
             return summary
+        check_data(config, None if quiet else say)
         trainer = Trainer(config, schedule)
         fixed_now = {"stages": schedule.as_dicts(), "data_fingerprint": trainer.dataset.fingerprint}
         trainer.dataset.tokenizer.save(folder.path)
@@ -247,6 +249,8 @@ def what_is_odd(config: RunConfig, stream: TokenStream) -> list[str]:
             f"{stream.corpus.num_tokens:,} in {config.data.path}: text repeats; more text, a smaller "
             "bag_size or ratio, or mode output_only would avoid that"
         )
+    if schedule.switch_step == 0 and (config.superposition.bag_size > 1 or config.superposition.stages):
+        said.append("superposition lasts no step: its ratio is under half a step; raise it, or take bag_size 1")
     decay = schedule.total_steps - config.train.decay_steps
     if schedule.switch_step > decay:
         said.append(

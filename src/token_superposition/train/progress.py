@@ -110,6 +110,11 @@ class TensorBoardSink:
         self._writer.close()
 
 
+def say(text: str) -> None:
+    """A line to standard error."""
+    print(text, file=sys.stderr)
+
+
 def warn(text: str) -> None:
     """A warning to standard error that does not stop anything."""
     print(f"warning: {text}", file=sys.stderr)

@@ -17,12 +17,13 @@ import torch
 
 from token_superposition.data.shards import TokenDataset
 from token_superposition.errors import UserError
+from token_superposition.objective.slot_weights import parse_slot_weights
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig, changed_keys, parse_config
 from token_superposition.train.device import resolve_device, resolve_dtype
 
-_FREE = ("logging.", "data.path", "train.total_steps")
+_FREE = ("logging.", "data.path", "data.verify", "train.total_steps")
 _RESULT = ("logging.validation_tokens", "logging.interim_validation_tokens")  # what figures are taken on
 
 
@@ -32,9 +33,10 @@ def settle_config(config: RunConfig, folder: RunFolder) -> RunConfig:
     Raises:
         UserError: where the folder's run was started with another configuration; names the key.
     """
-    stored = folder.read_config()
+    stored = _stored(folder)
     settled = config.model_dump(mode="json")
-    train, before = settled["train"], (stored or {}).get("train", {})
+    train = settled["train"]
+    before = {key: value for key, value in (stored or settled)["train"].items() if value != "auto"}
     if train["device"] == "auto":
         train["device"] = before.get("device") or str(resolve_device("auto"))
     if train["dtype"] == "auto":
@@ -51,7 +53,6 @@ def settle_config(config: RunConfig, folder: RunFolder) -> RunConfig:
                     f"{folder.path}: this run was started with {key} {old!r}, and is now given {new!r}; "
                     "give the old value to go on, or name another folder for a new run"
                 )
-    # Texts such as `ratio` and `superposition_steps` exclude each other, so what was not given is left out.
     return parse_config(_without_nulls(settled))
 
 
@@ -69,6 +70,11 @@ def settle_schedule(config: RunConfig, fixed: dict[str, Any] | None, steps_done:
     if fixed is None:
         return config.schedule()
     schedule = Schedule.from_dicts(fixed["stages"])
+    for stage in schedule.stages:
+        try:
+            parse_slot_weights(stage.slot_weights)
+        except ValueError as error:
+            raise UserError(f"the run's run.json is damaged: {error}; put it back as it was") from None
     old, new = schedule.total_steps, config.train.total_steps
     if old == new:
         return schedule
@@ -102,6 +108,18 @@ def check_unchanged(config: RunConfig, folder: RunFolder) -> None:
         raise UserError(f"data.path: {settled.data.path} is not the data that the run in {folder.path} started with")
 
 
+def _stored(folder: RunFolder) -> dict[str, Any] | None:
+    """The configuration that the folder's run was started with; None for a new one."""
+    values = folder.read_config()
+    if values is None:
+        return None
+    try:
+        config = parse_config(_without_nulls(values), source=str(folder.config_file))
+    except UserError as error:
+        raise UserError(f"{error}; it was edited or damaged: put it right, or name another folder") from None
+    return config.model_dump(mode="json")
+
+
 def _value(values: dict[str, Any], dotted: str) -> Any:
     found: Any = values
     for key in dotted.split("."):
@@ -109,9 +127,9 @@ def _value(values: dict[str, Any], dotted: str) -> Any:
     return found
 
 
-def _without_nulls(values: Any) -> Any:
-    """The same dictionaries without the keys of `superposition` that stand at their defaults."""
-    part = dict(values["superposition"])
-    if part["stages"] is not None:
-        part = {"stages": part["stages"]}
-    return {**values, "superposition": part}
+def _without_nulls(values: dict[str, Any]) -> dict[str, Any]:
+    """The same, without what a whole configuration says beside `superposition.stages`: the two exclude each other."""
+    part = values.get("superposition")
+    if isinstance(part, dict) and part.get("stages") is not None:
+        return {**values, "superposition": {"stages": part["stages"]}}
+    return values
