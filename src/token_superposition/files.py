@@ -70,7 +70,9 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = str(path)  # nobody has heard of the temporary one
         with contextlib.suppress(OSError):  # a disk that refused the file may refuse this too: say the first
             temporary.unlink(missing_ok=True)
         raise

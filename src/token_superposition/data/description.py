@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,10 @@ DATASET_VERSION = 1
 SPLITS = ("train", "validation")
 AGAIN = "prepare the data again (tst prepare with --overwrite)"
 
-_SHARD_NAME = re.compile(r"[\w-]+\.tokens")  # a name in the folder, never a path out of it
+
+def shard_name(split: str, number: int) -> str:
+    """The file name of a split's shard."""
+    return f"{split}-{number:05d}.tokens"
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -46,9 +48,9 @@ def read_description(folder: Path) -> dict[str, Any]:
         shards = split.get("shards") if isinstance(split, dict) else None
         if not isinstance(shards, list) or not shards or not all(map(_is_counted, [split, *shards])):
             raise UserError(f"{file}: is damaged (split {name!r}); {AGAIN}")
-        for shard in shards:
-            if not isinstance(shard.get("file"), str) or not _SHARD_NAME.fullmatch(shard["file"]):
-                raise UserError(f"{file}: is damaged (split {name!r} names no shard: {shard.get('file')!r}); {AGAIN}")
+        for number, shard in enumerate(shards):  # of this split, once, and never a path out of the folder
+            if shard.get("file") != shard_name(name, number):
+                raise UserError(f"{file}: is damaged (split {name!r} names the shard {shard.get('file')!r}); {AGAIN}")
     return description
 
 

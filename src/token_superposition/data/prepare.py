@@ -32,8 +32,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from token_superposition.data.description import DATASET_FILE, DATASET_FORMAT, DATASET_VERSION, read_description
-from token_superposition.data.shards import ShardWriter, TokenDataset, shard_name, token_dtype
+from token_superposition.data.description import (
+    DATASET_FILE,
+    DATASET_FORMAT,
+    DATASET_VERSION,
+    read_description,
+    shard_name,
+)
+from token_superposition.data.shards import ShardWriter, TokenDataset, token_dtype
 from token_superposition.data.sources import PYTHON, Corpus, source_name
 from token_superposition.data.tokenizers import TOKENIZER_FILE, Tokenizer, make_tokenizer
 from token_superposition.errors import UserError

@@ -52,11 +52,6 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
-def shard_name(split: str, number: int) -> str:
-    """The file name of a split's shard."""
-    return f"{split}-{number:05d}.tokens"
-
-
 @dataclass(frozen=True)
 class ShardHeader:
     """A shard's first 256 bytes.

@@ -17,12 +17,10 @@ import torch
 from torch import nn
 
 from token_superposition.errors import UserError, did_you_mean
+from token_superposition.files import is_whole_number
 from token_superposition.model.families import RESIDUAL_PROJECTIONS
 from token_superposition.model.size import WEIGHT_BYTES, check_numbers, check_size, counted
 from token_superposition.plan.accounting import ModelCost
-
-# Keys of every family that say what a model is or was, or how it answers, not what it is made of.
-_NOT_OURS = {"_name_or_path", "architectures", "model_type", "return_dict", "transformers_version", "use_cache"}
 
 
 def build_model(
@@ -103,7 +101,7 @@ def outline_model(
 def check_length(model: nn.Module, sequence_length: int) -> None:
     """Refuse rows that are longer than a model takes; UserError says both lengths."""
     longest = getattr(model.config, "max_position_embeddings", None)
-    if isinstance(longest, int) and longest < sequence_length:
+    if isinstance(longest, int) and 0 <= longest < sequence_length:  # negative stands for no limit
         raise UserError(
             f"train.sequence_length: {sequence_length} is more than the model's "
             f"max_position_embeddings of {longest}; raise model.config.max_position_embeddings"
@@ -121,9 +119,10 @@ def _resolve(architecture: str, config: Mapping[str, Any], vocab_size: int, end_
         raise UserError(f"model.architecture: {architecture!r} is not a causal language model of transformers{near}")
     known = _known_keys(CONFIG_MAPPING[architecture])
     for key in config:
-        if key in _NOT_OURS or key not in known:
-            near = did_you_mean(key, known - _NOT_OURS)
-            raise UserError(f"model.config.{key}: {architecture} has no such key{near}")
+        if key == "model_type":
+            raise UserError(f"model.config.{key}: is said by model.architecture ({architecture}); leave it out")
+        if key not in known:
+            raise UserError(f"model.config.{key}: {architecture} has no such key{did_you_mean(key, known)}")
     check_numbers(config)
     size = config.get("vocab_size", vocab_size)
     if not isinstance(size, int) or size < vocab_size:
@@ -137,9 +136,15 @@ def _resolve(architecture: str, config: Mapping[str, Any], vocab_size: int, end_
     if "is_decoder" in known:  # families that can be encoders look ahead unless told not to
         values.setdefault("is_decoder", True)
     try:
-        return AutoConfig.for_model(architecture, **values)
+        resolved = AutoConfig.for_model(architecture, **values)
+        num_layers = resolved.num_hidden_layers
     except Exception as error:  # families refuse values in every way there is
         raise _refused(architecture, "refuses", error) from error
+    if not is_whole_number(num_layers, 1):
+        raise UserError(
+            f"model.config: {architecture} with these values has {num_layers!r} layers; at least 1 is needed"
+        )
+    return resolved
 
 
 def _construct(architecture: str, resolved: Any) -> nn.Module:
@@ -162,14 +167,14 @@ def _from_config(resolved: Any) -> nn.Module:
 @torch.no_grad()
 def _try_out(architecture: str, model: nn.Module) -> None:
     """Run a few tokens through the family's own code: some values are refused only there."""
-    model.eval()
-    try:
-        logits = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False).logits
-        if logits.shape[:2] != (1, 2):
-            raise ValueError(f"the logits of 2 tokens have the shape {tuple(logits.shape)}")
-    except Exception as error:
-        raise _refused(architecture, "cannot run with", error) from error
-    model.train()
+    for training in (False, True):  # and leave it in training mode, as it was built
+        model.train(training)
+        try:
+            logits = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False).logits
+            if logits.shape[:2] != (1, 2):
+                raise ValueError(f"the logits of 2 tokens have the shape {tuple(logits.shape)}")
+        except Exception as error:
+            raise _refused(architecture, "cannot run with", error) from error
 
 
 def _refused(architecture: str, verb: str, error: Exception) -> UserError:

@@ -24,7 +24,7 @@ from token_superposition.errors import UserError
 WEIGHT_BYTES = 4  # float32
 TRAINED_BYTES = 16  # float32 weight, gradient and the two moments of Adam
 
-_MOST_LAYERS = 10_000
+_MOST_LAYERS = 2_000
 _MOST_MODULES = 200_000
 _LARGEST = 10**12
 _LARGEST_IN_A_LIST = 10**6  # a family may repeat a word of a list that often

@@ -99,10 +99,14 @@ class RunFolder:
             owner = self._lock.read().strip()
             self._lock.close()
             raise UserError(f"{self.path}: another process{f' (pid {owner})' if owner else ''} is using this run")
-        with naming(self.path / "lock"):
-            self._lock.truncate(0)
-            self._lock.write(f"{os.getpid()}\n")
-            self._lock.flush()
+        try:
+            with naming(self.path / "lock"):
+                self._lock.truncate(0)
+                self._lock.write(f"{os.getpid()}\n")
+                self._lock.flush()
+        except OSError as error:
+            self.__exit__(type(error))
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -116,7 +120,8 @@ class RunFolder:
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
             remove_empty([self.checkpoints, *self._made])
         if self._lock is not None:
-            self._lock.close()
+            with contextlib.suppress(OSError):
+                self._lock.close()
 
     def _has_begun(self) -> bool:
         """Whether there is anything that was trained or measured."""

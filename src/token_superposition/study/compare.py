@@ -27,7 +27,7 @@ import yaml
 
 from token_superposition.data.shards import TokenDataset
 from token_superposition.errors import UserError
-from token_superposition.files import write_text
+from token_superposition.files import make_folder, remove_empty, write_text
 from token_superposition.run.folder import RunFolder, read_metrics
 from token_superposition.study.report import write_report
 from token_superposition.study.statistics import paired_difference
@@ -127,11 +127,7 @@ def compare(
     Returns:
         The report, as in `report.json`.
     """
-    if not 1 <= num_seeds <= _MOST_SEEDS:
-        raise UserError(f"--seeds is at least 1 and at most {_MOST_SEEDS}, not {num_seeds}")
-    if jobs is not None and jobs < 1:
-        raise UserError(f"--jobs is at least 1, not {jobs}")
-    check_folder(folder)
+    check_request(folder, num_seeds, jobs)
     said = _check_arms(study, None if quiet else say)
     runs = [
         _write_run(folder, name, config, config.train.seed + offset)
@@ -201,20 +197,35 @@ def _write_run(folder: Path, name: str, config: RunConfig, seed: int) -> Job:
     values.setdefault("train", {})["seed"] = seed
     run = place / f"seed-{seed}"
     check_unchanged(parse_config(values), RunFolder(run))  # before what is there is taken for what is asked
-    place.mkdir(parents=True, exist_ok=True)
+    try:
+        made = make_folder(place)
+    except OSError as error:
+        raise UserError(f"{place}: cannot be made ({error.strerror}); name another folder") from None
     file = place / f"seed-{seed}.yaml"
-    write_text(file, yaml.safe_dump(values, sort_keys=False))
+    try:
+        write_text(file, yaml.safe_dump(values, sort_keys=False))
+    except OSError:
+        remove_empty(made)
+        raise
     return Job(f"{name}, seed {seed}", file, run, config.train.total_steps)
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse to write a study into a folder that holds something else; UserError names it.
+def check_request(folder: Path, num_seeds: int, jobs: int | None) -> None:
+    """Refuse numbers out of range, and a folder that holds something else than a study.
 
     A study's folder has `runs`, and before the first of them at most the demo's `data`.
+
+    Raises:
+        UserError: naming the option, or what the folder holds.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: is a file, not a study's folder; name another")
-    names = sorted(entry.name for entry in folder.iterdir()) if folder.exists() else []
+    if not 1 <= num_seeds <= _MOST_SEEDS:
+        raise UserError(f"--seeds is at least 1 and at most {_MOST_SEEDS}, not {num_seeds}")
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs is at least 1, not {jobs}")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{folder}: cannot be a study's folder ({there} is a file); name another")
+    names = sorted(entry.name for entry in folder.iterdir()) if there == folder else []
     strangers = [name for name in names if name != "data"]
     if strangers and "runs" not in names:
         raise UserError(f"{folder}: is not a study's folder (it holds {strangers[0]!r}); name an empty one")

@@ -10,7 +10,7 @@ import yaml
 
 from token_superposition.data.prepare import prepare
 from token_superposition.errors import UserError
-from token_superposition.study.compare import check_folder, compare, make_study
+from token_superposition.study.compare import check_request, compare, make_study
 
 
 def demo_config() -> dict[str, Any]:
@@ -40,12 +40,12 @@ def demo(
     """
     if steps is not None and steps < 10:
         raise UserError(f"--steps is at least 10, not {steps}")
-    check_folder(folder)
+    check_request(folder, num_seeds, jobs)
     data = folder / "data"
-    prepare(["python"], tokenizer="bytes", out=data, quiet=quiet)
     overrides: dict[str, Any] = {"data.path": str(data)}
     if steps is not None:
         overrides["train.total_steps"] = steps
-    study = make_study(demo_config(), overrides, source="demo.yaml")
+    study = make_study(demo_config(), overrides, source="demo.yaml")  # before the minutes that preparing may take
+    prepare(["python"], tokenizer="bytes", out=data, quiet=quiet)
     command = f"tst demo --seeds {num_seeds} --out {folder}" + ("" if steps is None else f" --steps {steps}")
     return compare(study, folder, num_seeds=num_seeds, jobs=jobs, quiet=quiet, command=command)

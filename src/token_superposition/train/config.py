@@ -83,7 +83,7 @@ def _slot_weights(value: Any) -> Any:
 PositiveInt = Annotated[int, BeforeValidator(_number), Field(ge=1, le=_MOST)]
 NotNegativeInt = Annotated[int, BeforeValidator(_number), Field(ge=0, le=_MOST)]
 Seed = Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**63)]
-NumThreads = Annotated[int, BeforeValidator(_number), Field(ge=1, le=1024)]
+NumThreads = Annotated[int, BeforeValidator(_number), Field(ge=1, le=512)]
 Ratio = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1, allow_inf_nan=False)]
 Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1, allow_inf_nan=False)]
 Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]

@@ -40,12 +40,15 @@ def check_data(config: RunConfig, say: Callable[[str], None] | None = None) -> N
 def check_batch(config: RunConfig) -> None:
     """Compare a step's token ids with the memory there is; UserError says both."""
     train = config.train
-    largest = max(stage.input_bag_size * train.sequence_length + stage.bag_size for stage in config.schedule().stages)
-    num_bytes = _AHEAD * train.batch_size * largest * _ID_BYTES * 2  # inputs and targets
+    row, bag_size = max(
+        (stage.input_bag_size * train.sequence_length + stage.bag_size, stage.bag_size)
+        for stage in config.schedule().stages
+    )
+    num_bytes = _AHEAD * train.batch_size * row * _ID_BYTES * 2  # inputs and targets
     memory = available_memory()
     if num_bytes > memory:
         raise UserError(
-            f"train.batch_size: {train.batch_size} rows of {train.sequence_length} positions take "
+            f"train.batch_size: {train.batch_size} rows of {train.sequence_length} positions of {bag_size} tokens take "
             f"{gigabytes(num_bytes)} for their token ids alone, and this machine has {gigabytes(memory)} free; "
             "lower train.batch_size, train.sequence_length or the bag size"
         )

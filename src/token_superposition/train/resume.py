@@ -17,7 +17,6 @@ import torch
 
 from token_superposition.data.shards import TokenDataset
 from token_superposition.errors import UserError
-from token_superposition.objective.slot_weights import parse_slot_weights
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig, changed_keys, parse_config
@@ -70,11 +69,11 @@ def settle_schedule(config: RunConfig, fixed: dict[str, Any] | None, steps_done:
     if fixed is None:
         return config.schedule()
     schedule = Schedule.from_dicts(fixed["stages"])
+    part = config.superposition
+    kinds = {(each.bag_size, each.mode, each.slot_weights) for each in (part, *(part.stages or ()))}
     for stage in schedule.stages:
-        try:
-            parse_slot_weights(stage.slot_weights)
-        except ValueError as error:
-            raise UserError(f"the run's run.json is damaged: {error}; put it back as it was") from None
+        if stage.bag_size > 1 and (stage.bag_size, stage.mode, stage.slot_weights) not in kinds:
+            raise UserError(f"the run's run.json is damaged: its configuration has no {stage}; put it back as it was")
     old, new = schedule.total_steps, config.train.total_steps
     if old == new:
         return schedule
