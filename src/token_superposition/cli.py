@@ -2,7 +2,8 @@
 
 Each command imports what it needs when it runs, so `tst --help` answers at once. Results go to standard
 output (with `--json`, one JSON object as its last line), everything else to standard error. Exit codes: 0
-done; 2 the user's input is wrong, said in one line; 1 anything else; 130 interrupted, after a checkpoint.
+done; 2 the user's input is wrong, or the machine refuses (a full disk), said in one line; 1 anything else;
+130 interrupted, after a checkpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from token_superposition import __version__
-from token_superposition.errors import RunError, UserError
+from token_superposition.errors import RunError, UserError, machine_trouble, one_line
 from token_superposition.use.commands import add_use_commands
 
 _EPILOG = "Documentation: the README and docs/ of the repository. Paper: arXiv 2605.06546."
@@ -35,26 +36,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop, however it is made
     try:
-        words, overrides = _split(sys.argv[1:] if arguments is None else arguments)
+        words, overrides = _split(_as_text(sys.argv[1:] if arguments is None else arguments))
         options = _parser().parse_args(words)
         command: Callable[[argparse.Namespace, dict[str, str]], tuple[dict[str, Any], str]] = options.run
         if overrides and not options.takes_keys:
             raise UserError(f"--{next(iter(overrides))}: this command takes no keys of a configuration")
         result, text = command(options, overrides)
-        print(json.dumps(result) if options.json else text, flush=True)
+        _print(json.dumps(result) if options.json else text)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _failed(str(error), 2)
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _failed(str(error), 1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:
+        trouble = machine_trouble(error)
+        if trouble is None:
+            raise
+        return _failed(trouble, 2)
     return 0
+
+
+def _print(text: str) -> None:
+    """The result, to standard output, also where that cannot write every character."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, errors="backslashreplace").decode(encoding), flush=True)
+    except OSError as error:
+        # What could not be written stays in Python's buffer, and would fail once more at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        error.filename = "standard output"
+        raise
+
+
+def _failed(text: str, code: int) -> int:
+    print(f"error: {one_line(text)}", file=sys.stderr)
+    return code
+
+
+def _as_text(arguments: Sequence[str]) -> Sequence[str]:
+    """The arguments, where all of them are text that a file or a message can hold."""
+    for argument in arguments:
+        # Python passes on the bytes of a file's name that are no UTF-8 as halves of surrogate pairs.
+        if "\0" in argument or argument.encode("utf-8", errors="ignore").decode("utf-8") != argument:
+            raise UserError(f"the argument {argument!r} is not UTF-8 text")
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,15 +1,53 @@
-"""The exceptions that are one line for the user to read.
+"""What is said instead of a traceback, each in one line.
 
 The command line turns a `UserError` into a single line on standard error and exit code 2, without a
-traceback. Its text says what is wrong, where (file, line, key, value) and how to mend it. A `RunError` is a run
-that cannot go on though its input is right: one line too, exit code 1. Whatever else is raised is a fault of
-ours, or of the machine, and keeps its traceback.
+traceback. Its text says what is wrong, where (file, line, key, value) and how to mend it. A `RunError` is a
+run that cannot go on though its input is right: one line too, exit code 1. What the machine refuses (a full
+disk, a folder that may not be written, memory that is not there) comes up as Python's own exceptions from
+wherever it happens, and `machine_trouble` is the one place that puts it into words. Whatever else is raised
+is a fault of ours and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+_SPACE = "make room there, or name another place"
+_RIGHTS = "allow it, or name another place"
+_PATH = "name another place"
+_DISK = "see what is wrong with the disk"
+
+# What a person can mend, and how. Any other error number is for us to understand.
+_MENDS = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f), or name another place",
+    errno.EROFS: _RIGHTS,
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EEXIST: _PATH,
+    errno.ENOTDIR: _PATH,
+    errno.EISDIR: _PATH,
+    errno.ENOTEMPTY: _PATH,
+    errno.ENAMETOOLONG: _PATH,
+    errno.ELOOP: _PATH,
+    errno.EXDEV: _PATH,
+    errno.ETXTBSY: _PATH,
+    errno.EBUSY: _PATH,
+    errno.ENOLCK: "its file system knows no locks; name another place",
+    errno.EOPNOTSUPP: "its file system cannot do that; name another place",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close other programs: the machine has too many files open",
+    errno.ENOMEM: "the machine is out of memory",
+    errno.EAGAIN: "the machine is out of processes or memory",
+    errno.EIO: _DISK,
+    errno.ESTALE: _DISK,
+    errno.ENODEV: _DISK,
+    errno.ENXIO: _DISK,
+}
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 class UserError(Exception):
@@ -26,6 +64,30 @@ class TrainingDivergedError(RunError):
 
 class CheckpointError(RunError):
     """A checkpoint could not be written, such as onto a full disk; the message says where and why."""
+
+
+class RunFailedError(RunError):
+    """A run of a study ended by a fault of its own; the message names its log."""
+
+
+def machine_trouble(error: BaseException) -> str | None:
+    """What the machine refused, in one line that names the file; None for an error that is not of that kind."""
+    if isinstance(error, OSError) and error.errno in _MENDS:
+        # What is raised by writing to an open file does not know its name; see files.naming.
+        where = f"{error.filename}: " if error.filename not in (None, "") else ""
+        return f"{where}{error.strerror or type(error).__name__}; {_MENDS[error.errno]}"
+    text = str(error)
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
+    ):
+        first = f" ({text.splitlines()[0]})" if text else ""
+        return f"out of memory{first}; a smaller train.micro_batch_size, sequence or model needs less"
+    return None
+
+
+def one_line(text: str) -> str:
+    """`text` with line breaks and other characters that a terminal would act on written out, as in `\\n`."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text.strip())
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -3,6 +3,10 @@
 A reader never sees half a file: content goes to a temporary name in the same folder, is flushed to the disk,
 and takes its final name in one step. `replace_folder` does the same for a folder that was filled beside its
 final place.
+
+What goes wrong on the disk is not handled here: it comes out as the `OSError` it is, with the file's name,
+and the command line puts it into words (`errors.machine_trouble`). What is read back is never trusted:
+`read_object` gives a JSON object or a `UserError`.
 """
 
 from __future__ import annotations
@@ -11,9 +15,11 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from token_superposition.errors import UserError
 
 
 def sync_folder(folder: Path) -> None:
@@ -34,17 +40,49 @@ def could_not_write(path: Path, *causes: BaseException) -> str:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give every OSError that leaves the block a file's name: writing to an open file raises one without."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def make_folder(path: Path) -> list[Path]:
+    """Make a folder and those above it; returns what was not there before, the innermost first."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        remove_empty(made)
+        raise
+    return made
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove those of the folders that are empty, in the order given."""
+    for folder in folders:
+        with contextlib.suppress(OSError):  # not empty, or never made
+            folder.rmdir()
+
+
+@contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that appears under `path` when the block ends, and not at all when it raises."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = str(path)  # nobody has heard of the temporary one
+        with contextlib.suppress(OSError):  # a disk that refused the file may refuse this too: say the first
+            temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
 
@@ -58,6 +96,35 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON to `path`, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_object(path: Path, mend: str) -> dict[str, Any]:
+    """The JSON object in a file that somebody or something may have damaged.
+
+    Args:
+        path: the file.
+        mend: what to do where it is not one, for the message.
+
+    Raises:
+        UserError: where it cannot be read or is no JSON object; names the file and the mend.
+        FileNotFoundError: where it is not there.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {mend}") from None
+    except (ValueError, RecursionError):  # text that is not UTF-8 is a ValueError too
+        raise UserError(f"{path}: is not JSON; {mend}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: is JSON, but no object; {mend}")
+    return value
+
+
+def is_whole_number(value: object, least: int = 0) -> bool:
+    """Whether a value that was read is an integer of at least `least` (which True is not)."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def replace_folder(filled: Path, final: Path) -> None:

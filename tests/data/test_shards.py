@@ -106,6 +106,7 @@ def test_the_fingerprint_is_the_datas(folder: Path, copy: Path) -> None:
 
 def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
     class Wide(ByteTokenizer):
+        num_ids = 100_000
         vocab_size = 100_032
 
     path = tmp_path / "train-00000.tokens"
@@ -178,7 +179,8 @@ def test_folders_that_are_no_data_set(copy: Path, tmp_path: Path) -> None:
     description = json.loads((copy / "dataset.json").read_text())
     for content, wanted in (
         ("{", "is not JSON"),
-        ("[]", "does not describe a prepared data set"),
+        ("[]", "is JSON, but no object"),
+        ("{}", "does not describe a prepared data set"),
         (json.dumps({**description, "version": 2}), "has version 2, this package reads version 1"),
     ):
         (copy / "dataset.json").write_text(content)

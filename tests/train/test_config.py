@@ -68,7 +68,7 @@ def test_a_learning_rate_without_a_point_is_a_number() -> None:
         ("trian:\n  seed: 1", "line 3: trian: no such key; did you mean 'train'?"),
         ("bag_size: 2", "did you mean 'superposition.bag_size'?"),
         ("superposition:\n  bag_size: 0", "line 4: superposition.bag_size: input should be greater than or equal to 1"),
-        ("superposition:\n  bag_size: two", "line 4: superposition.bag_size: input should be a valid integer"),
+        ("superposition:\n  bag_size: two", "line 4: superposition.bag_size: a number is needed, not a text"),
         ("superposition:\n  bag_size: true", "superposition.bag_size: a number is needed"),
         ("superposition:\n  ratio: 1.0", "ratio: input should be less than 1 (given: 1.0)"),
         ("superposition:\n  ratio: .nan", "superposition.ratio: "),

@@ -14,7 +14,7 @@ from tests.train.runs import go
 from token_superposition.cli import main
 from token_superposition.data.shards import TokenDataset
 from token_superposition.errors import UserError
-from token_superposition.model.build import build_model
+from token_superposition.model.build import build_model, sketch_model
 from token_superposition.model.memory import abstract, estimate_memory
 from token_superposition.model.superposed import SuperposedLM
 from token_superposition.train.config import parse_config
@@ -77,7 +77,7 @@ def test_the_estimate_counts_what_autograd_really_saves(family: str, more: dict[
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, **more}
     options: dict[str, Any] = {"vocab_size": 320, "end_of_document_id": 256, "seed": 0}
     with abstract():
-        model = build_model(family, sizes, **options)
+        model = sketch_model(family, sizes, vocab_size=320, end_of_document_id=256)
         estimate = estimate_memory(model, ids_shape=(2, 16, 4), num_targets=4, dtype=torch.float32)
     model = build_model(family, sizes, **options)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -101,7 +101,7 @@ def test_the_estimate_counts_what_autograd_really_saves(family: str, more: dict[
 def test_where_activations_cannot_be_known_it_says_so() -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "moe_intermediate_size": 16}
     with abstract():
-        model = build_model("qwen3_moe", {**sizes, "num_experts": 4}, vocab_size=320, end_of_document_id=256, seed=0)
+        model = sketch_model("qwen3_moe", {**sizes, "num_experts": 4}, vocab_size=320, end_of_document_id=256)
         estimate = estimate_memory(model, ids_shape=(2, 16, 4), num_targets=4, dtype=torch.float32)
     assert estimate.activations is None
     assert estimate.weights > 0

@@ -32,20 +32,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from token_superposition.data.shards import (
+from token_superposition.data.description import (
     DATASET_FILE,
     DATASET_FORMAT,
     DATASET_VERSION,
-    ShardWriter,
-    TokenDataset,
     read_description,
     shard_name,
-    token_dtype,
 )
+from token_superposition.data.shards import ShardWriter, TokenDataset, token_dtype
 from token_superposition.data.sources import PYTHON, Corpus, source_name
 from token_superposition.data.tokenizers import TOKENIZER_FILE, Tokenizer, make_tokenizer
 from token_superposition.errors import UserError
-from token_superposition.files import replace_folder, write_json
+from token_superposition.files import make_folder, naming, remove_empty, replace_folder, write_json
 
 _SPILL_FILE = "spill"
 _COUNTED = ("tokens", "bytes", "documents")
@@ -101,6 +99,8 @@ def prepare(
             "max_validation_tokens and max_shard_tokens are at least 1, validation_fraction is between 0 and 1 "
             f"(not {max_validation_tokens}, {max_shard_tokens}, {validation_fraction})"
         )
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed is at least 0 and under 2**63, not {seed if abs(seed) < 10**30 else 'as it is'}")
     out = Path(out)
     codec = make_tokenizer(tokenizer)
     names = sorted(source_name(source) for source in sources)
@@ -162,12 +162,16 @@ def _already(out: Path, request: dict[str, Any], corpus: Corpus, *, overwrite: b
             raise UserError(f"{out}: holds {strangers[0]!r} beside the data set; move it before overwriting")
         return None
     found = read_description(out)
-    there, mend = found["request"], "name another folder, or overwrite it (--overwrite)"
+    mend = "name another folder, or overwrite it (--overwrite)"
+    there, sizes = found.get("request"), found.get("sources")
+    if not isinstance(there, dict) or not isinstance(sizes, dict):
+        raise UserError(f"{out / DATASET_FILE}: is damaged (no request or no sources); {mend}")
     for key, value in request.items():
         if there.get(key) != value:
-            raise UserError(f"{out}: was prepared with {key} {_word(there.get(key))}, not {_word(value)}; {mend}")
+            before = _word(there.get(key))
+            raise UserError(f"{out}: was prepared with {key} {before}, not {_word(value)}; {mend}")
     mine = [name for name in request["sources"] if name != PYTHON]
-    resized = any(found["sources"][name] != corpus.sizes[name] for name in mine)
+    resized = any(sizes.get(name) != corpus.sizes[name] for name in mine)
     if resized or corpus.newest > (out / DATASET_FILE).stat().st_mtime:
         raise UserError(f"{out}: its sources have changed since it was prepared; {mend}")
     for split in found["splits"]:
@@ -177,8 +181,8 @@ def _already(out: Path, request: dict[str, Any], corpus: Corpus, *, overwrite: b
 
 def _word(value: Any) -> str:
     if isinstance(value, dict):
-        return str(value["name"])
-    return ", ".join(value) if isinstance(value, list) else repr(value)
+        return str(value.get("name"))
+    return ", ".join(map(str, value)) if isinstance(value, list) else repr(value)
 
 
 @contextlib.contextmanager
@@ -190,10 +194,10 @@ def _workplace(out: Path) -> Iterator[Path]:
     final = Path(os.path.realpath(out))  # through a link, so that the work is done on the disk it leads to
     workplace = final.with_name(f".{final.name}.preparing")
     try:
-        workplace.mkdir(parents=True, exist_ok=True)
+        made = make_folder(workplace)
         lock = os.open(workplace, os.O_RDONLY)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{out}: cannot be written ({error.strerror}); name another folder") from None
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -210,6 +214,7 @@ def _workplace(out: Path) -> Iterator[Path]:
         finally:
             if workplace.exists():
                 shutil.rmtree(workplace, ignore_errors=True)
+                remove_empty(made)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -243,7 +248,7 @@ def _encode(corpus: Corpus, tokenizer: Tokenizer, spill: Path, show: _Show) -> _
     dtype = token_dtype(tokenizer.vocab_size)
     end = np.array([tokenizer.end_of_document_id], dtype=dtype).tobytes()
     total_tokens = total_bytes = 0
-    with spill.open("wb", buffering=2**20) as file:
+    with naming(spill), spill.open("wb", buffering=2**20) as file:
         for document in corpus.documents():
             ids = tokenizer.encode(document.text.decode("utf-8")).astype(dtype)
             file.write(ids.data)

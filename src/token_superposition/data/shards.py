@@ -8,7 +8,7 @@
 A shard is a header of 256 bytes, the token ids (little endian, 2 bytes each, or 4 where the vocabulary
 needs them), and a CRC-32 for each block of 2**20 tokens. The header has a CRC of its own and tells the
 file's length to the byte, so a file cut short or exchanged is found when it is opened, which costs nothing,
-and a flipped bit, with its place, by `verify`, which reads everything.
+and a flipped bit, with its place, by `verify`, which reads everything (`data.verify` does it for a run).
 
 The shards of a split are one sequence. Every document is followed by the end-of-document id and lies in one
 shard, so a shard is larger than asked for where a single document is.
@@ -21,11 +21,12 @@ from __future__ import annotations
 
 import bisect
 import hashlib
-import json
 import os
 import struct
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from token_superposition.data.description import AGAIN, DATASET_FILE, read_description
 from token_superposition.data.tokenizers import Tokenizer, load_tokenizer
 from token_superposition.errors import UserError
-
-DATASET_FILE = "dataset.json"
-DATASET_FORMAT = "token_superposition.dataset"
-DATASET_VERSION = 1
-SPLITS = ("train", "validation")
+from token_superposition.files import naming
 
 _MAGIC = b"TSTSHARD"
 _VERSION = 1
@@ -47,17 +45,11 @@ _HEADER_BYTES = 256
 # magic, version, bytes a token, tokens, documents, bytes of text, end-of-document id, block, fingerprint
 _HEADER = struct.Struct("<8sIIQQQQQ32s")
 _BLOCK_TOKENS = 2**20
-_AGAIN = "prepare the data again (tst prepare with --overwrite)"
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
     """What ids are stored as: little-endian uint16, or uint32 above 65,536 ids."""
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
-
-
-def shard_name(split: str, number: int) -> str:
-    """The file name of a split's shard."""
-    return f"{split}-{number:05d}.tokens"
 
 
 @dataclass(frozen=True)
@@ -115,22 +107,24 @@ class ShardHeader:
                 data = file.read(_HEADER_BYTES)
                 length = os.fstat(file.fileno()).st_size
         except FileNotFoundError:
-            raise UserError(f"{path}: this shard is missing; {_AGAIN}") from None
+            raise UserError(f"{path}: this shard is missing; {AGAIN}") from None
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         if data[: len(_MAGIC)] != _MAGIC[: len(data)] or not data:
-            raise UserError(f"{path}: is not a token shard (wrong first bytes); {_AGAIN}")
+            raise UserError(f"{path}: is not a token shard (wrong first bytes); {AGAIN}")
         if len(data) < _HEADER_BYTES:
-            raise UserError(f"{path}: is cut short inside its header ({length} bytes); {_AGAIN}")
+            raise UserError(f"{path}: is cut short inside its header ({length} bytes); {AGAIN}")
         _, version, width, num_tokens, num_documents, num_bytes, end, block, tokenizer = _HEADER.unpack_from(data)
         if version != _VERSION:
-            raise UserError(f"{path}: has shard version {version}, this package reads version {_VERSION}; {_AGAIN}")
+            raise UserError(f"{path}: has shard version {version}, this package reads version {_VERSION}; {AGAIN}")
         if struct.pack("<I", zlib.crc32(data[:-4])) != data[-4:]:
-            raise UserError(f"{path}: its header is damaged (bytes 0 to {_HEADER_BYTES - 1}); {_AGAIN}")
+            raise UserError(f"{path}: its header is damaged (bytes 0 to {_HEADER_BYTES - 1}); {AGAIN}")
         header = cls(width, num_tokens, num_documents, num_bytes, end, block, tokenizer.hex())
+        if width not in (2, 4) or not block or not num_tokens:
+            raise UserError(f"{path}: its header makes no sense (bytes 0 to {_HEADER_BYTES - 1}); {AGAIN}")
         if length != header.file_bytes:
             how = "cut short" if length < header.file_bytes else "too long"
-            raise UserError(f"{path}: is {how}: {length:,} bytes where its header says {header.file_bytes:,}; {_AGAIN}")
+            raise UserError(f"{path}: is {how}: {length:,} bytes where its header says {header.file_bytes:,}; {AGAIN}")
         return header
 
 
@@ -142,8 +136,9 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path, tokenizer: Tokenizer) -> None:
+        self._path = path
         self._file = path.open("wb")
-        self._file.write(b"\0" * _HEADER_BYTES)
+        self._file.write(b"\0" * _HEADER_BYTES)  # stays in its buffer
         self._dtype = token_dtype(tokenizer.vocab_size)
         self._tokenizer = tokenizer
         self._crcs: list[int] = []
@@ -162,7 +157,8 @@ class ShardWriter:
         while start < len(tokens):
             room = _BLOCK_TOKENS - self.num_tokens % _BLOCK_TOKENS
             part = tokens[start : start + room]
-            self._file.write(part.data)
+            with naming(self._path):
+                self._file.write(part.data)
             self._crc = zlib.crc32(part.data, self._crc)
             start += len(part)
             self.num_tokens += len(part)
@@ -176,7 +172,7 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._file as file:
+        with naming(self._path), self._file as file:
             if kind is not None:
                 return
             if self.num_tokens % _BLOCK_TOKENS:
@@ -250,11 +246,14 @@ class TokenDataset:
             path = folder / shard["file"]
             header = headers[path] = ShardHeader.read(path)
             if header.fingerprint != tokenizer.fingerprint:
-                raise UserError(f"{path}: was written with another tokenizer than {folder} names; {_AGAIN}")
+                raise UserError(f"{path}: was written with another tokenizer than {folder} names; {AGAIN}")
+            if header.token_bytes != token_dtype(tokenizer.vocab_size).itemsize:
+                raise UserError(
+                    f"{path}: has {header.token_bytes} bytes a token, which its tokenizer does not; {AGAIN}"
+                )
             if header.num_tokens != shard["tokens"]:
                 raise UserError(
-                    f"{path}: holds {header.num_tokens:,} tokens where {DATASET_FILE} says "
-                    f"{shard['tokens']:,}; {_AGAIN}"
+                    f"{path}: holds {header.num_tokens:,} tokens where {DATASET_FILE} says {shard['tokens']:,}; {AGAIN}"
                 )
         return cls(folder, split, tokenizer, headers)
 
@@ -283,42 +282,35 @@ class TokenDataset:
         return int(self._byte_lengths[self.read(start, length)].sum())
 
     def verify(self) -> None:
-        """Read everything and compare the checksums.
+        """Read everything, compare the checksums, and look for ids that the tokenizer does not have.
 
         Raises:
-            UserError: at the first block that differs, naming file and bytes.
+            UserError: at a block that is not as it should be, naming file and place.
         """
+        for _, check in self.blocks():
+            check()
+
+    def blocks(self) -> Iterator[tuple[int, Callable[[], None]]]:
+        """For each checksum, the bytes it covers, and what verifies them or raises UserError."""
         for (path, header), tokens, crcs in zip(self._headers.items(), self._shards, self._crcs, strict=True):
-            for block, crc in enumerate(crcs):
+            for block in range(len(crcs)):
                 first = block * header.block_tokens
                 part = tokens[first : first + header.block_tokens]
-                if zlib.crc32(part.view(np.uint8).data) != crc:
-                    start = _HEADER_BYTES + first * header.token_bytes
-                    raise UserError(
-                        f"{path}: is damaged between bytes {start:,} and {start + part.nbytes - 1:,} "
-                        f"(checksum {block} of {len(crcs)}); {_AGAIN}"
-                    )
+                yield (
+                    part.nbytes,
+                    partial(self._verify_block, path, part, first, f"{block} of {len(crcs)}", crcs[block]),
+                )
 
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """The content of a prepared folder's dataset.json; UserError where it is not a prepared folder."""
-    file = folder / DATASET_FILE
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; make it with: tst prepare SOURCE --out {folder}")
-    try:
-        description = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder}: is not a prepared data set (no {DATASET_FILE}); make one with: tst prepare"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-    except ValueError:
-        raise UserError(f"{file}: is not JSON; {_AGAIN}") from None
-    if not isinstance(description, dict) or description.get("format") != DATASET_FORMAT:
-        raise UserError(f"{file}: does not describe a prepared data set; {_AGAIN}")
-    if description.get("version") != DATASET_VERSION:
-        raise UserError(
-            f"{file}: has version {description.get('version')}, this package reads version {DATASET_VERSION}; {_AGAIN}"
-        )
-    return description
+    def _verify_block(self, path: Path, part: NDArray[Any], first: int, name: str, crc: int) -> None:
+        if zlib.crc32(part.view(np.uint8).data) != crc:
+            start = _HEADER_BYTES + first * part.itemsize
+            raise UserError(
+                f"{path}: is damaged between bytes {start:,} and {start + part.nbytes - 1:,} (checksum {name}); {AGAIN}"
+            )
+        largest = int(part.max())
+        if largest >= self.tokenizer.num_ids:  # the checksum is right, so it was written like that
+            place = first + int(np.argmax(part))
+            raise UserError(
+                f"{path}: token {place:,} has the id {largest}, where tokenizer {self.tokenizer.name!r} has "
+                f"{self.tokenizer.num_ids}; {AGAIN}"
+            )

@@ -274,7 +274,7 @@ class Corpus:
             raise UserError(f"{origin}: is not UTF-8 (byte {error.start} of the line)") from None
         except json.JSONDecodeError as error:
             raise UserError(f"{origin}: is not JSON ({error.msg.removesuffix(' at')}, column {error.colno})") from None
-        except ValueError as error:  # a number of more digits than Python reads
+        except (ValueError, RecursionError) as error:  # a number of more digits, or lists deeper than Python reads
             raise UserError(f"{origin}: is not JSON that Python reads ({error})") from None
         if not isinstance(record, dict):
             raise UserError(f"{origin}: is a JSON {type(record).__name__}, not an object with a text key")

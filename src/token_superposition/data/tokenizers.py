@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from token_superposition.errors import UserError, did_you_mean
-from token_superposition.files import write_json
+from token_superposition.files import read_object, write_json
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -128,15 +128,15 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     Raises:
         UserError: where its file is missing or broken, or this version would encode otherwise.
     """
-    file = folder / TOKENIZER_FILE
+    file, mend = folder / TOKENIZER_FILE, "prepare the data again"
     try:
-        saved = json.loads(file.read_text(encoding="utf-8"))
-        kind, fingerprint = saved["kind"], saved["fingerprint"]
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); prepare the data again") from None
-    except (ValueError, LookupError, TypeError):
-        raise UserError(f"{file}: is not a tokenizer's file; prepare the data again") from None
+        saved = read_object(file, mend)
+    except FileNotFoundError:
+        raise UserError(f"{file}: is missing; {mend}") from None
+    kind, fingerprint = saved.get("kind"), saved.get("fingerprint")
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise UserError(f"{file}: names no tokenizer that this version knows ({kind!r}); {mend}")
     tokenizer = make_tokenizer(kind)
     if tokenizer.fingerprint != fingerprint:
-        raise UserError(f"{file}: was written by another version of tokenizer {kind!r}; prepare the data again")
+        raise UserError(f"{file}: was written by another version of tokenizer {kind!r}; {mend}")
     return tokenizer

@@ -1,7 +1,8 @@
 """Building a model from a configuration, and counting what it costs.
 
 A model is any architecture that transformers knows, named by its `model_type` with that family's own
-configuration keys. Weights are initialised by the family's own code; with `scale_residual_init` the
+configuration keys. It is outlined first, without storage, so that one too large for this machine is refused
+before it is built. Weights are initialised by the family's own code; with `scale_residual_init` the
 projections that write into the residual stream are then scaled by 1 / sqrt(2 * layers), as GPT-2's are by its
 own code.
 """
@@ -18,7 +19,9 @@ import torch
 from torch import nn
 
 from token_superposition.errors import UserError, did_you_mean
+from token_superposition.files import is_whole_number
 from token_superposition.model.families import RESIDUAL_PROJECTIONS
+from token_superposition.model.size import WEIGHT_BYTES, check_numbers, check_size, counted
 from token_superposition.plan.accounting import ModelCost
 
 
@@ -30,6 +33,7 @@ def build_model(
     end_of_document_id: int,
     seed: int,
     scale_residual_init: bool | Literal["auto"] = "auto",
+    bytes_a_parameter: int = WEIGHT_BYTES,
 ) -> nn.Module:
     """A freshly initialised causal language model in float32 on the CPU.
 
@@ -41,22 +45,94 @@ def build_model(
         seed: of the initialisation; the same seed gives the same weights.
         scale_residual_init: scale residual projections down with depth; `auto` does it for families whose
             projections are known.
+        bytes_a_parameter: what will be kept on this machine for each parameter, to be compared with its memory.
 
     Raises:
-        UserError: for an unknown architecture or key, values the family refuses, or a vocabulary smaller
-            than the data's.
+        UserError: for an unknown architecture or key, values the family refuses or cannot run with, a model
+            larger than this machine's memory, or a vocabulary smaller than the data's.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    outline_model(
+        architecture,
+        config,
+        vocab_size=vocab_size,
+        end_of_document_id=end_of_document_id,
+        scale_residual_init=scale_residual_init,
+        bytes_a_parameter=bytes_a_parameter,
+    )
+    resolved = _resolve(architecture, config, vocab_size, end_of_document_id)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        with counted(bytes_a_parameter):
+            model = _construct(architecture, resolved)
+        _try_out(architecture, model)
+    projections = RESIDUAL_PROJECTIONS.get(architecture)
+    if projections and scale_residual_init:
+        _scale_residual_projections(model, projections)
+    return model
+
+
+def outline_model(
+    architecture: str,
+    config: Mapping[str, Any],
+    *,
+    vocab_size: int,
+    end_of_document_id: int,
+    scale_residual_init: bool | Literal["auto"] = "auto",
+    bytes_a_parameter: int = WEIGHT_BYTES,
+) -> nn.Module | None:
+    """The same model without storage, on the meta device, to be measured; arguments and errors as in `build_model`.
+
+    None for a family whose code computes with values while it builds, which tensors without storage cannot.
+    """
+    resolved = _resolve(architecture, config, vocab_size, end_of_document_id)
+    if architecture not in RESIDUAL_PROJECTIONS and scale_residual_init is True:
+        raise UserError(
+            f"model.scale_residual_init: the residual projections of {architecture} are not known; set it to false"
+        )
+    try:
+        with torch.device("meta"), counted(bytes_a_parameter):
+            model = _from_config(resolved)
+    except UserError:
+        raise
+    except Exception:  # what is wrong with the values, the real building says too: only that knows it
+        return None
+    check_size(model, bytes_a_parameter)
+    return model
+
+
+def sketch_model(
+    architecture: str, config: Mapping[str, Any], *, vocab_size: int, end_of_document_id: int
+) -> nn.Module:
+    """The model of `build_model` without asking whether it fits this machine; for `memory.abstract`, where all do."""
+    return _construct(architecture, _resolve(architecture, config, vocab_size, end_of_document_id))
+
+
+def check_length(model: nn.Module, sequence_length: int) -> None:
+    """Refuse rows that are longer than a model takes; UserError says both lengths."""
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(longest, int) and 0 <= longest < sequence_length:  # negative stands for no limit
+        raise UserError(
+            f"train.sequence_length: {sequence_length} is more than the model's "
+            f"max_position_embeddings of {longest}; raise model.config.max_position_embeddings"
+        )
+
+
+def _resolve(architecture: str, config: Mapping[str, Any], vocab_size: int, end_of_document_id: int) -> Any:
+    """The family's configuration object with these values."""
+    from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or architecture not in CONFIG_MAPPING:
         near = did_you_mean(architecture, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         raise UserError(f"model.architecture: {architecture!r} is not a causal language model of transformers{near}")
     known = _known_keys(CONFIG_MAPPING[architecture])
     for key in config:
+        if key == "model_type":
+            raise UserError(f"model.config.{key}: is said by model.architecture ({architecture}); leave it out")
         if key not in known:
             raise UserError(f"model.config.{key}: {architecture} has no such key{did_you_mean(key, known)}")
+    check_numbers(config)
     size = config.get("vocab_size", vocab_size)
     if not isinstance(size, int) or size < vocab_size:
         raise UserError(
@@ -68,22 +144,51 @@ def build_model(
     values = {**special, **config, "vocab_size": size}
     if "is_decoder" in known:  # families that can be encoders look ahead unless told not to
         values.setdefault("is_decoder", True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            resolved = AutoConfig.for_model(architecture, **values)
-            model: nn.Module = AutoModelForCausalLM.from_config(resolved, dtype=torch.float32)
-        except Exception as error:  # families refuse values in every way there is
-            line = " ".join(str(error).split())
-            raise UserError(f"model.config: {architecture} refuses these values: {line}") from error
-    projections = RESIDUAL_PROJECTIONS.get(architecture)
-    if projections is None and scale_residual_init is True:
+    try:
+        resolved = AutoConfig.for_model(architecture, **values)
+        num_layers = resolved.num_hidden_layers
+    except Exception as error:  # families refuse values in every way there is
+        raise _refused(architecture, "refuses", error) from error
+    if not is_whole_number(num_layers, 1):
         raise UserError(
-            f"model.scale_residual_init: the residual projections of {architecture} are not known; set it to false"
+            f"model.config: {architecture} with these values has {num_layers!r} layers; at least 1 is needed"
         )
-    if projections and scale_residual_init:
-        _scale_residual_projections(model, projections)
+    return resolved
+
+
+def _construct(architecture: str, resolved: Any) -> nn.Module:
+    try:
+        return _from_config(resolved)
+    except UserError:
+        raise
+    except Exception as error:
+        raise _refused(architecture, "refuses", error) from error
+
+
+def _from_config(resolved: Any) -> nn.Module:
+    from transformers import AutoModelForCausalLM
+
+    # Code from the Hub is never run: the family's own, that was installed, is what was asked for.
+    model: nn.Module = AutoModelForCausalLM.from_config(resolved, dtype=torch.float32, trust_remote_code=False)
     return model
+
+
+@torch.no_grad()
+def _try_out(architecture: str, model: nn.Module) -> None:
+    """Run a few tokens through the family's own code: some values are refused only there."""
+    for training in (False, True):  # and leave it in training mode, as it was built
+        model.train(training)
+        try:
+            logits = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False).logits
+            if logits.shape[:2] != (1, 2):
+                raise ValueError(f"the logits of 2 tokens have the shape {tuple(logits.shape)}")
+        except Exception as error:
+            raise _refused(architecture, "cannot run with", error) from error
+
+
+def _refused(architecture: str, verb: str, error: Exception) -> UserError:
+    line = " ".join(str(error).split()) or type(error).__name__
+    return UserError(f"model.config: {architecture} {verb} these values: {line[:300]}")
 
 
 def model_cost(model: nn.Module) -> ModelCost:

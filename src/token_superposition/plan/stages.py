@@ -174,7 +174,16 @@ class Schedule:
 
     @classmethod
     def from_dicts(cls, stages: Sequence[Mapping[str, Any]]) -> Schedule:
-        """The schedule that `as_dicts` wrote."""
+        """The schedule that `as_dicts` wrote; what was read from a file may be anything.
+
+        Raises:
+            TypeError, ValueError: where it is not what `as_dicts` writes.
+        """
+        kinds: dict[str, type] = {"bag_size": int, "steps": int, "mode": str, "slot_weights": str}
+        for stage in stages:
+            for key, kind in kinds.items():
+                if type(stage.get(key, kind())) is not kind:
+                    raise TypeError(f"{key} is {stage[key]!r}")
         return Schedule([Stage(**stage) for stage in stages])
 
 

@@ -29,6 +29,7 @@ from token_superposition.errors import CheckpointError, UserError
 from token_superposition.files import could_not_write, replace_folder, sync_folder, write_json
 
 _MANIFEST = "manifest.json"
+_ALWAYS = {"state.json", "tensors/.metadata"}
 
 
 class DamagedCheckpointError(Exception):
@@ -145,18 +146,18 @@ def _all_checkpoints(folder: Path) -> list[Path]:
 def _check(path: Path) -> None:
     try:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"].items()
-    except (OSError, ValueError, KeyError, AttributeError):
+        files = {name: (entry["bytes"], entry["blake2b"]) for name, entry in manifest["files"].items()}
+        if not files.keys() >= _ALWAYS:
+            raise ValueError("it does not name what every checkpoint has")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise DamagedCheckpointError(f"{path}: has no readable {_MANIFEST}, so it is incomplete") from None
-    for name, expected in files:
+    for name, (num_bytes, digest) in files.items():
         file = path / name
         if not file.is_file():
             raise DamagedCheckpointError(f"{file}: is missing")
-        if file.stat().st_size != expected["bytes"]:
-            raise DamagedCheckpointError(
-                f"{file}: has {file.stat().st_size} bytes, its manifest says {expected['bytes']}"
-            )
-        if _digest(file) != expected["blake2b"]:
+        if file.stat().st_size != num_bytes:
+            raise DamagedCheckpointError(f"{file}: has {file.stat().st_size} bytes, its manifest says {num_bytes}")
+        if _digest(file) != digest:
             raise DamagedCheckpointError(f"{file}: its content does not fit its checksum")
 
 

@@ -14,8 +14,8 @@ lock (the operating system drops it when the process dies, however it dies).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
-import json
 import os
 import shutil
 from pathlib import Path
@@ -24,12 +24,40 @@ from typing import Any, TextIO
 import yaml
 
 from token_superposition.errors import UserError
-from token_superposition.files import write_json, write_text
-from token_superposition.run.metrics import MetricsFile
+from token_superposition.files import (
+    make_folder,
+    naming,
+    read_object,
+    remove_empty,
+    write_json,
+    write_text,
+)
+from token_superposition.plan.stages import Schedule
+from token_superposition.run.metrics import MetricsFile, is_number
+from token_superposition.yaml_keys import read_yaml
+
+# What is written when a run starts; a kill before config.yaml, which comes last of these, may leave the others.
+_BEFORE_CONFIG = ("lock", "run.json", "tokenizer.json")
+_NEW = "name another folder for a new run"
+_FIGURES = (
+    "steps",
+    "positions",
+    "raw_tokens",
+    "unique_raw_tokens",
+    "flops",
+    "final_validation_loss",
+    "bits_per_byte",
+    "validation_tokens",
+    "parameters",
+    "wall_seconds",
+    "peak_memory_bytes",
+)
 
 
 class RunFolder:
     """A run's folder: made if it is not there, locked from `open` to `close`.
+
+    A run that is refused or fails before it has logged anything leaves nothing behind.
 
     Raises:
         UserError: where the folder holds other things than a run, or another process uses it.
@@ -43,59 +71,97 @@ class RunFolder:
         self.diverged_file = path / "diverged.json"
         self.run_file = path / "run.json"
         self.checkpoints = path / "checkpoints"
-        self._made = False
+        self._new = False  # no run was started here before
+        self._made: list[Path] = []
         self._lock: TextIO | None = None
         self._metrics: MetricsFile | None = None
 
     def __enter__(self) -> RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file, not a run folder")
-        if not self.config_file.exists():
-            ours = ("lock", "checkpoints", "run.json", "tokenizer.json")  # a kill while the run starts leaves these
-            strangers = sorted(p.name for p in self.path.glob("*") if p.name not in ours and p.suffix != ".tmp")
-            if strangers:
-                raise UserError(f"{self.path}: is not a run folder (it holds {strangers[0]!r}); name an empty one")
-        self._made = not self.path.exists()
+        self._new = not self.config_file.exists()
+        if self._new:
+            self._refuse_strangers()
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._made = make_folder(self.checkpoints)
             self._lock = (self.path / "lock").open("a+")
         except OSError as error:
+            remove_empty(self._made)
             raise UserError(f"{self.path}: cannot be written to ({error.strerror}); name another folder") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            # A run that was refused removes its lock: what was opened may be no more the file of that name.
+            ours = os.path.samestat(os.fstat(self._lock.fileno()), (self.path / "lock").stat())
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        if not ours:
             self._lock.seek(0)
             owner = self._lock.read().strip()
             self._lock.close()
-            raise UserError(f"{self.path}: another process (pid {owner}) is using this run") from None
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()}\n")
-        self._lock.flush()
+            raise UserError(f"{self.path}: another process{f' (pid {owner})' if owner else ''} is using this run")
+        try:
+            with naming(self.path / "lock"):
+                self._lock.truncate(0)
+                self._lock.write(f"{os.getpid()}\n")
+                self._lock.flush()
+        except OSError as error:
+            self.__exit__(type(error))
+            raise
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
-        if self._made and not self.config_file.exists():
-            shutil.rmtree(self.path)  # the run never started: leave nothing behind
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        metrics, self._metrics = self._metrics, None
+        if metrics is not None:
+            metrics.close()
+        if self._new and (kind is not None or not self.config_file.exists()) and not self._has_begun():
+            for name in ("metrics.jsonl", "config.yaml", *_BEFORE_CONFIG):
+                (self.path / name).unlink(missing_ok=True)
+            for name in ("tensorboard", "wandb"):
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            remove_empty([self.checkpoints, *self._made])
         if self._lock is not None:
-            self._lock.close()
+            with contextlib.suppress(OSError):
+                self._lock.close()
+
+    def _has_begun(self) -> bool:
+        """Whether there is anything that was trained or measured."""
+        logged = self.metrics_file.exists() and self.metrics_file.stat().st_size > 0
+        return logged or any(self.checkpoints.glob("*"))
+
+    def _refuse_strangers(self) -> None:
+        """A folder without a configuration must be empty, but for what a kill leaves while a run starts."""
+        if self.summary_file.exists() or any(self.checkpoints.glob("step-*")):
+            raise UserError(f"{self.config_file}: is missing from this run; put it back, or {_NEW}")
+        ours = (*_BEFORE_CONFIG, "checkpoints")
+        strangers = sorted(p.name for p in self.path.glob("*") if p.name not in ours and p.suffix != ".tmp")
+        if strangers:
+            raise UserError(f"{self.path}: is not a run folder (it holds {strangers[0]!r}); name an empty one")
 
     def read_config(self) -> dict[str, Any] | None:
         """The configuration the run was started with; None for a new folder."""
         if not self.config_file.exists():
             return None
-        values = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise UserError(f"{self.config_file}: is not a run's configuration; was it edited?")
-        return values
+        try:
+            return read_yaml(self.config_file)[0]
+        except UserError as error:
+            raise UserError(f"{error}; it was edited or damaged: put it right, or {_NEW}") from None
 
     def read_fixed(self) -> dict[str, Any] | None:
         """What was fixed when the run started; None for a new folder."""
-        if not self.run_file.exists() or not self.config_file.exists():
+        if not self.config_file.exists():
             return None  # a kill between the two files: the run has not started
-        fixed: dict[str, Any] = json.loads(self.run_file.read_text(encoding="utf-8"))
+        mend = f"put it back as it was, or {_NEW}"
+        try:
+            fixed = read_object(self.run_file, mend)
+        except FileNotFoundError:
+            raise UserError(f"{self.run_file}: is missing from this run; {mend}") from None
+        try:
+            Schedule.from_dicts(fixed["stages"])
+        except (ValueError, TypeError, LookupError) as error:
+            raise UserError(f"{self.run_file}: is damaged (stages: {error}); {mend}") from None
+        for key in ("id", "data_fingerprint"):
+            if not isinstance(fixed.get(key), str):
+                raise UserError(f"{self.run_file}: is damaged (no {key}); {mend}")
         return fixed
 
     def write_config(self, config: dict[str, Any], fixed: dict[str, Any]) -> None:
@@ -105,9 +171,14 @@ class RunFolder:
 
     def read_summary(self) -> dict[str, Any] | None:
         """The result of a run that is done; None before that."""
-        if not self.summary_file.exists():
+        mend = "remove it, and the run will end again from its last checkpoint"
+        try:
+            summary = read_object(self.summary_file, mend)
+        except FileNotFoundError:
             return None
-        summary: dict[str, Any] = json.loads(self.summary_file.read_text(encoding="utf-8"))
+        for key in _FIGURES:
+            if not is_number(summary.get(key)):
+                raise UserError(f"{self.summary_file}: is damaged ({key} is not a number); {mend}")
         return summary
 
     def write_summary(self, summary: dict[str, Any]) -> None:

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from token_superposition.errors import CheckpointError
-from token_superposition.files import could_not_write, write_text
+from token_superposition.errors import CheckpointError, UserError
+from token_superposition.files import could_not_write, is_whole_number, write_text
 
 
 class MetricsFile:
@@ -65,12 +65,42 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics file; a last line cut short by a kill is left out."""
+    """The lines of a metrics file.
+
+    What cannot be read at its end was being written when the process or the machine died, and is left out.
+
+    Raises:
+        UserError: at a line that cannot be read and has one after it that can.
+    """
     if not path.exists():
         return
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            return
-        yield line
+    damaged = None
+    for number, text in enumerate(path.read_bytes().splitlines(), start=1):
+        line = _metrics_line(text)
+        if line is None:
+            damaged = damaged or number
+        elif damaged is not None:
+            raise UserError(f"{path}, line {damaged}: is damaged; delete this line to go on without it")
+        else:
+            yield line
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a number, as figures are; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _metrics_line(text: bytes) -> dict[str, Any] | None:
+    """A line's values; None where it is not a line that a run writes."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or not is_whole_number(line.get("step")):
+        return None
+    numbers = ["loss"] if "loss" in line else []
+    if "validation_loss" in line:
+        numbers = ["validation_loss", "flops", "raw_tokens"]
+    if numbers and not (isinstance(line.get("phase"), str) and is_whole_number(line.get("bag_size"), 1)):
+        return None
+    return line if all(is_number(line.get(name)) for name in numbers) else None

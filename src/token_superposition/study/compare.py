@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,6 @@ from typing import Any
 import yaml
 
 from token_superposition.data.shards import TokenDataset
-from token_superposition.data.stream import TokenStream
 from token_superposition.errors import UserError
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.folder import RunFolder
@@ -37,9 +36,12 @@ from token_superposition.study.sweep import Sweep
 from token_superposition.study.tune import tune
 from token_superposition.study.workers import run_jobs, share_cores, write_job
 from token_superposition.train.config import RunConfig, parse_config, read_yaml, with_keys
-from token_superposition.train.progress import warn
+from token_superposition.train.preflight import check_run
+from token_superposition.train.progress import say, warn
 from token_superposition.train.resume import what_is_odd
+from token_superposition.yaml_keys import child
 
+_MOST_SEEDS = 1000
 _NOT_YET = {
     "equal_data": "this version trains no arm that is given the raw tokens superposition read",
     "iso_loss": "this version trains one budget; a speed-up at equal loss needs several",
@@ -90,9 +92,11 @@ def make_study(
         return Study({"baseline": plain, "superposition": shared}, given)
     if not isinstance(arms, dict) or len(arms) < 2 or not all(isinstance(a, dict) for a in arms.values()):
         raise UserError(f"{source}: arms: is a list of at least two names, each with the keys it changes")
-    for name in arms:
-        if not isinstance(name, str) or not re.fullmatch(r"[\w.=,+-][\w.=,+ -]*", name):
-            raise UserError(f"{source}: arms.{name!r}: a name has letters, digits and . = , + - _ only")
+    for name in arms:  # it will be a folder's
+        if not isinstance(name, str) or not re.fullmatch(r"[\w=,+-][\w.=,+ -]{0,99}", name):
+            raise UserError(
+                f"{source}: arms.{name!r}: a name has at most 100 letters, digits and . = , + - _, and no point first"
+            )
     for name, keys in arms.items():
         for key in keys:
             if key in ("train.seed", "train") or key.partition(".")[0] == "data":
@@ -101,7 +105,13 @@ def make_study(
                     "seed by seed; give it outside of arms"
                 )
     configs = {
-        name: parse_config(with_keys(values, keys), overrides, source=f"{source}: arms.{name}")
+        name: parse_config(
+            with_keys(values, keys, f"{source}: arms.{name}: "),
+            overrides,
+            source=source,
+            prefix=f"arms.{name}: ",
+            lines=child(child(lines, "arms"), name),
+        )
         for name, keys in arms.items()
     }
     baseline = [name for name, config in configs.items() if config.schedule().switch_step == 0]
@@ -135,11 +145,9 @@ def compare(
     Returns:
         The report, as in `report.json`.
     """
-    if num_seeds < 1:
-        raise UserError(f"--seeds is at least 1, not {num_seeds}")
-    if jobs is not None and jobs < 1:
-        raise UserError(f"--jobs is at least 1, not {jobs}")
-    odd = _odd(study)
+    check_request(folder, num_seeds, jobs)
+    talk = None if quiet else say
+    odd = _check_arms(study, talk)
     places = {name: folder / "runs" / name for name in study.arms}
     tuned = None
     if sweep is None:
@@ -155,7 +163,7 @@ def compare(
         _warn_all(odd)
         tuned = tune(study.arms, sweep, folder, num_seeds=num_seeds, jobs=jobs, quiet=quiet)
         study, places = Study(tuned.arms, study.given), tuned.places
-        _warn_all([text for text in _odd(study) if text not in odd])  # what a value of the sweep brought
+        _warn_all([text for text in _check_arms(study, talk) if text not in odd])  # what a value of the sweep brought
     report = build_report(study, places, num_seeds)
     if tuned is not None:
         report["sweep"] = tuned.report
@@ -215,17 +223,39 @@ def _warn_all(texts: Sequence[str]) -> None:
         warn(text)
 
 
-def _odd(study: Study) -> list[str]:
-    """What the runs would say before they start, arm by arm."""
-    said = []
+def check_request(folder: Path, num_seeds: int, jobs: int | None) -> None:
+    """Refuse numbers out of range, and a folder that holds something else than a study.
+
+    A study's folder has `runs`, and before the first of them at most the demo's `data`.
+
+    Raises:
+        UserError: naming the option, or what the folder holds.
+    """
+    if not 1 <= num_seeds <= _MOST_SEEDS:
+        raise UserError(f"--seeds is at least 1 and at most {_MOST_SEEDS}, not {num_seeds}")
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs is at least 1, not {jobs}")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{folder}: cannot be a study's folder ({there} is a file); name another")
+    names = sorted(entry.name for entry in folder.iterdir()) if there == folder else []
+    strangers = [name for name in names if name != "data"]
+    if strangers and "runs" not in names:
+        raise UserError(f"{folder}: is not a study's folder (it holds {strangers[0]!r}); name an empty one")
+
+
+def _check_arms(study: Study, say: Callable[[str], None] | None) -> list[str]:
+    """Refuse an arm that could not run, before any starts; returns what is odd about them."""
+    verified, said = set(), []
     for name, config in study.arms.items():
-        stream = TokenStream(
-            TokenDataset.open(config.data.path, "train"),
-            config.schedule(),
-            sequence_length=config.train.sequence_length,
-            rows_per_step=config.train.batch_size,
-            seed=config.train.seed,
-        )
+        data = config.data
+        if data.path in verified:  # once is enough
+            config = config.model_copy(update={"data": data.model_copy(update={"verify": False})})
+        try:
+            stream = check_run(config, say)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
+        verified.add(data.path)
         said += [f"{name}: {text}" for text in what_is_odd(config, stream)]
     return said
 

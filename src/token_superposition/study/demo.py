@@ -12,7 +12,7 @@ import yaml
 
 from token_superposition.data.prepare import prepare
 from token_superposition.errors import UserError
-from token_superposition.study.compare import compare, make_study
+from token_superposition.study.compare import check_request, compare, make_study
 from token_superposition.study.sweep import parse_sweep, sweep_words
 
 
@@ -46,6 +46,7 @@ def demo(
     """
     if steps is not None and steps < 10:
         raise UserError(f"--steps is at least 10, not {steps}")
+    check_request(folder, num_seeds, jobs)
     data = folder / "data"
     overrides: dict[str, Any] = {"data.path": str(data)}
     if steps is not None:

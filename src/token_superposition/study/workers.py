@@ -27,8 +27,8 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from token_superposition.errors import TrainingDivergedError, UserError
-from token_superposition.files import write_text
+from token_superposition.errors import RunFailedError, TrainingDivergedError, UserError
+from token_superposition.files import make_folder, remove_empty, write_text
 from token_superposition.model.device import resolve_device
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig, parse_config
@@ -73,10 +73,10 @@ class Job:
         except OSError:
             return 0, "starting"
         for text in reversed(lines):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, LookupError, TypeError):  # half a line, or a damaged one
                 line = json.loads(text)
                 if "loss" in line:
-                    return line["step"], f"{line['phase']}, loss {line['loss']:.3f}"
+                    return int(line["step"]), f"{line['phase']}, loss {line['loss']:.3f}"
         return 0, "starting"
 
 
@@ -86,13 +86,20 @@ def write_job(place: Path, name: str, config: RunConfig, seed: int) -> Job:
     Raises:
         UserError: where the run is there already, with another configuration.
     """
-    place.mkdir(parents=True, exist_ok=True)
     values = config.model_dump(mode="json", exclude_unset=True)
     values.setdefault("train", {})["seed"] = seed
     run = place / f"seed-{seed}"
     check_unchanged(parse_config(values), RunFolder(run))  # before what is there is taken for what is asked
+    try:
+        made = make_folder(place)
+    except OSError as error:
+        raise UserError(f"{place}: cannot be made ({error.strerror}); name another folder") from None
     file = place / f"seed-{seed}.yaml"
-    write_text(file, yaml.safe_dump(values, sort_keys=False))
+    try:
+        write_text(file, yaml.safe_dump(values, sort_keys=False))
+    except OSError:
+        remove_empty(made)
+        raise
     return Job(f"{name}, seed {seed}", file, run, config.train.total_steps)
 
 
@@ -115,7 +122,7 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, threads: int, quiet: bool, ma
     Raises:
         UserError: where a run says that its input is wrong, in its words.
         TrainingDivergedError: where a run diverges that may not, in its words.
-        RuntimeError: where a run fails otherwise; names its log.
+        RunFailedError: where a run fails otherwise; names its log.
         KeyboardInterrupt: after every running job has written its checkpoint.
     """
     waiting = [job for job in jobs if not (job.done or (may_diverge and job.diverged))]
@@ -154,6 +161,7 @@ def _interrupt_on(*numbers: signal.Signals) -> dict[signal.Signals, Any]:
 
 def _start(job: Job, threads: int) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "token_superposition", "train", str(job.config)]
+    command += ["--data.verify", "false"]  # the study has done it, once for all runs
     with job.log.open("wb") as log:
         return subprocess.Popen(
             [*command, "--out", str(job.folder), "--quiet"],
@@ -174,7 +182,7 @@ def _check(job: Job, code: int) -> None:
         raise UserError(f"{job.name}: {last}")
     if job.diverged:
         raise TrainingDivergedError(f"{job.name}: {last}")
-    raise RuntimeError(f"{job.name} ended with exit code {code}: {last} (all of it: {job.log})")
+    raise RunFailedError(f"{job.name} ended with exit code {code}: {last} (all of it: {job.log})")
 
 
 class _Display:

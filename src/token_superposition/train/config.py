@@ -2,28 +2,73 @@
 
 The classes below are the reference of all keys. Unknown keys, wrong types and values out of range are a
 `UserError` of one line that names the file, the line, the key and, for a misspelt key, the nearest known
-one. `auto` stands for "decide on this machine"; the run folder keeps what was decided.
+one (`complaints` writes it, `yaml_keys` reads files and dotted paths). `auto` stands for "decide on this
+machine"; the run folder keeps what was decided.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    model_validator,
+)
 
 from token_superposition.errors import UserError
 from token_superposition.plan.stages import Mode, Schedule, Stage, SuperpositionSchedule
+from token_superposition.train.complaints import complaint
+from token_superposition.yaml_keys import changed_keys, line_of, parse_override, read_yaml, with_keys
+
+__all__ = [
+    "DataConfig",
+    "LoggingConfig",
+    "ModelConfig",
+    "RunConfig",
+    "StageConfig",
+    "SuperpositionConfig",
+    "TrainConfig",
+    "changed_keys",
+    "load_config",
+    "parse_config",
+    "parse_override",
+    "read_yaml",
+    "with_keys",
+]
+
+_MOST = 10**12  # of anything that is counted: nobody needs more, and int64 holds it
+_MOST_RAW_TOKENS = 10**18
+_DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 
 
-def _not_bool(value: Any) -> Any:
-    """YAML's `true` is no number, though Python would take it for 1."""
+def _number(value: Any) -> Any:
+    """YAML's `true` and `"3"` are no numbers, though Python would take them for 1 and 3."""
     if isinstance(value, bool):
         raise ValueError("a number is needed, not true or false")
+    if isinstance(value, str):
+        raise ValueError("a number is needed, not a text")
+    return value
+
+
+def _device(value: str) -> str:
+    if not _DEVICES.fullmatch(value):
+        raise ValueError("a device is auto, cpu, cuda, cuda:1 (or another number) or mps")
+    return value
+
+
+def _path(value: str) -> str:
+    if not value or "\0" in value:
+        raise ValueError("the path of a folder is needed")
     return value
 
 
@@ -35,22 +80,15 @@ def _slot_weights(value: Any) -> Any:
     return value
 
 
-PositiveInt = Annotated[int, BeforeValidator(_not_bool), Field(ge=1)]
-NotNegativeInt = Annotated[int, BeforeValidator(_not_bool), Field(ge=0)]
-Ratio = Annotated[float, BeforeValidator(_not_bool), Field(ge=0, lt=1, allow_inf_nan=False)]
-Fraction = Annotated[float, BeforeValidator(_not_bool), Field(ge=0, le=1, allow_inf_nan=False)]
-Positive = Annotated[float, BeforeValidator(_not_bool), Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, BeforeValidator(_not_bool), Field(ge=0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, BeforeValidator(_number), Field(ge=1, le=_MOST)]
+NotNegativeInt = Annotated[int, BeforeValidator(_number), Field(ge=0, le=_MOST)]
+Seed = Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**63)]
+NumThreads = Annotated[int, BeforeValidator(_number), Field(ge=1, le=512)]
+Ratio = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1, allow_inf_nan=False)]
+Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
 SlotWeights = Annotated[str, BeforeValidator(_slot_weights)]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 1e-3 is a number (YAML 1.1 wants a point and a sign in it)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 class _Section(BaseModel):
@@ -60,7 +98,8 @@ class _Section(BaseModel):
 class DataConfig(_Section):
     """What is trained on."""
 
-    path: str = Field(description="folder that `tst prepare` wrote")
+    path: Annotated[str, AfterValidator(_path)] = Field(description="the folder that `tst prepare` wrote")
+    verify: bool = Field(True, description="read all of it when a run starts and compare its checksums")
     validation_sets: dict[str, str] = Field(
         default_factory=dict, description="further validation sets: a name, and the prepared folder whose split it is"
     )
@@ -70,7 +109,7 @@ class ModelConfig(_Section):
     """What is trained: any causal language model of transformers, from its configuration."""
 
     architecture: str = Field("llama", description="transformers' model_type")
-    config: dict[str, Any] = Field(default_factory=dict, description="that family's own configuration keys")
+    config: dict[str, JsonValue] = Field(default_factory=dict, description="that family's own configuration keys")
     scale_residual_init: bool | Literal["auto"] = Field(
         "auto", description="residual projections start smaller by sqrt(2*layers); auto: in families it is known for"
     )
@@ -100,7 +139,9 @@ class SuperpositionConfig(_Section):
     superposition_steps: NotNegativeInt | None = Field(None, description="the same in steps")
     mode: Mode = "full"
     slot_weights: SlotWeights = "uniform"
-    stages: list[StageConfig] | None = Field(None, description="several bag sizes, in place of the above")
+    stages: list[StageConfig] | None = Field(
+        None, min_length=1, max_length=1000, description="several bag sizes, in place of the above"
+    )
 
     @model_validator(mode="after")
     def _no_contradiction(self) -> SuperpositionConfig:
@@ -109,6 +150,9 @@ class SuperpositionConfig(_Section):
         if self.stages is not None and self.model_fields_set - {"stages"}:
             other = ", ".join(sorted(self.model_fields_set - {"stages"}))
             raise ValueError(f"stages replaces {other}: give one of the two")
+        if self.stages is None and self.model_fields_set and "bag_size" not in self.model_fields_set:
+            given = ", ".join(sorted(self.model_fields_set))
+            raise ValueError(f"{given} without bag_size means nothing: give bag_size too (1 turns superposition off)")
         return self
 
 
@@ -119,7 +163,7 @@ class TrainConfig(_Section):
     sequence_length: PositiveInt = Field(128, description="latent positions a row, in both phases")
     batch_size: PositiveInt = Field(16, description="rows an optimizer step")
     micro_batch_size: PositiveInt | None = Field(None, description="rows a forward; all at once if not given")
-    seed: NotNegativeInt = Field(0, description="of the initialisation and the order of the data")
+    seed: Seed = Field(0, description="of the initialisation and the order of the data")
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: for hidden matrices, AdamW for the rest")
     learning_rate: Positive = Field(3e-3, description="peak")
     warmup_ratio: Fraction = Field(0.05, description="share of the steps that warm up")
@@ -133,9 +177,9 @@ class TrainConfig(_Section):
     max_grad_norm: Positive | None = Field(1.0, description="clip the gradient's norm; null: never")
     max_skipped_steps: NotNegativeInt = Field(10, description="steps without a finite loss and gradient that are borne")
     deterministic: bool = Field(False, description="only algorithms that give the same bits every time, on a GPU too")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    device: Annotated[str, AfterValidator(_device)] = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the computation")
-    num_threads: PositiveInt | Literal["auto"] = Field("auto", description="CPU threads; pins the result")
+    num_threads: NumThreads | Literal["auto"] = Field("auto", description="CPU threads; pins the result")
 
     @model_validator(mode="after")
     def _fits(self) -> TrainConfig:
@@ -190,7 +234,9 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _schedule_exists(self) -> RunConfig:
-        self.schedule()
+        raw_tokens = self.schedule().raw_tokens(self.train.positions_per_step)
+        if raw_tokens > _MOST_RAW_TOKENS:
+            raise ValueError(f"the run would read {raw_tokens:.0e} tokens; lower train.total_steps or train.batch_size")
         return self
 
     def schedule(self) -> Schedule:
@@ -234,29 +280,10 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> RunCo
         UserError: for a file that cannot be read, is not YAML, or a key or value that does not fit.
     """
     values, lines = read_yaml(path)
+    if "arms" in values:
+        number = line_of(lines, ["arms"])
+        raise UserError(f"{path}, line {number}: arms: are for tst compare; a run has none of them")
     return parse_config(values, overrides or {}, source=str(path), lines=lines)
-
-
-def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
-    """A YAML file's keys, and its nodes, which know their lines.
-
-    Raises:
-        UserError: for a file that cannot be read, is not YAML or holds no keys.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    try:
-        values = yaml.load(text, _Loader)
-        lines = yaml.compose(text, _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: holds no keys; see configs/ for examples")
-    return values, lines
 
 
 def parse_config(
@@ -264,95 +291,19 @@ def parse_config(
     overrides: Mapping[str, Any] | None = None,
     *,
     source: str = "configuration",
+    prefix: str = "",
     lines: yaml.Node | None = None,
 ) -> RunConfig:
-    """Check a configuration given as nested dictionaries; see `load_config`."""
+    """Check a configuration given as nested dictionaries; see `load_config`.
+
+    Args:
+        values: the dictionaries.
+        overrides: values by dotted path.
+        source, prefix, lines: the file's name, what stands before a key in it, and its nodes, for messages.
+    """
     merged = with_keys(values, overrides or {})
     try:
         return RunConfig.model_validate(merged)
     except ValidationError as error:
-        raise UserError(_one_line(error, source, lines, overrides or {})) from None
-
-
-def with_keys(values: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries with values set by dotted path; what was given stays as it is."""
-    merged = dict(values)
-    for dotted, value in keys.items():
-        _set(merged, str(dotted).split("."), value)
-    return merged
-
-
-def parse_override(text: str) -> Any:
-    """A command-line value as YAML would read it: `3` a number, `[1, 2]` a list, `abc` a text."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        raise UserError(f"{text!r} cannot be read as a value") from None
-
-
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """The dotted paths at which two nested dictionaries differ."""
-    changed = []
-    for key in {**old, **new}:
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            changed += changed_keys(a, b, f"{prefix}{key}.")
-        elif a != b:
-            changed.append(f"{prefix}{key}")
-    return changed
-
-
-def _set(values: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    """Set a nested value; the dictionaries on the way are copied, so the caller's stay as they are."""
-    for key in keys[:-1]:
-        below = values.get(key)
-        values[key] = dict(below) if isinstance(below, dict) else {}
-        values = values[key]
-    values[keys[-1]] = value
-
-
-def _known_keys() -> list[str]:
-    """Every dotted path of the configuration."""
-    sections = {name: field.annotation for name, field in RunConfig.model_fields.items()}
-    inner = [f"{name}.{key}" for name, section in sections.items() for key in section.model_fields]  # type: ignore[union-attr]
-    return [*sections, *inner]
-
-
-def _one_line(error: ValidationError, source: str, lines: yaml.Node | None, overrides: Mapping[str, Any]) -> str:
-    """The first thing wrong, as: where: key: what; how to mend it."""
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"] if not str(part).startswith(("constrained", "literal", "int"))]
-    dotted = ".".join(path)
-    number = _line_of(lines, path)
-    if dotted in overrides:
-        place = f"--{dotted}"
-    else:
-        place = f"{source}, line {number}: {dotted}" if number else f"{source}: {dotted}" if dotted else source
-    if first["type"] == "extra_forbidden":
-        known = _known_keys()
-        near = difflib.get_close_matches(dotted, known, n=1, cutoff=0.0)
-        same = [key for key in known if key.rpartition(".")[2] == path[-1]]
-        return f"{place}: no such key; did you mean '{(same or near)[0]}'?"
-    if first["type"] == "missing":
-        return f"{place}: is missing"
-    message = first["msg"].removeprefix("Value error, ")
-    given = first["input"]
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float) else ""
-    return f"{place}: {message[:1].lower()}{message[1:]}{shown}"
-
-
-def _line_of(node: yaml.Node | None, path: Sequence[str]) -> int | None:
-    """The line, from 1, of the key at a path; None where the file does not have it."""
-    number = None
-    for part in path:
-        if isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
-            node = node.value[int(part)]
-            number = node.start_mark.line + 1 if node else None
-            continue
-        if not isinstance(node, yaml.MappingNode):
-            return number
-        found = [(key, value) for key, value in node.value if key.value == part]
-        if not found:
-            return number
-        number, node = found[0][0].start_mark.line + 1, found[0][1]
-    return number
+        line = complaint(error, RunConfig, merged, source=source, prefix=prefix, lines=lines, overrides=overrides or {})
+        raise UserError(line) from None

@@ -1,7 +1,7 @@
 """`tst train --dry-run`: what a run would be, without training it or writing anything.
 
-Everything is checked that the run would check, but nothing of the model's size is allocated, so that the answer
-for a model of any size comes in seconds on any machine.
+Configuration, data and folder are checked as the run would check them, but nothing of the model's size is
+allocated, so that the answer for a model of any size comes in seconds on any machine.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import yaml
 
 from token_superposition.data.shards import TokenDataset
 from token_superposition.data.stream import TokenStream
-from token_superposition.model.build import build_model, model_cost
+from token_superposition.model.build import check_length, model_cost, sketch_model
 from token_superposition.model.device import DTYPES
 from token_superposition.model.memory import abstract, estimate_memory
 from token_superposition.run.folder import RunFolder
@@ -50,14 +50,13 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
     batch, coverage = stream.batch(0), stream.coverage()
     rows = train.micro_batch_size or train.batch_size
     with abstract():
-        model = build_model(
+        model = sketch_model(
             config.model.architecture,
             config.model.config,
             vocab_size=dataset.tokenizer.vocab_size,
             end_of_document_id=dataset.tokenizer.end_of_document_id,
-            seed=train.seed,
-            scale_residual_init=config.model.scale_residual_init,
         )
+        check_length(model, train.sequence_length)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         flops_per_position = model_cost(model).flops_per_position(train.sequence_length)
         memory = estimate_memory(

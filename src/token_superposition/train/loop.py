@@ -22,7 +22,8 @@ from token_superposition.errors import TrainingDivergedError
 from token_superposition.run.checkpoint import discard_newer, newest_checkpoint, no_whole_checkpoint, read_state
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig
-from token_superposition.train.progress import warn
+from token_superposition.train.preflight import check_data
+from token_superposition.train.progress import say, warn
 from token_superposition.train.record import Recorder
 from token_superposition.train.resume import check_unchanged, settle_config, settle_schedule, what_is_odd
 from token_superposition.train.trainer import Trainer
@@ -59,6 +60,7 @@ def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, An
         summary = folder.read_summary()
         if summary is not None:
             return summary
+        check_data(config, None if quiet else say)
         trainer = Trainer(config, schedule)
         run_id: str = fixed["id"] if fixed else uuid4().hex[:8]
         fixed_now = {

@@ -74,6 +74,11 @@ class ProgressSink:
             self._bar.stop()
 
 
+def say(text: str) -> None:
+    """A line to standard error."""
+    print(text, file=sys.stderr)
+
+
 def warn(text: str) -> None:
     """A warning to standard error that does not stop anything."""
     print(f"warning: {text}", file=sys.stderr)

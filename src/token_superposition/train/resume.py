@@ -24,7 +24,14 @@ from token_superposition.plan.stages import Schedule
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig, changed_keys, parse_config
 
-_FREE = ("logging.", "data.path", "data.validation_sets", "train.total_steps", "train.max_skipped_steps")
+_FREE = (
+    "logging.",
+    "data.path",
+    "data.validation_sets",
+    "data.verify",
+    "train.total_steps",
+    "train.max_skipped_steps",
+)
 _RESULT = ("logging.validation_tokens", "logging.interim_validation_tokens")  # what figures are taken on
 
 
@@ -34,9 +41,10 @@ def settle_config(config: RunConfig, folder: RunFolder) -> RunConfig:
     Raises:
         UserError: where the folder's run was started with another configuration; names the key.
     """
-    stored = folder.read_config()
+    stored = _stored(folder)
     settled = config.model_dump(mode="json")
-    train, before = settled["train"], (stored or {}).get("train", {})
+    train = settled["train"]
+    before = {key: value for key, value in (stored or settled)["train"].items() if value != "auto"}
     if train["device"] == "auto":
         train["device"] = before.get("device") or str(resolve_device("auto"))
     if train["dtype"] == "auto":
@@ -55,7 +63,6 @@ def settle_config(config: RunConfig, folder: RunFolder) -> RunConfig:
                     f"{folder.path}: this run was started with {key} {old!r}, and is now given {new!r}; "
                     "give the old value to go on, or name another folder for a new run"
                 )
-    # Texts such as `ratio` and `superposition_steps` exclude each other, so what was not given is left out.
     return parse_config(_without_nulls(settled))
 
 
@@ -73,6 +80,11 @@ def settle_schedule(config: RunConfig, fixed: dict[str, Any] | None, steps_done:
     if fixed is None:
         return config.schedule()
     schedule = Schedule.from_dicts(fixed["stages"])
+    part = config.superposition
+    kinds = {(each.bag_size, each.mode, each.slot_weights) for each in (part, *(part.stages or ()))}
+    for stage in schedule.stages:
+        if stage.bag_size > 1 and (stage.bag_size, stage.mode, stage.slot_weights) not in kinds:
+            raise UserError(f"the run's run.json is damaged: its configuration has no {stage}; put it back as it was")
     old, new = schedule.total_steps, config.train.total_steps
     if old == new:
         return schedule
@@ -115,6 +127,8 @@ def what_is_odd(config: RunConfig, stream: TokenStream) -> list[str]:
             f"{stream.corpus.num_tokens:,} in {config.data.path}: text repeats; more text, a smaller "
             "bag_size or ratio, or mode output_only would avoid that"
         )
+    if schedule.switch_step == 0 and (config.superposition.bag_size > 1 or config.superposition.stages):
+        said.append("superposition lasts no step: its ratio is under half a step; raise it, or take bag_size 1")
     decay = schedule.total_steps - config.train.decay_steps
     if schedule.switch_step > decay:
         said.append(
@@ -124,6 +138,18 @@ def what_is_odd(config: RunConfig, stream: TokenStream) -> list[str]:
     return said
 
 
+def _stored(folder: RunFolder) -> dict[str, Any] | None:
+    """The configuration that the folder's run was started with; None for a new one."""
+    values = folder.read_config()
+    if values is None:
+        return None
+    try:
+        config = parse_config(_without_nulls(values), source=str(folder.config_file))
+    except UserError as error:
+        raise UserError(f"{error}; it was edited or damaged: put it right, or name another folder") from None
+    return config.model_dump(mode="json")
+
+
 def _value(values: dict[str, Any], dotted: str) -> Any:
     found: Any = values
     for key in dotted.split("."):
@@ -131,9 +157,9 @@ def _value(values: dict[str, Any], dotted: str) -> Any:
     return found
 
 
-def _without_nulls(values: Any) -> Any:
-    """The same dictionaries without the keys of `superposition` that stand at their defaults."""
-    part = dict(values["superposition"])
-    if part["stages"] is not None:
-        part = {"stages": part["stages"]}
-    return {**values, "superposition": part}
+def _without_nulls(values: dict[str, Any]) -> dict[str, Any]:
+    """The same, without what a whole configuration says beside `superposition.stages`: the two exclude each other."""
+    part = values.get("superposition")
+    if isinstance(part, dict) and part.get("stages") is not None:
+        return {**values, "superposition": {"stages": part["stages"]}}
+    return values

@@ -26,8 +26,9 @@ from torch.distributed.checkpoint.state_dict import (
 from token_superposition.data.shards import TokenDataset
 from token_superposition.data.stream import Batch, TokenStream
 from token_superposition.errors import UserError
-from token_superposition.model.build import build_model, model_cost
+from token_superposition.model.build import build_model, check_length, model_cost
 from token_superposition.model.device import DTYPES, resolve_device
+from token_superposition.model.size import TRAINED_BYTES, WEIGHT_BYTES
 from token_superposition.model.superposed import SuperposedLM
 from token_superposition.model.validation import ValidationResult, Validator
 from token_superposition.objective.loss import target_weights
@@ -96,13 +97,9 @@ class Trainer:
             end_of_document_id=self.dataset.tokenizer.end_of_document_id,
             seed=train.seed,
             scale_residual_init=config.model.scale_residual_init,
+            bytes_a_parameter=WEIGHT_BYTES if self.device.type == "cuda" else TRAINED_BYTES,
         )
-        longest = getattr(model.config, "max_position_embeddings", None)
-        if longest is not None and longest < train.sequence_length:
-            raise UserError(
-                f"train.sequence_length: {train.sequence_length} is more than the model's "
-                f"max_position_embeddings of {longest}; raise model.config.max_position_embeddings"
-            )
+        check_length(model, train.sequence_length)
         self.cost = model_cost(model)
         self.num_parameters = sum(p.numel() for p in model.parameters())
         try:

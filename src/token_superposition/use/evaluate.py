@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from token_superposition.data.shards import DATASET_FILE, TokenDataset
+from token_superposition.data.description import DATASET_FILE
+from token_superposition.data.shards import TokenDataset
 from token_superposition.data.sources import PYTHON, Corpus
 from token_superposition.errors import UserError
 from token_superposition.model.validation import ScoredTokens, Validator

@@ -1,0 +1,58 @@
+"""dataset.json: what a prepared folder was made from and what is in it. Whoever reads it trusts nothing in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from token_superposition.errors import UserError
+from token_superposition.files import is_whole_number, read_object
+
+DATASET_FILE = "dataset.json"
+DATASET_FORMAT = "token_superposition.dataset"
+DATASET_VERSION = 1
+SPLITS = ("train", "validation")
+AGAIN = "prepare the data again (tst prepare with --overwrite)"
+
+
+def shard_name(split: str, number: int) -> str:
+    """The file name of a split's shard."""
+    return f"{split}-{number:05d}.tokens"
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The content of a prepared folder's dataset.json, its splits and shards checked for what is read of them.
+
+    Raises:
+        UserError: where it is not a prepared folder.
+    """
+    file = folder / DATASET_FILE
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; make it with: tst prepare SOURCE --out {folder}")
+    try:
+        description = read_object(file, AGAIN)
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder}: is not a prepared data set (no {DATASET_FILE}); make one with: tst prepare"
+        ) from None
+    if description.get("format") != DATASET_FORMAT:
+        raise UserError(f"{file}: does not describe a prepared data set; {AGAIN}")
+    if description.get("version") != DATASET_VERSION:
+        raise UserError(
+            f"{file}: has version {description.get('version')}, this package reads version {DATASET_VERSION}; {AGAIN}"
+        )
+    splits = description.get("splits")
+    if not isinstance(splits, dict) or not all(name in splits for name in SPLITS):
+        raise UserError(f"{file}: is damaged (no split named {' or '.join(SPLITS)}); {AGAIN}")
+    for name, split in splits.items():
+        shards = split.get("shards") if isinstance(split, dict) else None
+        if not isinstance(shards, list) or not shards or not all(map(_is_counted, [split, *shards])):
+            raise UserError(f"{file}: is damaged (split {name!r}); {AGAIN}")
+        for number, shard in enumerate(shards):  # of this split, once, and never a path out of the folder
+            if shard.get("file") != shard_name(name, number):
+                raise UserError(f"{file}: is damaged (split {name!r} names the shard {shard.get('file')!r}); {AGAIN}")
+    return description
+
+
+def _is_counted(entry: object) -> bool:
+    return isinstance(entry, dict) and all(is_whole_number(entry.get(key)) for key in ("tokens", "bytes", "documents"))

@@ -1,0 +1,85 @@
+"""What can be found wrong with a run before it starts: before its folder is filled or its model is built.
+
+`tst train` asks about its own run, a study about every arm before it starts the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from token_superposition.data.shards import TokenDataset
+from token_superposition.data.stream import TokenStream
+from token_superposition.data.verify import verify_folder
+from token_superposition.errors import UserError
+from token_superposition.model.build import check_length, outline_model
+from token_superposition.model.device import resolve_device
+from token_superposition.model.size import TRAINED_BYTES, WEIGHT_BYTES, available_memory, gigabytes
+from token_superposition.model.validation import Validator
+from token_superposition.train.config import RunConfig
+
+_ID_BYTES = 8
+_AHEAD = 3  # batches in memory: one is trained on, two are made ready
+
+
+def check_data(config: RunConfig, say: Callable[[str], None] | None = None) -> None:
+    """Verify the data, unless the configuration says not to, and that a step's batch fits into memory.
+
+    Args:
+        config: the run's configuration.
+        say: takes a line now and then, where it takes long.
+
+    Raises:
+        UserError: for data that is damaged, or a batch larger than this machine.
+    """
+    check_batch(config)
+    if config.data.verify:
+        verify_folder(Path(config.data.path), say)
+
+
+def check_batch(config: RunConfig) -> None:
+    """Compare a step's token ids with the memory there is; UserError says both."""
+    train = config.train
+    row, bag_size = max(
+        (stage.input_bag_size * train.sequence_length + stage.bag_size, stage.bag_size)
+        for stage in config.schedule().stages
+    )
+    num_bytes = _AHEAD * train.batch_size * row * _ID_BYTES * 2  # inputs and targets
+    memory = available_memory()
+    if num_bytes > memory:
+        raise UserError(
+            f"train.batch_size: {train.batch_size} rows of {train.sequence_length} positions of {bag_size} tokens take "
+            f"{gigabytes(num_bytes)} for their token ids alone, and this machine has {gigabytes(memory)} free; "
+            "lower train.batch_size, train.sequence_length or the bag size"
+        )
+
+
+def check_run(config: RunConfig, say: Callable[[str], None] | None = None) -> TokenStream:
+    """All of it: device, data, lengths, model. Returns the run's stream.
+
+    Raises:
+        UserError: where the data, the model and the configuration do not fit each other or this machine.
+    """
+    train, path = config.train, Path(config.data.path)
+    device = resolve_device(train.device)
+    dataset = TokenDataset.open(path, "train")
+    check_data(config, say)
+    stream = TokenStream(
+        dataset,
+        config.schedule(),
+        sequence_length=train.sequence_length,
+        rows_per_step=train.batch_size,
+        seed=train.seed,
+    )
+    Validator(TokenDataset.open(path, "validation"), sequence_length=train.sequence_length, batch_size=train.batch_size)
+    model = outline_model(
+        config.model.architecture,
+        config.model.config,
+        vocab_size=dataset.tokenizer.vocab_size,
+        end_of_document_id=dataset.tokenizer.end_of_document_id,
+        scale_residual_init=config.model.scale_residual_init,
+        bytes_a_parameter=WEIGHT_BYTES if device.type == "cuda" else TRAINED_BYTES,
+    )
+    if model is not None:
+        check_length(model, train.sequence_length)
+    return stream
