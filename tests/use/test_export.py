@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from tests.use.conftest import CPU
 from token_superposition.data.tokenizers import ByteTokenizer
@@ -43,7 +43,7 @@ IDS_BL = torch.arange(48)[None] * 5 % 257
 
 def trained(family: str, small_run: dict[str, Any], folder: Path) -> Path:
     """A run of two steps, one of them superposed."""
-    small_run["model"] = {"architecture": family, "config": FAMILIES[family]}
+    small_run["model"] = {"architecture": family, "config": FAMILIES.get(family, {**SMALL, **ROPE})}
     train(parse_config(small_run, {"train.total_steps": 2}), folder, quiet=True)
     return folder
 
@@ -59,6 +59,15 @@ def test_stock_transformers_gives_the_same_logits(family: str, small_run: dict[s
     expected = load_model(run, device=CPU).model(IDS_BL).logits
     assert torch.equal(model.eval()(IDS_BL).logits, expected)
     assert AutoTokenizer.from_pretrained(tmp_path / "out")("é<|endoftext|>")["input_ids"][:3] == [195, 169, 60]
+
+
+def test_a_family_whose_tokenizer_is_replaced_is_said(small_run: dict[str, Any], tmp_path: Path) -> None:
+    """transformers 5 reads every folder of Qwen2 with a tokenizer that normalises text."""
+    (warning,) = export(trained("qwen2", small_run, tmp_path / "run"), tmp_path / "out")["warnings"]
+    assert "use PreTrainedTokenizerFast instead" in warning
+    assert "PreTrainedTokenizerFast.from_pretrained" in (tmp_path / "out" / "README.md").read_text()
+    assert PreTrainedTokenizerFast.from_pretrained(tmp_path / "out")("e\u0301")["input_ids"] == [101, 204, 129]
+    assert load_model(tmp_path / "out", device=CPU).tokenizer("e\u0301")["input_ids"] == [101, 204, 129]
 
 
 def test_what_the_folder_says(exported: Path) -> None:

@@ -23,6 +23,7 @@ from token_superposition.use.texts import EncodedText
 MAX_TOKENS = 262_144
 ENOUGH_TOKENS = 250_000  # of a final figure; 4,096 gave noise of 0.02 nats
 _POSITIONS_A_FORWARD = 8192
+_MOST_POSITIONS = 2048
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def evaluate(
         sets: what to score it on.
         split: of prepared folders.
         max_tokens: the most tokens of each set.
-        sequence_length: positions a row; that of training, without it.
+        sequence_length: positions a row; without it, that of training, or at most 2,048 where that is not known.
         batch_size: rows a forward; that of training, or as many as fit 8,192 positions.
         text_key: the column of .jsonl and .parquet that holds the text.
 
@@ -80,7 +81,7 @@ def evaluate(
     Raises:
         UserError: for a set that is missing, too short, or of another tokenizer.
     """
-    length = sequence_length or loaded.context_length
+    length = sequence_length or _usual_length(loaded)
     most = getattr(loaded.model.config, "max_position_embeddings", None)
     if most is not None and length > most:
         raise UserError(f"--sequence-length: {length} is more than the model's {most} positions")
@@ -112,6 +113,11 @@ def lines_of(scored: Sequence[dict[str, Any]], tasks: Mapping[str, Mapping[str, 
             spread = "" if error is None else f" ± {error:.4f}"
             lines.append(f"{name:{width}}  {metric} {value:.4f}{spread}  {metrics['samples']:,} samples")
     return lines
+
+
+def _usual_length(loaded: UsableModel) -> int:
+    # A stranger's model may have a hundred thousand positions, and logits for each in memory.
+    return loaded.context_length if loaded.origin is not None else min(loaded.context_length, _MOST_POSITIONS)
 
 
 def _training_rows(loaded: UsableModel) -> int | None:

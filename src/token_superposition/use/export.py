@@ -190,8 +190,11 @@ def _tokenizer_class(folder: Path, loaded: UsableModel) -> str:
     from transformers import AutoTokenizer
 
     ours = load_tokenizer(loaded.path)
-    read = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    faithful = all(read(text)["input_ids"] == ours.encode(text).tolist() for text in _PROBES)
+    try:
+        read = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        faithful = all(read(text)["input_ids"] == ours.encode(text).tolist() for text in _PROBES)
+    except Exception:  # a family's own class may not even load it
+        faithful = False
     return "AutoTokenizer" if faithful else "PreTrainedTokenizerFast"
 
 
