@@ -14,6 +14,7 @@ import pytest
 
 from token_superposition.errors import TrainingDivergedError, UserError
 from token_superposition.files import write_json
+from token_superposition.run.folder import FIGURES
 from token_superposition.study import tune as module
 from token_superposition.study.compare import Study, compare, make_study
 from token_superposition.study.sweep import parse_sweep
@@ -40,8 +41,10 @@ class Made:
             config = load_config(job.config)
             job.folder.mkdir(parents=True)
             loss = self.loss(config.superposition.bag_size > 1, config.train.learning_rate, config.train.seed)
-            name, key = ("diverged.json", "message") if loss is None else ("summary.json", "final_validation_loss")
-            write_json(job.folder / name, {key: loss})
+            if loss is None:
+                write_json(job.folder / "diverged.json", {"message": "diverged"})
+            else:
+                write_json(job.folder / "summary.json", {**dict.fromkeys(FIGURES, 1), "final_validation_loss": loss})
 
 
 @pytest.fixture

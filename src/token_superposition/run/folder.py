@@ -39,7 +39,8 @@ from token_superposition.yaml_keys import read_yaml
 # What is written when a run starts; a kill before config.yaml, which comes last of these, may leave the others.
 _BEFORE_CONFIG = ("lock", "run.json", "tokenizer.json")
 _NEW = "name another folder for a new run"
-_FIGURES = (
+# The numbers that every summary has.
+FIGURES = (
     "steps",
     "positions",
     "raw_tokens",
@@ -176,7 +177,7 @@ class RunFolder:
             summary = read_object(self.summary_file, mend)
         except FileNotFoundError:
             return None
-        for key in _FIGURES:
+        for key in FIGURES:
             if not is_number(summary.get(key)):
                 raise UserError(f"{self.summary_file}: is damaged ({key} is not a number); {mend}")
         return summary

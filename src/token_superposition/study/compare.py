@@ -98,8 +98,10 @@ def make_study(
                 f"{source}: arms.{name!r}: a name has at most 100 letters, digits and . = , + - _, and no point first"
             )
     for name, keys in arms.items():
-        for key in keys:
-            if key in ("train.seed", "train") or key.partition(".")[0] == "data":
+        changed = with_keys({}, keys, f"{source}: arms.{name}: ")
+        train = changed.get("train")
+        for key, there in (("data", "data" in changed), ("train.seed", isinstance(train, dict) and "seed" in train)):
+            if there:
                 raise UserError(
                     f"{source}: arms.{name}: {key}: arms share their seeds and their data, or they cannot be compared "
                     "seed by seed; give it outside of arms"
