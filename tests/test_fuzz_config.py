@@ -76,19 +76,26 @@ _misspelt = st.tuples(_paths, st.integers(0, 30), st.sampled_from(["", "x", "_",
     lambda drawn: drawn[0][: drawn[1]] + drawn[2] + drawn[0][drawn[1] + 1 :]
 )
 _stages = st.lists(
-    st.dictionaries(st.sampled_from([*_STAGE, "bag_siz"]), _scalars | st.sampled_from([1, 2, 0.25]), max_size=4),
-    max_size=3,
-)
-_changes = st.lists(
-    st.one_of(
-        st.tuples(st.just("set"), _paths, _junk),
-        st.tuples(st.just("set"), st.just("superposition"), st.fixed_dictionaries({"stages": _stages})),
-        st.tuples(st.just("set"), _misspelt, _scalars),
-        st.tuples(st.just("remove"), _paths, st.none()),
+    st.fixed_dictionaries(
+        {"bag_size": st.sampled_from([1, 2, 4]) | _scalars},
+        optional={
+            "steps": st.sampled_from([1, 2]) | _scalars,
+            "ratio": st.sampled_from([0.25, 0.5]) | _scalars,
+            "mode": st.sampled_from(["full", "input_only"]) | _scalars,
+            "slot_weights": st.sampled_from(["power_law", "exponential:0.5"]) | _scalars,
+            "bag_siz": st.just(2),
+        },
     ),
-    min_size=1,
     max_size=3,
 )
+_change = st.one_of(
+    st.tuples(st.just("set"), _paths, _scalars),
+    st.tuples(st.just("set"), _paths, _junk),
+    st.tuples(st.just("set"), _misspelt, _scalars),
+    st.tuples(st.just("remove"), _paths, st.none()),
+)
+_staged = st.tuples(st.just("set"), st.just("superposition"), st.fixed_dictionaries({"stages": _stages}))
+_changes = st.lists(_change, min_size=1, max_size=2) | st.lists(_change | _staged, min_size=1, max_size=3)
 
 
 def changed(base: dict[str, Any], changes: list[tuple[str, str, Any]]) -> dict[str, Any]:
@@ -120,6 +127,13 @@ def nothing_left(world: World, *arguments: object) -> None:
     said = judged(*arguments, "--out", out, "--quiet")
     if said.code == 2:
         assert sorted(world.work.iterdir()) == before, said
+
+
+@examples(150)
+@given(dotted=_paths, value=st.sampled_from(_NUMBERS) | st.sampled_from(_FLOATS) | _scalars)
+def test_any_value_of_one_key(world: World, dotted: str, value: Any) -> None:
+    file = world.written(yaml.safe_dump(changed(world.base, [("set", dotted, value)]), allow_unicode=True))
+    nothing_left(world, "train", file)
 
 
 @examples(120)
@@ -199,18 +213,13 @@ _ANY_WORD = st.text(alphabet="abcxyz019-=,: é\udcff\0\n", max_size=6).filter(la
 
 @examples(120)
 @given(
-    words=st.lists(
-        st.one_of(
-            st.sampled_from(_WORD_LIST.split()),
-            _ANY_WORD,
-        ),
-        max_size=6,
-    )
+    first=st.sampled_from([[], ["prepare", "text"], ["train", "run.yaml"], ["compare", "run.yaml"], ["demo"]]),
+    words=st.lists(st.sampled_from(_WORD_LIST.split()) | _ANY_WORD, max_size=5),
 )
-def test_any_words(world: World, monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+def test_any_words(world: World, monkeypatch: pytest.MonkeyPatch, first: list[str], words: list[str]) -> None:
     monkeypatch.chdir(world.clean())
     monkeypatch.setattr("token_superposition.study.compare.run_jobs", _no_jobs)
     monkeypatch.setattr("token_superposition.study.demo.prepare", _no_jobs)
     (world.work / "run.yaml").write_text(world.config.read_text())
     (world.work / "text").mkdir()
-    judged(*words)
+    judged(*first, *words)

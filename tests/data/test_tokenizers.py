@@ -67,9 +67,7 @@ def test_what_cannot_be_loaded_is_said_in_a_line(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
     for content in ("{", "[]", "{}"):
         file.write_text(content)
-        with pytest.raises(
-            UserError, match=r"tokenizer\.json: is (not JSON|JSON, but no object|not a tokenizer's file)"
-        ):
+        with pytest.raises(UserError, match=r"tokenizer\.json: .*; prepare the data again$"):
             load_tokenizer(tmp_path)
     make_tokenizer("bytes").save(tmp_path)
     file.write_text(json.dumps({**json.loads(file.read_text()), "fingerprint": "00" * 32}))

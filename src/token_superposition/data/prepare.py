@@ -216,6 +216,8 @@ def _workplace(out: Path) -> Iterator[Path]:
                 shutil.rmtree(workplace, ignore_errors=True)
                 remove_empty(made)
     except OSError as error:
+        if str(error.filename).startswith(str(workplace)):
+            error.filename = str(out)  # nobody has heard of the hidden one
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(

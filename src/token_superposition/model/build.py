@@ -126,7 +126,10 @@ def _resolve(architecture: str, config: Mapping[str, Any], vocab_size: int, end_
     if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or architecture not in CONFIG_MAPPING:
         near = did_you_mean(architecture, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         raise UserError(f"model.architecture: {architecture!r} is not a causal language model of transformers{near}")
-    known = _known_keys(CONFIG_MAPPING[architecture])
+    try:
+        known = _known_keys(CONFIG_MAPPING[architecture])
+    except Exception as error:  # a family whose own defaults do not fit each other
+        raise _refused(architecture, "refuses even its own values, not", error) from error
     for key in config:
         if key == "model_type":
             raise UserError(f"model.config.{key}: is said by model.architecture ({architecture}); leave it out")
@@ -146,9 +149,15 @@ def _resolve(architecture: str, config: Mapping[str, Any], vocab_size: int, end_
         values.setdefault("is_decoder", True)
     try:
         resolved = AutoConfig.for_model(architecture, **values)
-        num_layers = resolved.num_hidden_layers
     except Exception as error:  # families refuse values in every way there is
         raise _refused(architecture, "refuses", error) from error
+    if hasattr(resolved, "text_config"):
+        text = f"{architecture}_text"
+        mend = f"name its text model, {text}" if text in CONFIG_MAPPING else "name a text model's"
+        raise UserError(
+            f"model.architecture: {architecture} is several models in one, such as of text and images; {mend}"
+        )
+    num_layers = getattr(resolved, "num_hidden_layers", 1)
     if not is_whole_number(num_layers, 1):
         raise UserError(
             f"model.config: {architecture} with these values has {num_layers!r} layers; at least 1 is needed"
@@ -192,7 +201,19 @@ def _refused(architecture: str, verb: str, error: Exception) -> UserError:
 
 
 def model_cost(model: nn.Module) -> ModelCost:
-    """What one position costs, counted from the model's weights and configuration."""
+    """What one position costs, counted from the model's weights and configuration.
+
+    Raises:
+        UserError: for a model whose configuration does not say what is needed.
+    """
+    try:
+        return _count_cost(model)
+    except Exception as error:  # attributes that a family does not have, or has once a layer
+        line = " ".join(str(error).split())
+        raise UserError(f"model.architecture: the FLOPs of {type(model).__name__} cannot be counted: {line}") from error
+
+
+def _count_cost(model: nn.Module) -> ModelCost:
     config: Any = model.config
     looked_up = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     head = model.get_output_embeddings()  # type: ignore[operator]
