@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 
 from token_superposition.cli import main
 from token_superposition.study.compare import load_study
-from token_superposition.train import loop
+from token_superposition.train import loop, record
 from token_superposition.train.config import load_config
 from token_superposition.train.trainer import Trainer
 
@@ -178,5 +178,5 @@ def few_steps() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "step", limited)
-        patch.setattr(loop, "matrix_peak", lambda *_: 1e9)
+        patch.setattr(record, "matrix_peak", lambda *_: 1e9)
         yield

@@ -112,7 +112,8 @@ def test_a_list_s_item_is_reached_by_its_number(world: World) -> None:
         ({"a": {"superposition.bag_siz": 1}, "b": {}}, "line 3: arms.a: superposition.bag_siz: no such key; did"),
         ({"a": _PLAIN, "b": {"model.config.hiden": 1}}, "b: model.config.hiden: llama has no such key"),
         ({"a": _PLAIN, "b": {"train.sequence_length": 99}}, "b: train.sequence_length: 99 is more than"),
-        ({"a": _PLAIN, "b": {"data.path.x": 99}}, "arms.b: data.path.x: no such key"),
+        ({"a": _PLAIN, "b": {"train.device.x": 99}}, "arms.b: train.device.x: no such key"),
+        ({"a": _PLAIN, "b": {"train": {"seed": 3}}}, "arms.b: train.seed: arms share their seeds"),
         ({"..": {"superposition.bag_size": 1}, "b": {}}, "arms.'..': a name has"),
         ({"a": _PLAIN, "../b": {}}, "arms.'../b': a name has"),
     ],
@@ -319,8 +320,11 @@ def test_a_full_disk_while_metrics_are_written(world: World) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tests.bad_input.STEPS", 60)
         with at_most(8000):
-            line = refused("train", world.config, "--out", out, "--quiet", *keys)
-        assert f"{out / 'metrics.jsonl'}: File too large" in line
+            said = tst("train", world.config, "--out", out, "--quiet", *keys)
+        assert said.code == 1  # training went on; at its end there was no room for what was trained
+        warning, error = said.err.splitlines()
+        assert warning.startswith("warning: step 30: ")
+        assert error.startswith(f"error: step 60: {out / 'metrics.jsonl'}: could not be written (File too large)")
         assert tst("train", world.config, "--out", out, "--quiet", *keys).code == 0  # with room again
 
 
@@ -439,7 +443,7 @@ def test_no_code_from_the_hub_is_run(world: World, monkeypatch: pytest.MonkeyPat
 def test_the_source_has_no_way_to_run_what_it_reads() -> None:
     """What the tests above cannot reach. (DCP unpickles, inside torch, what a run itself has written.)"""
     unsafe = re.compile(
-        r"pickle\.load|import pickle|torch\.load\(|allow_pickle=True|trust_remote_code=(?!False)|unsafe_load|full_load"
+        r"pickle\.load|import pickle|torch\.load\(|allow_pickle=True|trust_remote_code=(?!False|options\.trust)|unsafe_load|full_load"
         r"|yaml\.load\((?!text, _Loader\))|\beval\(|\bexec\(|np\.load\("
     )
     found = [
