@@ -1,0 +1,274 @@
+"""Hugging Face Trainer with superposition: the core's losses, the Trainer's own recovery, right under what it does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate", reason="the extra `trainer` is not installed")
+
+import transformers
+from transformers import HfArgumentParser, Trainer, TrainingArguments
+
+from tests.conftest import tiny_model
+from token_superposition import SuperposedLM
+from token_superposition.adapters.transformers import SuperpositionArguments, SuperpositionMixin, SuperpositionTrainer
+from token_superposition.errors import UserError
+
+L, V = 16, 67
+
+
+def rows(number: int = 64, seed: int = 0) -> list[dict[str, Any]]:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, V, (number, L), generator=generator)
+    return [{"input_ids": row, "labels": row} for row in ids]
+
+
+def arguments(folder: Path, **options: Any) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        **{
+            "max_steps": 8,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": [],
+            "use_cpu": True,
+            "disable_tqdm": True,
+            **options,
+        },
+    )
+
+
+def trainer(
+    folder: Path, bag_size: int = 2, data: Any = None, cls: type = SuperpositionTrainer, **options: Any
+) -> SuperpositionTrainer:
+    more = {name: options.pop(name) for name in ("mode", "slot_weights", "superposition_ratio") if name in options}
+    evaluated = options.pop("eval_dataset", None)
+    superposition = SuperpositionArguments(bag_size=bag_size, **{"superposition_ratio": 0.5, **more})
+    return cls(  # type: ignore[no-any-return]
+        model=tiny_model("llama", tied=True),
+        args=arguments(folder, **options),
+        train_dataset=rows() if data is None else data,
+        eval_dataset=evaluated,
+        superposition=superposition,
+    )
+
+
+def losses(run: Any) -> list[float]:
+    return [line["loss"] for line in run.state.log_history if "loss" in line]
+
+
+class Recording(SuperpositionTrainer):
+    """Keeps every micro-batch that was trained on."""
+
+    def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
+        if model.training:
+            self.__dict__.setdefault("seen", []).append({k: v.clone() for k, v in inputs.items()})
+        return super().compute_loss(model, inputs, *rest, **more)
+
+
+def reference(batches: list[list[dict[str, Any]]], run: Any) -> list[float]:
+    """A bare loop on the same batches, with `SuperposedLM` and the stock Trainer's own optimizer and schedule."""
+    model = tiny_model("llama", tied=True)
+    superposed = SuperposedLM(model)
+    stock = Trainer(model=model, args=run.args)
+    stock.create_optimizer_and_scheduler(len(batches))
+    found = []
+    for step in batches:
+        parts, weights = [], []
+        for batch in step:
+            ids, labels = batch["input_ids"], batch["labels"]
+            if ids.dim() == 2:  # the Trainer's own: position t predicts t + 1, the last predicts nothing
+                labels = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
+            output = superposed(ids, labels, run._weights if ids.dim() == 3 else None)
+            parts.append(output.loss * output.weight_sum)
+            weights.append(output.weight_sum)
+        loss = sum(parts) / sum(weights)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        stock.optimizer.step()
+        stock.lr_scheduler.step()
+        model.zero_grad()
+        found.append(float(loss))
+    return found
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize(
+    ("mode", "slot_weights"), [("full", "uniform"), ("full", "power_law"), ("output_only", "uniform")]
+)
+def test_fed_the_same_batches_the_losses_are_the_cores(
+    tmp_path: Path, accumulation: int, mode: str, slot_weights: str
+) -> None:
+    run: Any = trainer(
+        tmp_path,
+        cls=Recording,
+        max_steps=20,
+        gradient_accumulation_steps=accumulation,
+        mode=mode,
+        slot_weights=slot_weights,
+    )
+    run.train()
+    batches = [run.seen[n : n + accumulation] for n in range(0, len(run.seen), accumulation)]
+    assert [step[0]["labels"].dim() for step in batches] == [3] * 10 + [2] * 10
+    assert losses(run) == pytest.approx(reference(batches, run), rel=1e-5)
+
+
+def test_trap_13_no_slot_of_a_bag_is_missing_from_the_count(tmp_path: Path) -> None:
+    """Counted over labels[..., 1:], the loss of bags would be s / (s - 1) too large: twice, here."""
+    run = trainer(tmp_path, max_steps=4)
+    run.train()
+    assert losses(run)[0] == pytest.approx(losses(stock(tmp_path))[0], rel=0.2)
+
+
+def stock(folder: Path, **options: Any) -> Trainer:
+    run = Trainer(model=tiny_model("llama", tied=True), args=arguments(folder, **options), train_dataset=rows())
+    run.train()
+    return run
+
+
+def test_bag_size_one_is_the_stock_trainer_bit_for_bit(tmp_path: Path) -> None:
+    run = trainer(tmp_path, bag_size=1)
+    run.train()
+    assert losses(run) == losses(stock(tmp_path))
+
+
+def test_the_switch_comes_at_its_step_under_accumulation_and_several_epochs(tmp_path: Path) -> None:
+    # 12 rows, 2 a batch, 2 batches a step: 3 steps an epoch; 4 epochs are 12 steps, 6 of them superposed.
+    run: Any = trainer(
+        tmp_path, data=rows(12), cls=Recording, max_steps=-1, num_train_epochs=4, gradient_accumulation_steps=2
+    )
+    run.train()
+    assert run.state.global_step == 12
+    assert [batch["labels"].dim() for batch in run.seen] == [3] * 12 + [2] * 12
+    lines = [line for line in run.state.log_history if "loss" in line]
+    assert [line["phase"] for line in lines] == ["superposition"] * 6 + ["recovery"] * 6
+    assert [line["bag_size"] for line in lines] == [2] * 6 + [1] * 6
+    assert [line["raw_tokens"] for line in lines][5::6] == [6 * 4 * L * 2, 6 * 4 * L * 3]
+    assert lines[-1]["positions"] == 12 * 4 * L
+
+
+@pytest.mark.parametrize("stop", [3, 4, 6])
+def test_resumed_it_lands_in_the_right_phase_and_place(tmp_path: Path, stop: int) -> None:
+    whole: Any = trainer(tmp_path / "whole", cls=Recording)
+    whole.train()
+    first = trainer(tmp_path / "run", save_strategy="steps", save_steps=stop)
+    first.add_callback(_Stop(stop))
+    first.train()
+    again: Any = trainer(tmp_path / "run", cls=Recording, save_strategy="steps", save_steps=stop)
+    again.train(resume_from_checkpoint=True)
+    assert all(torch.equal(a[name], b[name]) for a, b in zip(again.seen, whole.seen[stop:], strict=True) for name in a)
+    assert losses(again)[stop:] == losses(whole)[stop:]
+
+
+class _Stop(transformers.TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
+        control.should_training_stop = state.global_step >= self.step
+
+
+class Streaming(torch.utils.data.IterableDataset[Any]):
+    def __iter__(self) -> Any:
+        return iter(rows())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_streaming_data_set_is_read_in_order(tmp_path: Path, workers: int) -> None:
+    run: Any = trainer(tmp_path, data=Streaming(), cls=Recording, dataloader_num_workers=workers)
+    run.train()
+    read = torch.cat([batch["input_ids"].reshape(-1) for batch in run.seen])
+    assert torch.equal(read, torch.cat([row["input_ids"] for row in rows()])[: len(read)])
+
+
+def test_evaluation_is_next_token_in_both_phases(tmp_path: Path) -> None:
+    run = trainer(tmp_path, eval_strategy="steps", eval_steps=2, eval_dataset=rows(6, seed=1))
+    run.train()
+    evaluated = [line["eval_loss"] for line in run.state.log_history if "eval_loss" in line]
+    assert len(evaluated) == 4
+    assert run.evaluate()["eval_loss"] == pytest.approx(evaluated[-1])
+    plain = Trainer(model=run.model, args=run.args, eval_dataset=rows(6, seed=1))
+    assert plain.evaluate()["eval_loss"] == pytest.approx(evaluated[-1])
+
+
+def test_the_model_is_left_as_it_was_and_saved_as_it_is(tmp_path: Path) -> None:
+    run = trainer(tmp_path / "run")
+    hooks, keys = dict(run.model._forward_pre_hooks), list(run.model.state_dict())
+    run.train()
+    assert dict(run.model._forward_pre_hooks) == hooks
+    assert list(run.model.state_dict()) == keys
+    assert "_loss_function" not in vars(run.model)
+    run.save_model(str(tmp_path / "saved"))
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    ids = rows(1)[0]["input_ids"].unsqueeze(0)
+    assert torch.equal(loaded(ids).logits, run.model.eval()(ids).logits)
+
+
+def test_flops_count_positions(tmp_path: Path) -> None:
+    """Trap 15."""
+    run = trainer(tmp_path)
+    run.train()
+    assert run.state.total_flos == stock(tmp_path).state.total_flos
+
+
+@dataclass
+class Mine(SuperpositionArguments, TrainingArguments):
+    """Both in one, as some scripts want it."""
+
+
+def test_arguments_are_parsed_beside_or_inside_the_trainers(tmp_path: Path) -> None:
+    words = [
+        "--output_dir",
+        str(tmp_path),
+        "--bag_size",
+        "4",
+        "--superposition_ratio",
+        "0.3",
+        "--slot_weights",
+        "power_law",
+    ]
+    _, parsed = HfArgumentParser((TrainingArguments, SuperpositionArguments)).parse_args_into_dataclasses(words)
+    assert parsed == SuperpositionArguments(bag_size=4, superposition_ratio=0.3, slot_weights="power_law")
+
+    class YourTrainer(Trainer):
+        pass
+
+    class YourSuperposed(SuperpositionMixin, YourTrainer):
+        pass
+
+    args = Mine(output_dir=str(tmp_path), bag_size=2, max_steps=2, report_to=[], use_cpu=True, disable_tqdm=True)
+    run = YourSuperposed(model=tiny_model("llama", tied=True), args=args, train_dataset=rows())
+    run.train()
+    assert run.state.global_step == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor: does not go with superposition"),
+        ({"bag_size": 2, "mode": "ful"}, "mode is one of full"),
+        ({"slot_weights": "linear"}, "slot_weights is one of uniform"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises((UserError, ValueError), match=message):
+        trainer(tmp_path, **options)
+
+
+def test_more_passes_than_one_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(tmp_path, data=rows(12)).train()
+    assert "reads its training data 2.00 times" in capsys.readouterr().err
+
+
+def test_the_log_history_is_json(tmp_path: Path) -> None:
+    run = trainer(tmp_path)
+    run.train()
+    assert json.loads(json.dumps(run.state.log_history))[0]["phase"] == "superposition"
