@@ -23,7 +23,7 @@ demo: $(VENV)/installed ## train a small model with and without superposition, a
 	$(BIN)/tst demo $(ARGS)
 
 test: $(VENV)/installed ## run every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q $(ARGS)
 
 lint: $(VENV)/installed ## ruff and mypy
 	$(BIN)/ruff check .

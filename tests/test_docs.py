@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
+import io
 import json
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+from token_superposition.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -29,11 +32,11 @@ def commands(page: Path) -> list[str]:
 
 
 def shorten(words: list[str]) -> list[str]:
-    """The same command on few steps."""
-    if words[1] in ("train", "compare"):
-        return [*words, *SHORT]
+    """The same command on few steps and one seed."""
     more = {
-        "demo": ["--steps", "12", "--quiet"],
+        "train": SHORT,
+        "compare": ["--seeds", "1", *SHORT],
+        "demo": ["--steps", "12", "--seeds", "1", "--quiet"],
         "eval": ["--max-tokens", "4000", "--quiet"],
         "generate": ["--max-new-tokens", "20"],
     }
@@ -41,22 +44,25 @@ def shorten(words: list[str]) -> list[str]:
 
 
 def run(words: list[str], workplace: Path) -> None:
-    """A `tst` command, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "token_superposition", *words[1:]],
-        cwd=workplace,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr}"
+    """A `tst` command, in its folder."""
+    said = io.StringIO()
+    with contextlib.chdir(workplace), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = main(words[1:])
+    assert code == 0, f"{shlex.join(words)}\n{said.getvalue()}"
 
 
 def run_programs(page: Path) -> None:
     for program in blocks(page, "python"):
         space: dict[str, object] = {}
         exec(compile(program, str(page), "exec"), space)
+
+
+@pytest.fixture(autouse=True)
+def one_process() -> Iterator[None]:
+    """What a command sets for its process is put back: the next test shares it."""
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(1)
 
 
 PREPARE = "tst prepare my-text/ --out data/shakespeare --quiet"
