@@ -142,6 +142,7 @@ def test_an_arm_that_cannot_run_is_refused_before_any_does(world: World, arms: d
         ("llama", {"head_dim": 7}, "llama refuses these values"),
         ("llama", {"attention_dropout": 2.0}, "llama cannot run with these values"),
         ("llama", {"num_key_value_heads": 3}, "llama cannot run with these values"),
+        ("llama", {"rms_norm_eps": -0.5}, "llama cannot run with these values: its logits are not numbers"),
         ("llama", {"return_dict": False}, "llama cannot run with these values"),
         ("llama", {"model_type": "gpt2"}, "is said by model.architecture"),
         ("gpt2", {"n_layer": 10**6}, "model.config.n_layer: 1000000 is too large"),

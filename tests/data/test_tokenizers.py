@@ -65,9 +65,14 @@ def test_what_cannot_be_loaded_is_said_in_a_line(tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.json"
     with pytest.raises(UserError, match=r"tokenizer\.json: is missing; prepare the data again$"):
         load_tokenizer(tmp_path)
-    for content in ("{", "[]", "{}"):
+    for content, said in (
+        ("{", "is not JSON"),
+        ("[]", "is JSON, but no object"),
+        ("{}", "names no tokenizer that this version knows"),
+        ('{"kind": ["bytes"]}', "names no tokenizer that this version knows"),
+    ):
         file.write_text(content)
-        with pytest.raises(UserError, match=r"tokenizer\.json: .*; prepare the data again$"):
+        with pytest.raises(UserError, match=rf"tokenizer\.json: {said}.*; prepare the data again$"):
             load_tokenizer(tmp_path)
     make_tokenizer("bytes").save(tmp_path)
     file.write_text(json.dumps({**json.loads(file.read_text()), "fingerprint": "00" * 32}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,9 @@ def test_wandb_takes_the_metrics_offline(
     monkeypatch.setenv("WANDB_SILENT", "true")
     go(small_run, tmp_path / "run", logging__trackers=["wandb"])
     (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb")
+    end = time.monotonic() + 60
+    while b"validation_loss" not in file.read_bytes() and time.monotonic() < end:
+        time.sleep(0.2)  # wandb's own process writes it
     content = file.read_bytes()
     assert b"validation_loss" in content
     assert b"learning_rate" in content

@@ -191,6 +191,8 @@ def _try_out(architecture: str, model: nn.Module) -> None:
             logits = model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False).logits
             if logits.shape[:2] != (1, 2):
                 raise ValueError(f"the logits of 2 tokens have the shape {tuple(logits.shape)}")
+            if logits.isnan().any():
+                raise ValueError("its logits are not numbers")
         except Exception as error:
             raise _refused(architecture, "cannot run with", error) from error
 

@@ -149,6 +149,8 @@ class SuperposedLM(nn.Module):
                 self(bags_BLs, bags_BLs)
             except Exception as error:
                 raise TypeError(f"{name} does not leave its loss to its loss_function: {error}") from error
+        if own.isnan().any():
+            raise TypeError(f"{name} gives logits that are not numbers")
         tolerance = 1e-4 if weight.dtype in (torch.float32, torch.float64) else 5e-2
         tolerance *= max(own.abs().max().item(), 1e-6)
         if not torch.allclose(own[:, :-1], other[:, :-1], rtol=0, atol=tolerance / 10):
