@@ -25,11 +25,13 @@ _HOMES = {
     "multi_hot_cross_entropy": "objective.loss",
     "slot_weights": "objective.slot_weights",
     "split_inputs_and_targets": "objective.bags",
+    "superpose": "model.plain",
 }
 
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
+    from token_superposition.model.plain import superpose as superpose
     from token_superposition.model.superposed import SuperposedLM as SuperposedLM
     from token_superposition.model.superposed import SuperposedOutput as SuperposedOutput
     from token_superposition.objective.bags import bag_embedding as bag_embedding

@@ -204,7 +204,7 @@ def test_gemmas_scale_is_kept() -> None:
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     assert float(embedding_scale(embedding)) == pytest.approx(math.sqrt(32))  # type: ignore[arg-type]
     ids = rows(2)[:, :8].view(3, 4, 2)
-    ours = SuperposedLM(model)._bag_embeddings(ids)
+    ours = SuperposedLM(model).embed(ids)["inputs_embeds"]
     torch.testing.assert_close(ours, embedding(ids).mean(dim=2))
 
 
@@ -220,7 +220,7 @@ def test_an_unknown_embedding_module_is_asked_itself() -> None:
     unknown = DoublingEmbedding(VOCAB, 32)
     model.set_input_embeddings(unknown)  # type: ignore[operator]
     ids = rows(3)[:, :12].view(3, 4, 3)
-    torch.testing.assert_close(SuperposedLM(model)._bag_embeddings(ids), unknown(ids).mean(dim=2))
+    torch.testing.assert_close(SuperposedLM(model).embed(ids)["inputs_embeds"], unknown(ids).mean(dim=2))
 
 
 def test_a_hooked_embedding_is_asked_itself() -> None:
@@ -228,7 +228,7 @@ def test_a_hooked_embedding_is_asked_itself() -> None:
     embedding = model.get_input_embeddings()  # type: ignore[operator]
     embedding.register_forward_hook(lambda _module, _inputs, output: output + 1)
     ids = rows(3)[:, :12].view(3, 4, 3)
-    torch.testing.assert_close(SuperposedLM(model)._bag_embeddings(ids), embedding(ids).mean(dim=2))
+    torch.testing.assert_close(SuperposedLM(model).embed(ids)["inputs_embeds"], embedding(ids).mean(dim=2))
 
 
 def test_a_model_that_looks_ids_up_elsewhere_is_refused() -> None:

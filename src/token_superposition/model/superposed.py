@@ -108,23 +108,7 @@ class SuperposedLM(nn.Module):
             return {"input_ids": ids}
         if ids.shape[-1] == 1:
             return {"input_ids": ids.squeeze(-1)}
-        return {"inputs_embeds": self._bag_embeddings(ids)}
-
-    def _bag_embeddings(self, ids_BLs: Tensor) -> Tensor:
-        """The mean of the embedding module's own outputs over each bag, (B, L, d)."""
-        module = self.model.get_input_embeddings()  # type: ignore[operator]
-        scale = embedding_scale(module)
-        if scale is not None:
-            mean_BLd = bag_embedding(ids_BLs, module.weight, padding_idx=module.padding_idx)
-            return mean_BLd if isinstance(scale, float) and scale == 1.0 else mean_BLd * scale
-        # A module we do not know is asked for one slot at a time: slower, and right whatever it does.
-        total_BLd = module(ids_BLs[..., 0])
-        dtype = total_BLd.dtype
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        total_BLd = total_BLd.to(wide)
-        for slot in range(1, ids_BLs.shape[-1]):
-            total_BLd = total_BLd + module(ids_BLs[..., slot]).to(wide)
-        return (total_BLd / ids_BLs.shape[-1]).to(dtype)
+        return {"inputs_embeds": mean_embedding(self.model.get_input_embeddings(), ids)}  # type: ignore[operator]
 
     @torch.no_grad()
     def _verify(self) -> None:
@@ -135,14 +119,14 @@ class SuperposedLM(nn.Module):
             raise TypeError(f"{name} has no input embedding to average")
         weight = embedding.weight
         ids_BL = torch.linspace(0, weight.shape[0] - 1, 8, device=weight.device).long().unsqueeze(0)
-        with _evaluating(self.model):
+        with evaluating(self.model):
             own = self.model(input_ids=ids_BL, use_cache=False).logits.float()
             bags_BLs = ids_BL.unsqueeze(-1).expand(-1, -1, 2)
             other_BL = ids_BL.clone()
             other_BL[0, -1] = ids_BL[0, 0]
             other = self.model(input_ids=other_BL, use_cache=False).logits.float()
             try:
-                ours = self.model(inputs_embeds=self._bag_embeddings(bags_BLs), use_cache=False).logits.float()
+                ours = self.model(inputs_embeds=self.embed(bags_BLs)["inputs_embeds"], use_cache=False).logits.float()
             except Exception as error:  # families miss their ids in every way there is
                 raise TypeError(f"{name} does not run on averaged embeddings: {error}") from error
             try:
@@ -160,6 +144,23 @@ class SuperposedLM(nn.Module):
                 f"{name} cannot be superposed: its logits differ when token ids are replaced by their "
                 "embeddings, so it looks ids up outside its input embedding too"
             )
+
+
+def mean_embedding(module: nn.Module, ids_BLs: Tensor) -> Tensor:
+    """The mean of an embedding module's own outputs over each bag, (B, L, d)."""
+    scale = embedding_scale(module)
+    if scale is not None:
+        known: Any = module
+        mean_BLd = bag_embedding(ids_BLs, known.weight, padding_idx=known.padding_idx)
+        return mean_BLd if isinstance(scale, float) and scale == 1.0 else mean_BLd * scale
+    # A module we do not know is asked for one slot at a time: slower, and right whatever it does.
+    total_BLd = module(ids_BLs[..., 0])
+    dtype = total_BLd.dtype
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    total_BLd = total_BLd.to(wide)
+    for slot in range(1, ids_BLs.shape[-1]):
+        total_BLd = total_BLd + module(ids_BLs[..., slot]).to(wide)
+    return (total_BLd / ids_BLs.shape[-1]).to(dtype)
 
 
 def loss_and_weight(
@@ -195,7 +196,7 @@ def loss_replaced(model: Any, loss_function: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Every submodule in evaluation mode inside the block, and in its own mode after it."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
