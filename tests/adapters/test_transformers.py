@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -272,3 +275,26 @@ def test_the_log_history_is_json(tmp_path: Path) -> None:
     run = trainer(tmp_path)
     run.train()
     assert json.loads(json.dumps(run.state.log_history))[0]["phase"] == "superposition"
+
+
+@pytest.mark.parametrize("kind", ["rows", "stream"])
+def test_two_processes_are_one_of_twice_the_batches(tmp_path: Path, kind: str) -> None:
+    """DDP through accelerate, with gloo; both switch at the same step, and every row is read by one of them."""
+    script = Path(__file__).with_name("two_processes.py")
+    # On CPUs, accelerate's own --cpu starts one process; the script itself says use_cpu.
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [*launch, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path), kind], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    lines = json.loads((tmp_path / "lines.json").read_text())
+    data = Streaming() if kind == "stream" else None
+    alone = trainer(tmp_path, data=data, max_steps=6, gradient_accumulation_steps=4)
+    alone.train()
+    assert [line["loss"] for line in lines] == pytest.approx(losses(alone), rel=1e-5)
+    assert [line["raw_tokens"] for line in lines] == [
+        line["raw_tokens"] for line in alone.state.log_history if "loss" in line
+    ]
