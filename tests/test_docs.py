@@ -129,7 +129,17 @@ PROGRAMS = [page for page in PAGES if blocks(page, "python") and page.name not i
 def test_programs_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run_programs(page)
-    assert list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sign", ["+", "-"])
+def test_both_sides_of_a_diff_run(sign: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ordinary loop, and the same with superposition in it."""
+    monkeypatch.chdir(tmp_path)
+    (diff,) = blocks(ROOT / "docs" / "loop.md", "diff")
+    lines = [line[1:] for line in diff.splitlines() if line[:1] in ("", " ", sign)]
+    exec(compile("\n".join(lines), f"loop.md ({sign})", "exec"), {})
+    assert (tmp_path / "trained" / "model.safetensors").exists()
+    assert sum(line.startswith("+") for line in diff.splitlines()) <= 20
 
 
 def test_links_lead_somewhere() -> None:
