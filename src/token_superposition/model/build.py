@@ -246,7 +246,8 @@ def _known_keys(config_class: type) -> set[str]:
     defaults: Any = config_class()
     source = inspect.getsource(inspect.getmodule(MODEL_FOR_CAUSAL_LM_MAPPING[config_class]) or config_class)
     asked = set(re.findall(r"getattr\((?:self\.)?config, \"([a-z]\w*)\"", source))
-    return set(defaults.to_dict()) | set(getattr(config_class, "attribute_map", {})) | asked
+    known = set(defaults.to_dict()) | set(getattr(config_class, "attribute_map", {})) | asked
+    return known | {"rope_theta"} if "rope_parameters" in known else known  # the older name, taken in still
 
 
 @torch.no_grad()
