@@ -266,3 +266,16 @@ def test_a_model_with_a_loss_of_its_own_is_refused() -> None:
     model.forward = forward
     with pytest.raises(TypeError, match="without its loss_function"):
         superposed(torch.zeros(1, 4, 2, dtype=torch.long), torch.zeros(1, 4, 2, dtype=torch.long))
+
+
+def test_expert_loads_count_every_choice() -> None:
+    model = tiny_model("qwen3_moe", tied=True)
+    ids, targets = torch.randint(0, 67, (2, 3, 8, 4)).unbind(0)
+    output = SuperposedLM(model)(ids, targets)
+    embedded = model.get_input_embeddings()(ids).mean(dim=2)  # type: ignore[operator]
+    router_logits = model(inputs_embeds=embedded, output_router_logits=True).router_logits
+    for layer, logits in enumerate(router_logits):
+        chosen = logits.topk(2, dim=-1).indices.flatten()
+        assert output.expert_loads[layer].tolist() == torch.bincount(chosen, minlength=4).tolist()
+    assert output.expert_loads.shape == (2, 4)
+    assert SuperposedLM(tiny_model("llama", tied=True))(ids, targets).expert_loads is None

@@ -317,6 +317,20 @@ def test_further_validation_sets_are_validated_beside_the_own(
     assert summary["validation_sets"] == lines[-1]["validation_sets"]
 
 
+def test_the_load_of_experts_is_logged_in_both_phases(small_run: dict[str, Any], tmp_path: Path) -> None:
+    moe = {"moe_intermediate_size": 8, "num_experts": 4, "num_experts_per_tok": 2, "output_router_logits": True}
+    small_run["model"] = {
+        "architecture": "qwen3_moe",
+        "config": {**small_run["model"]["config"], **moe, "num_key_value_heads": 2},
+    }
+    go(small_run, tmp_path / "run", train__micro_batch_size=2)
+    lines = [line for line in numbers(tmp_path / "run") if "loss" in line]
+    assert len(lines) == 12
+    for line in lines:
+        (layer,) = line["expert_load"].values()
+        assert 0 <= layer["least"] <= 1 <= layer["most"] <= 2  # of 4 experts 2 are chosen: at most twice a fair share
+
+
 def test_the_loop_has_no_word_of_phases() -> None:
     """The stage a batch carries is the only switch: the trainer's step never compares a step with one."""
     assert "switch_step" not in Path(loop.__file__).with_name("trainer.py").read_text()

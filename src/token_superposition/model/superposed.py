@@ -36,10 +36,13 @@ class SuperposedOutput(NamedTuple):
             terms (a router loss, where its configuration asks for it).
         weight_sum: scalar float32 without gradient, the weights that the mean was divided by. Over several
             micro-batches or ranks, the loss of the whole is the mean of `loss` weighted by `weight_sum`.
+        expert_loads: (layers, experts) float32 without gradient, how many of the positions' choices fell on each
+            expert; None for a model that returns no router logits.
     """
 
     loss: Tensor
     weight_sum: Tensor
+    expert_loads: Tensor | None = None
 
 
 class SuperposedLM(nn.Module):
@@ -100,7 +103,7 @@ class SuperposedLM(nn.Module):
             output = self.model(**inputs, labels=targets, use_cache=False)
         if not weight_sums:
             raise TypeError(f"{type(self.model).__name__} computes its loss without its loss_function")
-        return SuperposedOutput(output.loss, weight_sums[0])
+        return SuperposedOutput(output.loss, weight_sums[0], _expert_loads(self.model.config, output))
 
     def embed(self, ids: Tensor) -> dict[str, Tensor]:
         """The model's input arguments for tokens (B, L), tokens (B, L, 1) or bags (B, L, s)."""
@@ -179,6 +182,21 @@ def loss_and_weight(
             logits_NV, targets_Ns, slot_weights=slot_weights, reduction="sum", z_loss=z_loss
         )
     return divide_or_zero(total, weight_sum), weight_sum
+
+
+@torch.no_grad()
+def _expert_loads(config: Any, output: Any) -> Tensor | None:
+    """How often each expert of each layer was chosen, from the router logits that a model returns when asked to."""
+    router_logits, chosen = getattr(output, "router_logits", None), getattr(config, "num_experts_per_tok", None)
+    if not router_logits or not chosen:
+        return None
+    loads = [
+        torch.zeros(logits.shape[-1], device=logits.device).index_add_(
+            0, index := logits.flatten(0, -2).topk(chosen, dim=-1).indices.flatten(), torch.ones_like(index).float()
+        )
+        for logits in router_logits
+    ]
+    return torch.stack(loads)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from token_superposition.data.stream import Batch, Span
 from token_superposition.errors import CheckpointError, TrainingDivergedError
@@ -86,8 +87,8 @@ class Recorder:
         self.done = batch.step + 1
         self.unseen.append(_Done(self.done, batch.span, result))
 
-    def look(self) -> dict[str, float] | None:
-        """Wait for the steps done since the last look; the last one's loss and gradient norm, None if skipped.
+    def look(self) -> dict[str, Any] | None:
+        """Wait for the steps done since the last look; the last one's figures, None if it was skipped.
 
         Raises:
             TrainingDivergedError: where more steps were skipped than the run bears.
@@ -96,9 +97,12 @@ class Recorder:
         for done, was_skipped in zip(self.unseen, skipped, strict=True):
             if was_skipped:
                 self.note_skipped(done)
-        loss, grad_norm, _ = self.unseen[-1].result
+        last = self.unseen[-1].result
         self.unseen.clear()
-        return None if skipped[-1] else {"loss": loss.item(), "grad_norm": grad_norm.item()}
+        if skipped[-1]:
+            return None
+        values = {"loss": last.loss.item(), "grad_norm": last.grad_norm.item()}
+        return values if last.expert_loads is None else {**values, "expert_load": _expert_load(last.expert_loads)}
 
     def note_skipped(self, done: _Done) -> None:
         """Say that a step was skipped, and where its batch lies in the corpus."""
@@ -119,8 +123,8 @@ class Recorder:
         )
         limit = self.trainer.config.train.max_skipped_steps
         text = (
-            f"step {done.step} of {self.folder.path}: loss {loss}, gradient norm {grad_norm}: skipped, the "
-            f"{self.skipped}. of at most {limit}; its {len(starts)} rows are {length} tokens of "
+            f"step {done.step} of {self.folder.path}: loss {loss}, gradient norm {grad_norm}: skipped "
+            f"({self.skipped} of at most {limit}); its {len(starts)} rows are {length} tokens of "
             f"{self.trainer.dataset.folder} from token {', '.join(map(str, starts[:3]))}{', ...' * (len(starts) > 3)}"
         )
         if self.skipped > limit:
@@ -130,7 +134,7 @@ class Recorder:
             )
         warn(text)
 
-    def log(self, values: dict[str, float] | None, steps: int, seconds: float, waited: float) -> None:
+    def log(self, values: dict[str, Any] | None, steps: int, seconds: float, waited: float) -> None:
         """A line for the step just done; speeds are over the steps since the last line.
 
         Args:
@@ -146,9 +150,8 @@ class Recorder:
             "step": self.done,
             "phase": trained.phase,
             "bag_size": trained.bag_size,
-            "loss": values["loss"],
+            **values,
             "learning_rate": self.trainer.learning_rate.at(self.done - 1),
-            "grad_norm": values["grad_norm"],
             "positions": counters["positions"],
             "raw_tokens": counters["raw_tokens"],
             "positions_per_second": speed,
@@ -251,6 +254,12 @@ class Recorder:
     def wall_seconds(self) -> float:
         """Seconds trained, earlier starts included."""
         return self.seconds_before + time.perf_counter() - self.started
+
+
+def _expert_load(loads: Tensor) -> dict[str, dict[str, float]]:
+    """By layer: the busiest and the idlest expert's share of the choices, over an equal share; 1 is balance."""
+    shares = (loads * loads.shape[1] / loads.sum(dim=1, keepdim=True)).tolist()
+    return {f"layer_{n}": {"most": max(layer), "least": min(layer)} for n, layer in enumerate(shares)}
 
 
 def _validation(result: ValidationResult) -> dict[str, Any]:

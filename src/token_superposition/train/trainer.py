@@ -47,11 +47,13 @@ class StepResult(NamedTuple):
         loss: the batch's.
         grad_norm: the gradient's norm before clipping.
         skipped: true where one of the two was no number and the weights stay as they were.
+        expert_loads: (layers, experts), summed over micro-batches; None without experts. See `SuperposedOutput`.
     """
 
     loss: Tensor
     grad_norm: Tensor
     skipped: Tensor
+    expert_loads: Tensor | None = None
 
 
 class Trainer:
@@ -144,7 +146,7 @@ class Trainer:
         if weights is not None:
             weights = weights.to(self.device)
         rows = self.config.train.micro_batch_size or len(batch.ids)
-        loss = torch.zeros((), device=self.device)
+        loss, loads = torch.zeros((), device=self.device), []
         for ids, targets in zip(batch.ids.split(rows), batch.targets.split(rows), strict=True):
             ids, targets = (part.to(self.device, non_blocking=self.pinned) for part in (ids, targets))
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
@@ -152,11 +154,13 @@ class Trainer:
             part = output.loss * (output.weight_sum / weight_sum.clamp(min=1e-30))
             part.backward()
             loss += part.detach()
+            if output.expert_loads is not None:
+                loads.append(output.expert_loads)
         limit = self.config.train.max_grad_norm
         norm = torch.nn.utils.clip_grad_norm_(self.optimizers.parameters, float("inf") if limit is None else limit)
         skipped = ~(torch.isfinite(loss) & torch.isfinite(norm))
         self.optimizers.step(self.learning_rate.at(batch.step), skip=skipped)
-        return StepResult(loss, norm, skipped)
+        return StepResult(loss, norm, skipped, torch.stack(loads).sum(0) if loads else None)
 
     def weights_are_finite(self) -> bool:
         """Whether every weight is a finite number."""
