@@ -92,9 +92,11 @@ def settle_schedule(config: RunConfig, fixed: dict[str, Any] | None, steps_done:
     earliest = max(before.warmup_steps, config.train.warmup_steps)
     latest = min(old - before.decay_steps, new - config.train.decay_steps)
     if not earliest <= steps_done <= latest:
+        when = f"they agree from step {earliest} to step {latest} only" if earliest <= latest else "they agree nowhere"
         raise UserError(
-            f"train.total_steps: cannot go from {old} to {new} after {steps_done} steps: both learning-rate "
-            f"schedules agree only from step {earliest} to step {latest}; give {old} to go on"
+            f"train.total_steps: this run was started with {old}, and {steps_done} of them are done: with {new} the "
+            f"learning rate would have been another until here ({when}); give {old}, or name another folder (--out) "
+            "for a new run"
         )
     try:
         return schedule.with_total_steps(new)

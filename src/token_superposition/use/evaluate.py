@@ -111,7 +111,8 @@ def lines_of(scored: Sequence[dict[str, Any]], tasks: Mapping[str, Mapping[str, 
             head, comma, tail = metric.partition(",")
             error = metrics.get(f"{head}_stderr{comma}{tail}")
             spread = "" if error is None else f" ± {error:.4f}"
-            lines.append(f"{name:{width}}  {metric} {value:.4f}{spread}  {metrics['samples']:,} samples")
+            count = metrics["samples"]
+            lines.append(f"{name:{width}}  {metric} {value:.4f}{spread}  {count:,} sample{'s' * (count != 1)}")
     return lines
 
 

@@ -43,7 +43,7 @@ PAPER_NOISE = 0.003
 ENOUGH_SEEDS = 5
 BYTE_CAVEAT = (
     "The tokens are bytes, which may flatter superposition: four bytes are about one BPE token, and bytes may "
-    "gain more than subwords do. Repeat it with your own tokenizer before you rely on it."
+    "gain more than subwords do. Do not rely on it for subword tokens."
 )
 
 
