@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from token_superposition.model.families import embedding_scale
+from token_superposition.model.families import embedding_scale, refusal
 from token_superposition.objective.bags import bag_embedding
 from token_superposition.objective.loss import divide_or_zero, multi_hot_cross_entropy, target_weights
 
@@ -47,14 +47,16 @@ class SuperposedLM(nn.Module):
 
     Args:
         model: a Hugging Face causal language model, used as it is and reachable as `.model`.
-        verify: check on a few tokens that the embedding path used for bags gives the model's own logits, that
-            no logit sees a later token, and that the loss is computed by the function we replace.
+        verify: refuse families known to use ids elsewhere, and check on a few tokens that the embedding path used
+            for bags gives the model's own logits, that no logit sees a later token, and that the loss is computed
+            by the function we replace.
         z_loss: the coefficient of logsumexp(logits)^2, in both phases; 0 leaves bag size 1 to `F.cross_entropy`.
 
     Raises:
         TypeError: where the model cannot be driven this way: no input embedding, no loss function of its
-            own to replace, logits that see later tokens, or logits that change when ids are replaced by their
-            embeddings (a family that looks ids up elsewhere too).
+            own to replace, logits that see later tokens, several models in one, or a family that looks ids up
+            outside its input embedding (known by name, or by logits that change when ids are replaced by their
+            embeddings).
 
     Source: arXiv 2605.06546, section 3.
     """
@@ -69,6 +71,9 @@ class SuperposedLM(nn.Module):
         self.model = model
         self.z_loss = z_loss
         if verify:
+            known = refusal(model.config)
+            if known is not None:
+                raise TypeError(known)
             self._verify()
 
     def forward(self, ids: Tensor, targets: Tensor, slot_weights: Tensor | None = None) -> SuperposedOutput:
@@ -138,15 +143,18 @@ class SuperposedLM(nn.Module):
         with _evaluating(self.model):
             own = self.model(input_ids=ids_BL, use_cache=False).logits.float()
             bags_BLs = ids_BL.unsqueeze(-1).expand(-1, -1, 2)
+            # What no single token has as its embedding: some families search theirs for the ids they miss.
+            mixed_BLs = torch.stack([ids_BL, ids_BL.flip(1)], dim=-1)
             other_BL = ids_BL.clone()
             other_BL[0, -1] = ids_BL[0, 0]
             other = self.model(input_ids=other_BL, use_cache=False).logits.float()
             try:
                 ours = self.model(inputs_embeds=self._bag_embeddings(bags_BLs), use_cache=False).logits.float()
+                self.model(inputs_embeds=self._bag_embeddings(mixed_BLs), use_cache=False)
             except Exception as error:  # families miss their ids in every way there is
                 raise TypeError(f"{name} does not run on averaged embeddings: {error}") from error
             try:
-                self(bags_BLs, bags_BLs)
+                self(mixed_BLs, mixed_BLs.clamp(max=own.shape[-1] - 1))  # embeddings can have more rows than heads
             except Exception as error:
                 raise TypeError(f"{name} does not leave its loss to its loss_function: {error}") from error
         if own.isnan().any():
