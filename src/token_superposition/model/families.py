@@ -21,38 +21,37 @@ class IdsElsewhere(NamedTuple):
 
     Attributes:
         reason: what the family does with ids; follows "it".
-        present: whether a configuration of the family has it.
+        unless: the configuration that does without, in words; empty where there is none.
+        absent: whether a configuration does without.
     """
 
     reason: str
-    present: Callable[[Any], bool] = lambda _: True
+    unless: str = ""
+    absent: Callable[[Any], bool] = lambda _: False
 
 
-_PER_LAYER = "looks ids up in an embedding of every layer"
-_PADDING = "counts positions over the ids that are not padding"
-
-# By model_type. What is not here is still found out by the check of logits in `SuperposedLM`, where it matters on
-# the ids tried; the families below would pass it on some ids, or fail it without a reason that helps.
+# By model_type. The check of logits in `SuperposedLM` finds what is not here, where it matters on the ids tried; these
+# would pass it on some ids or with some weights, or fail it without a reason that helps.
 IDS_ELSEWHERE: dict[str, IdsElsewhere] = {
-    "gemma3n_text": IdsElsewhere(_PER_LAYER),
-    "gemma4_text": IdsElsewhere(_PER_LAYER, lambda config: bool(config.hidden_size_per_layer_input)),
-    "qwen4_exp_text": IdsElsewhere("looks up hashed n-grams of ids", lambda config: bool(config.ple_layer_ids)),
-    "deepseek_v4": IdsElsewhere(
-        "routes ids to experts by a table", lambda config: "hash_moe" in (config.mlp_layer_types or ())
+    "gemma3n_text": IdsElsewhere("looks ids up in an embedding for each layer"),
+    "gemma4_text": IdsElsewhere(
+        "looks ids up in an embedding for each layer",
+        "hidden_size_per_layer_input is 0",
+        lambda config: not config.hidden_size_per_layer_input,
     ),
-    "blt": IdsElsewhere("looks up hashed n-grams of bytes and cuts patches by them"),
+    "qwen4_exp_text": IdsElsewhere(
+        "looks up hashed n-grams of ids", "ple_layer_ids is empty", lambda config: not config.ple_layer_ids
+    ),
+    "deepseek_v4": IdsElsewhere(
+        "routes ids to experts by a table",
+        "mlp_layer_types has no hash_moe",
+        lambda config: "hash_moe" not in config.mlp_layer_types,
+    ),
+    "blt": IdsElsewhere("looks up hashed n-grams of bytes, and cuts patches by them"),
     "cpmant": IdsElsewhere("makes segments and its attention mask from ids"),
     **dict.fromkeys(
-        (
-            "camembert",
-            "data2vec-text",
-            "roberta",
-            "roberta-prelayernorm",
-            "xlm-roberta",
-            "xlm-roberta-xl",
-            "xmod",
-        ),
-        IdsElsewhere(_PADDING),
+        ("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+        IdsElsewhere("counts positions over the ids that are not padding"),
     ),
 }
 
@@ -88,8 +87,9 @@ def refusal(config: Any) -> str | None:
     """Why a model of this configuration cannot take bags, in one line that names it; None where nothing is known."""
     kind = _kind(config)
     found = IDS_ELSEWHERE.get(kind)
-    if found is not None and found.present(config):
-        return f"{kind} cannot be superposed: it {found.reason}, and a bag's mean embedding has no ids"
+    if found is not None and not found.absent(config):
+        mend = f" (it does not where {found.unless})" if found.unless else ""
+        return f"{kind} cannot be superposed: it {found.reason}, and a bag has a mean embedding, not an id{mend}"
     text = getattr(config, "text_config", None)
     if text is None:
         return None

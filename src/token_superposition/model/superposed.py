@@ -140,8 +140,12 @@ class SuperposedLM(nn.Module):
             raise TypeError(f"{name} has no input embedding to average")
         weight = embedding.weight
         ids_BL = torch.linspace(0, weight.shape[0] - 1, 8, device=weight.device).long().unsqueeze(0)
+        padding = getattr(self.model.config, "pad_token_id", None)
+        if isinstance(padding, int) and 0 <= padding < weight.shape[0]:  # what families treat differently, if any
+            ids_BL[0, 3] = padding
         with _evaluating(self.model):
-            own = self.model(input_ids=ids_BL, use_cache=False).logits.float()
+            with _given(self.model, ids_BL, besides=embedding) as others:
+                own = self.model(input_ids=ids_BL, use_cache=False).logits.float()
             bags_BLs = ids_BL.unsqueeze(-1).expand(-1, -1, 2)
             # What no single token has as its embedding: some families search theirs for the ids they miss.
             mixed_BLs = torch.stack([ids_BL, ids_BL.flip(1)], dim=-1)
@@ -167,6 +171,10 @@ class SuperposedLM(nn.Module):
             raise TypeError(
                 f"{name} cannot be superposed: its logits differ when token ids are replaced by their "
                 "embeddings, so it looks ids up outside its input embedding too"
+            )
+        if others:  # fresh weights can be zero, so that no logit tells yet
+            raise TypeError(
+                f"{name} cannot be superposed: it looks ids up outside its input embedding too, in {others[0]}"
             )
 
 
@@ -200,6 +208,27 @@ def loss_replaced(model: Any, loss_function: Any) -> Iterator[None]:
             del model._loss_function
         else:
             model._loss_function = before
+
+
+@contextlib.contextmanager
+def _given(model: nn.Module, ids: Tensor, besides: nn.Module) -> Iterator[list[str]]:
+    """The names of the embedding modules that are called with just these ids inside the block, one of them left out."""
+    found: list[str] = []
+
+    def watch(name: str) -> Any:
+        def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+            if arguments and isinstance(arguments[0], Tensor) and torch.equal(arguments[0], ids):
+                found.append(name)
+
+        return hook
+
+    embeddings = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Embedding) and m is not besides]
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in embeddings]
+    try:
+        yield found
+    finally:
+        for handle in hooks:
+            handle.remove()
 
 
 @contextlib.contextmanager
