@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -179,7 +178,7 @@ def test_the_page_has_just_these_rows() -> None:
     assert region("proved")[:2] == HEAD
     assert [line.split(" | ")[0] for line in region("proved")[2:]] == [f"| {name}" for name in FAMILIES]
     needed = re.search(r'"transformers>=([\d.]+)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    pinned = re.search(r"^transformers==(\d+\.\d+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    pinned = re.search(r"\ntransformers==(\d+\.\d+)", (ROOT / "constraints.txt").read_text(encoding="utf-8"))
     assert needed is not None
     assert pinned is not None
     versions = [f"Proved with transformers {needed[1]} and {pinned[1]}, on the CPU in float32, at tiny size."]
@@ -209,7 +208,7 @@ def test_the_check_by_numbers_would_find_it_too(kind: str, monkeypatch: pytest.M
     if without is not None:
         SuperposedLM(make(Family(kind, {**config, **without})))
     monkeypatch.setattr(families, "IDS_ELSEWHERE", {})
-    with pytest.raises(TypeError, match="outside its input embedding too|does not run on averaged embeddings"):
+    with pytest.raises(TypeError, match=r"outside its input embedding too|does not run on averaged embeddings"):
         SuperposedLM(make(Family(kind, config)))
 
 
@@ -236,7 +235,7 @@ def test_a_model_of_several_is_refused_with_its_text_model() -> None:
     with pytest.raises(TypeError, match=r"take its text model, gemma3_text \(Gemma3ForCausalLM\)"):
         SuperposedLM(model)
     model.config = AutoConfig.for_model("gemma3n")
-    with pytest.raises(TypeError, match="gemma3n is several models in one.*; gemma3n_text cannot be superposed"):
+    with pytest.raises(TypeError, match=r"gemma3n is several models in one.*; gemma3n_text cannot be superposed"):
         SuperposedLM(model)
 
 
