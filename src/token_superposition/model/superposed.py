@@ -139,7 +139,8 @@ class SuperposedLM(nn.Module):
         if embedding is None:
             raise TypeError(f"{name} has no input embedding to average")
         weight = embedding.weight
-        ids_BL = torch.linspace(0, weight.shape[0] - 1, 8, device=weight.device).long().unsqueeze(0)
+        # Descending: never the numbers of the positions, which an embedding of those is given.
+        ids_BL = torch.linspace(weight.shape[0] - 1, 0, 8, device=weight.device).long().unsqueeze(0)
         padding = getattr(self.model.config, "pad_token_id", None)
         if isinstance(padding, int) and 0 <= padding < weight.shape[0]:  # what families treat differently, if any
             ids_BL[0, 3] = padding
@@ -156,11 +157,11 @@ class SuperposedLM(nn.Module):
                 ours = self.model(inputs_embeds=self._bag_embeddings(bags_BLs), use_cache=False).logits.float()
                 self.model(inputs_embeds=self._bag_embeddings(mixed_BLs), use_cache=False)
             except Exception as error:  # families miss their ids in every way there is
-                raise TypeError(f"{name} does not run on averaged embeddings: {error}") from error
+                raise TypeError(f"{name} does not run on averaged embeddings: {_line(error)}") from error
             try:
                 self(mixed_BLs, mixed_BLs.clamp(max=own.shape[-1] - 1))  # embeddings can have more rows than heads
             except Exception as error:
-                raise TypeError(f"{name} does not leave its loss to its loss_function: {error}") from error
+                raise TypeError(f"{name} does not leave its loss to its loss_function: {_line(error)}") from error
         if own.isnan().any():
             raise TypeError(f"{name} gives logits that are not numbers")
         tolerance = 1e-4 if weight.dtype in (torch.float32, torch.float64) else 5e-2
@@ -210,6 +211,10 @@ def loss_replaced(model: Any, loss_function: Any) -> Iterator[None]:
             model._loss_function = before
 
 
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 @contextlib.contextmanager
 def _given(model: nn.Module, ids: Tensor, besides: nn.Module) -> Iterator[list[str]]:
     """The names of the embedding modules that are called with just these ids inside the block, one of them left out."""
@@ -217,7 +222,8 @@ def _given(model: nn.Module, ids: Tensor, besides: nn.Module) -> Iterator[list[s
 
     def watch(name: str) -> Any:
         def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-            if arguments and isinstance(arguments[0], Tensor) and torch.equal(arguments[0], ids):
+            given = arguments[0] if arguments else None
+            if isinstance(given, Tensor) and given.shape == ids.shape and bool((given.to(ids.device) == ids).all()):
                 found.append(name)
 
         return hook
