@@ -149,7 +149,7 @@ def test_an_arm_that_cannot_run_is_refused_before_any_does(world: World, arms: d
         ("gpt2", {"n_positions": 10**10, "n_layer": 1, "n_head": 2, "n_embd": 2}, "and this machine has"),
         ("gpt_neo", {"attention_types": [[["global"], 10**9]]}, "attention_types: 1000000000 is too large"),
         ("qwen3_moe", {"num_experts": 10**9}, "and this machine has"),
-        ("gemma3", {}, "gemma3 is several models in one, such as of text and images; name its text model, gemma3_text"),
+        ("gemma3", {}, "gemma3 is several models in one, such as of text and images; take its text model, gemma3_text"),
     ],
 )  # fmt: skip
 def test_a_model_that_cannot_be(world: World, architecture: str, config: dict[str, Any], said: str) -> None:

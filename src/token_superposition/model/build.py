@@ -20,7 +20,7 @@ from torch import nn
 
 from token_superposition.errors import UserError, did_you_mean
 from token_superposition.files import is_whole_number
-from token_superposition.model.families import RESIDUAL_PROJECTIONS
+from token_superposition.model.families import RESIDUAL_PROJECTIONS, num_attention_layers, refusal
 from token_superposition.model.size import WEIGHT_BYTES, check_numbers, check_size, counted
 from token_superposition.plan.accounting import ModelCost
 
@@ -151,12 +151,9 @@ def _resolve(architecture: str, config: Mapping[str, Any], vocab_size: int, end_
         resolved = AutoConfig.for_model(architecture, **values)
     except Exception as error:  # families refuse values in every way there is
         raise _refused(architecture, "refuses", error) from error
-    if hasattr(resolved, "text_config"):
-        text = f"{architecture}_text"
-        mend = f"name its text model, {text}" if text in CONFIG_MAPPING else "name a text model's"
-        raise UserError(
-            f"model.architecture: {architecture} is several models in one, such as of text and images; {mend}"
-        )
+    known_refusal = refusal(resolved)
+    if known_refusal is not None:
+        raise UserError(f"model.architecture: {known_refusal}")
     num_layers = getattr(resolved, "num_hidden_layers", 1)
     if not is_whole_number(num_layers, 1):
         raise UserError(
@@ -225,7 +222,7 @@ def _count_cost(model: nn.Module) -> ModelCost:
     active = getattr(config, "num_experts_per_tok", None)
     multiplied = 0
     for name, parameter in model.named_parameters():  # a tied head stands here once, as the embedding
-        if parameter.dim() < 2 or id(parameter) in looked_up:
+        if parameter.dim() < 2 or id(parameter) in looked_up or name.endswith("bias"):  # experts' have two dimensions
             continue
         share = active / experts if experts and active and ".experts." in name else 1
         multiplied += round(parameter.numel() * share)
@@ -233,7 +230,7 @@ def _count_cost(model: nn.Module) -> ModelCost:
     head_size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     if getattr(config, "qk_head_dim", None):  # multi-head latent attention: scores and values have their own sizes
         head_size = (config.qk_head_dim + config.v_head_dim) // 2
-    return ModelCost(multiplied, config.num_hidden_layers * heads * head_size)
+    return ModelCost(multiplied, num_attention_layers(config) * heads * head_size)
 
 
 def _known_keys(config_class: type) -> set[str]:

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from token_superposition.model.families import embedding_scale
+from token_superposition.model.families import embedding_scale, refusal
 from token_superposition.objective.bags import bag_embedding
 from token_superposition.objective.loss import divide_or_zero, multi_hot_cross_entropy, target_weights
 
@@ -50,14 +50,16 @@ class SuperposedLM(nn.Module):
 
     Args:
         model: a Hugging Face causal language model, used as it is and reachable as `.model`.
-        verify: check on a few tokens that the embedding path used for bags gives the model's own logits, that
-            no logit sees a later token, and that the loss is computed by the function we replace.
+        verify: refuse families known to use ids elsewhere, and check on a few tokens that the embedding path used
+            for bags gives the model's own logits, that no logit sees a later token, and that the loss is computed
+            by the function we replace.
         z_loss: the coefficient of logsumexp(logits)^2, in both phases; 0 leaves bag size 1 to `F.cross_entropy`.
 
     Raises:
         TypeError: where the model cannot be driven this way: no input embedding, no loss function of its
-            own to replace, logits that see later tokens, or logits that change when ids are replaced by their
-            embeddings (a family that looks ids up elsewhere too).
+            own to replace, logits that see later tokens, several models in one, or a family that looks ids up
+            outside its input embedding (known by name, or by logits that change when ids are replaced by their
+            embeddings).
 
     Source: arXiv 2605.06546, section 3.
     """
@@ -72,6 +74,9 @@ class SuperposedLM(nn.Module):
         self.model = model
         self.z_loss = z_loss
         if verify:
+            known = refusal(model.config)
+            if known is not None:
+                raise TypeError(known)
             self._verify()
 
     def forward(self, ids: Tensor, targets: Tensor, slot_weights: Tensor | None = None) -> SuperposedOutput:
@@ -121,21 +126,29 @@ class SuperposedLM(nn.Module):
         if embedding is None:
             raise TypeError(f"{name} has no input embedding to average")
         weight = embedding.weight
-        ids_BL = torch.linspace(0, weight.shape[0] - 1, 8, device=weight.device).long().unsqueeze(0)
+        # Descending: never the numbers of the positions, which an embedding of those is given.
+        ids_BL = torch.linspace(weight.shape[0] - 1, 0, 8, device=weight.device).long().unsqueeze(0)
+        padding = getattr(self.model.config, "pad_token_id", None)
+        if isinstance(padding, int) and 0 <= padding < weight.shape[0]:  # what families treat differently, if any
+            ids_BL[0, 3] = padding
         with evaluating(self.model):
-            own = self.model(input_ids=ids_BL, use_cache=False).logits.float()
+            with _given(self.model, ids_BL, besides=embedding) as others:
+                own = self.model(input_ids=ids_BL, use_cache=False).logits.float()
             bags_BLs = ids_BL.unsqueeze(-1).expand(-1, -1, 2)
+            # What no single token has as its embedding: some families search theirs for the ids they miss.
+            mixed_BLs = torch.stack([ids_BL, ids_BL.flip(1)], dim=-1)
             other_BL = ids_BL.clone()
             other_BL[0, -1] = ids_BL[0, 0]
             other = self.model(input_ids=other_BL, use_cache=False).logits.float()
             try:
                 ours = self.model(inputs_embeds=self.embed(bags_BLs)["inputs_embeds"], use_cache=False).logits.float()
+                self.model(inputs_embeds=self.embed(mixed_BLs)["inputs_embeds"], use_cache=False)
             except Exception as error:  # families miss their ids in every way there is
-                raise TypeError(f"{name} does not run on averaged embeddings: {error}") from error
+                raise TypeError(f"{name} does not run on averaged embeddings: {_line(error)}") from error
             try:
-                self(bags_BLs, bags_BLs)
+                self(mixed_BLs, mixed_BLs.clamp(max=own.shape[-1] - 1))  # embeddings can have more rows than heads
             except Exception as error:
-                raise TypeError(f"{name} does not leave its loss to its loss_function: {error}") from error
+                raise TypeError(f"{name} does not leave its loss to its loss_function: {_line(error)}") from error
         if own.isnan().any():
             raise TypeError(f"{name} gives logits that are not numbers")
         tolerance = 1e-4 if weight.dtype in (torch.float32, torch.float64) else 5e-2
@@ -146,6 +159,10 @@ class SuperposedLM(nn.Module):
             raise TypeError(
                 f"{name} cannot be superposed: its logits differ when token ids are replaced by their "
                 "embeddings, so it looks ids up outside its input embedding too"
+            )
+        if others:  # fresh weights can be zero, so that no logit tells yet
+            raise TypeError(
+                f"{name} cannot be superposed: it looks ids up outside its input embedding too, in {others[0]}"
             )
 
 
@@ -211,6 +228,32 @@ def loss_replaced(model: Any, loss_function: Any) -> Iterator[None]:
             del model._loss_function
         else:
             model._loss_function = before
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _given(model: nn.Module, ids: Tensor, besides: nn.Module) -> Iterator[list[str]]:
+    """The names of the embedding modules that are called with just these ids inside the block, one of them left out."""
+    found: list[str] = []
+
+    def watch(name: str) -> Any:
+        def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+            given = arguments[0] if arguments else None
+            if isinstance(given, Tensor) and given.shape == ids.shape and bool((given.to(ids.device) == ids).all()):
+                found.append(name)
+
+        return hook
+
+    embeddings = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Embedding) and m is not besides]
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in embeddings]
+    try:
+        yield found
+    finally:
+        for handle in hooks:
+            handle.remove()
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from token_superposition.data.tokenizers import load_tokenizer
+from token_superposition.data.tokenizers import Tokenizer, load_tokenizer
 from token_superposition.errors import UserError
 from token_superposition.files import replace_folder, sync_folder
 from token_superposition.model.build import model_cost
@@ -135,20 +135,29 @@ def _write(
     loaded: UsableModel, origin: Origin, figures: dict[str, Any], folder: Path, max_shard_size: str
 ) -> list[str]:
     """Fill the folder; returns what to warn of."""
-    try:
-        loaded.model.save_pretrained(folder, max_shard_size=max_shard_size)
-    except ValueError as error:  # what it says of a size it cannot read
-        raise UserError(f"--max-shard-size: {' '.join(str(error).split())}") from None
-    loaded.tokenizer.save_pretrained(folder)
-    config = _change(folder / "config.json", readable_by_older)
-    _change(folder / "tokenizer_config.json", lambda values: {**values, "tokenizer_class": "PreTrainedTokenizerFast"})
+    config = write_model(loaded.model, loaded.tokenizer, folder, max_shard_size=max_shard_size)
     write_origin(folder, origin, figures)
-    taken = _tokenizer_class(folder, loaded)
+    taken = tokenizer_class(folder, load_tokenizer(loaded.path))
     card = model_card(loaded.path.resolve().name, origin, figures, config, tokenizer_class=taken)
     (folder / "README.md").write_text(card, encoding="utf-8")
     if taken == "AutoTokenizer":
         return []
     return [f"AutoTokenizer reads folders of {config['model_type']} with a tokenizer of its own; use {taken} instead"]
+
+
+def write_model(model: Any, tokenizer: Any, folder: Path, *, max_shard_size: str = "5GB") -> dict[str, Any]:
+    """Write a model and its tokenizer so that stock transformers, new and old, reads both; returns its config.json.
+
+    Raises:
+        UserError: where `max_shard_size` is no size.
+    """
+    try:
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+    except ValueError as error:  # what it says of a size it cannot read
+        raise UserError(f"--max-shard-size: {' '.join(str(error).split())}") from None
+    tokenizer.save_pretrained(folder)
+    _change(folder / "tokenizer_config.json", lambda values: {**values, "tokenizer_class": "PreTrainedTokenizerFast"})
+    return _change(folder / "config.json", readable_by_older)
 
 
 def _change(file: Path, change: Any) -> dict[str, Any]:
@@ -185,14 +194,13 @@ def readable_by_older(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _tokenizer_class(folder: Path, loaded: UsableModel) -> str:
-    """What of transformers reads the tokenizer as it was written: a few families get one of their own from Auto."""
+def tokenizer_class(folder: Path, tokenizer: Tokenizer) -> str:
+    """What of transformers reads a written tokenizer as ours: a few families get one of their own from Auto."""
     from transformers import AutoTokenizer
 
-    ours = load_tokenizer(loaded.path)
     try:
         read = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        faithful = all(read(text)["input_ids"] == ours.encode(text).tolist() for text in _PROBES)
+        faithful = all(read(text)["input_ids"] == tokenizer.encode(text).tolist() for text in _PROBES)
     except Exception:  # a family's own class may not even load it
         faithful = False
     return "AutoTokenizer" if faithful else "PreTrainedTokenizerFast"
