@@ -116,7 +116,7 @@ def test_commands_run(
     elif page.name != "data.md":  # whose own commands make the data
         run(shlex.split(PREPARE), workplace)
     for command in commands(page):
-        run(shorten(shlex.split(command)), workplace)
+        run(shorten(shlex.split(command, comments=True)), workplace)
     if page.name in USE_A_RUN:  # their programs go on from what their commands made
         monkeypatch.chdir(workplace)
         run_programs(page)
