@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,33 @@ def test_it_refuses_what_the_run_would_be_refused_for(small_run: dict[str, Any],
         dry_run(parse_config(small_run, {"model.architecture": "lama"}), tmp_path / "other")
 
 
+def test_it_looks_at_the_data_and_the_folder_as_the_run_does(small_run: dict[str, Any], tmp_path: Path) -> None:
+    shutil.copytree(small_run["data"]["path"], tmp_path / "data")
+    damaged = parse_config(small_run, {"data.path": str(tmp_path / "data")})
+    dry_run(damaged, tmp_path / "run")
+    shard = tmp_path / "data" / "validation-00000.tokens"
+    content = bytearray(shard.read_bytes())
+    content[300] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match="is damaged between bytes"):
+        dry_run(damaged, tmp_path / "run")
+    with pytest.raises(UserError, match="no such folder"):
+        dry_run(parse_config(small_run, {"data.validation_sets": {"x": "nowhere"}}), tmp_path / "run")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="is not a run folder"):
+        dry_run(parse_config(small_run), tmp_path / "other")
+
+
+def test_muon_keeps_one_number_for_each_hidden_weight(small_run: dict[str, Any], tmp_path: Path) -> None:
+    adamw, muon = (
+        dry_run(parse_config(small_run, {"train.optimizer": name}), tmp_path / "run") for name in ("adamw", "muon")
+    )
+    assert adamw["memory"]["optimizer"] == 8 * adamw["parameters"]
+    hidden = 4 * 16 * 16 + 3 * 16 * 32  # attention and feed-forward of one layer
+    assert muon["memory"]["optimizer"] == 8 * adamw["parameters"] - 4 * hidden
+
+
 def test_a_model_larger_than_the_machine_is_described(small_run: dict[str, Any], tmp_path: Path) -> None:
     small_run["model"]["config"] |= {
         "hidden_size": 16384,
@@ -78,7 +106,7 @@ def test_the_estimate_counts_what_autograd_really_saves(family: str, more: dict[
     options: dict[str, Any] = {"vocab_size": 320, "end_of_document_id": 256, "seed": 0}
     with abstract():
         model = sketch_model(family, sizes, vocab_size=320, end_of_document_id=256)
-        estimate = estimate_memory(model, ids_shape=(2, 16, 4), num_targets=4, dtype=torch.float32)
+        estimate = estimate_memory(model, ids_shape=(2, 16, 4), num_targets=4, dtype=torch.float32, optimizer_states=0)
     model = build_model(family, sizes, **options)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved = {}
@@ -95,13 +123,13 @@ def test_the_estimate_counts_what_autograd_really_saves(family: str, more: dict[
     real = sum(storage.nbytes() for storage in saved.values()) + 2 * 4 * 2 * 16 * 320
     assert estimate.activations == pytest.approx(real, rel=0.15)
     assert estimate.weights == estimate.gradients == 4 * sum(p.numel() for p in model.parameters())
-    assert estimate.total == 4 * estimate.weights + (estimate.activations or 0)
+    assert estimate.total == 2 * estimate.weights + (estimate.activations or 0)
 
 
 def test_where_activations_cannot_be_known_it_says_so() -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "moe_intermediate_size": 16}
     with abstract():
         model = sketch_model("qwen3_moe", {**sizes, "num_experts": 4}, vocab_size=320, end_of_document_id=256)
-        estimate = estimate_memory(model, ids_shape=(2, 16, 4), num_targets=4, dtype=torch.float32)
+        estimate = estimate_memory(model, ids_shape=(2, 16, 4), num_targets=4, dtype=torch.float32, optimizer_states=0)
     assert estimate.activations is None
     assert estimate.weights > 0

@@ -48,8 +48,12 @@ def test_norms_and_biases_take_no_weight_decay() -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gpt2"])
 def test_muon_takes_the_matrices_between_embedding_and_head(family: str, tied: bool) -> None:
     model = tiny_model(family, tied=tied)
-    muon, adamw = build_optimizers(model, TrainConfig(optimizer="muon"), torch.device("cpu")).parts
+    muon, adamw = build_optimizers(
+        model, TrainConfig(optimizer="muon", muon_momentum=0.9, weight_decay=0.2), torch.device("cpu")
+    ).parts
     assert isinstance(muon, torch.optim.Muon)
+    (group,) = muon.param_groups
+    assert (group["momentum"], group["weight_decay"], group["adjust_lr_fn"]) == (0.9, 0.2, "match_rms_adamw")
     groups = {id(p): part for part in (muon, adamw) for group in part.param_groups for p in group["params"]}
     for name, parameter in model.named_parameters():
         outside = any(word in name for word in ("embed", "lm_head", "wte", "wpe", "norm", "ln_", "bias", "experts"))

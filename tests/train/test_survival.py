@@ -25,11 +25,12 @@ from tests.faults import Disk, failing
 from tests.train.runs import TIMES, go, go_until, numbers, weights
 from token_superposition.cli import main
 from token_superposition.data.shards import TokenDataset
-from token_superposition.errors import CheckpointError, TrainingDivergedError
+from token_superposition.errors import CheckpointError, TrainingDivergedError, UserError
 from token_superposition.model.superposed import SuperposedLM
 from token_superposition.run import checkpoint
 from token_superposition.run.metrics import MetricsFile, read_metrics
 from token_superposition.train.config import parse_config
+from token_superposition.train.record import Recorder
 from token_superposition.train.trainer import Trainer
 
 
@@ -354,6 +355,57 @@ def test_weights_that_are_no_numbers_never_become_a_checkpoint(small_run: dict[s
     assert "diverged" in json.loads((tmp_path / "run" / "diverged.json").read_text())["message"]
     for path in (tmp_path / "run" / "checkpoints").glob("step-*"):
         assert int(path.name[5:]) < 12
+
+
+def test_a_weight_that_is_no_number_is_found_at_the_checkpoint(
+    small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss was still one: the optimizer's own step spoilt it."""
+    original = Trainer.step
+
+    def step(self: Trainer, batch: Any) -> Any:
+        result = original(self, batch)
+        if batch.step == 5:
+            next(self.model.parameters()).data[-1, 0] = float("inf")
+        return result
+
+    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(Recorder, "validate", lambda *_, **__: {})
+    with pytest.raises(TrainingDivergedError, match="a weight is no finite number after step 6"):
+        go(small_run, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-0000003"]
+
+
+def test_a_second_request_to_stop_stops_at_once(
+    small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*_: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the step went on")
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        go(small_run, tmp_path / "run")
+
+
+def test_time_is_counted_over_a_stop(
+    small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_until(7, small_run, tmp_path / "run", monkeypatch)
+    file = tmp_path / "run" / "checkpoints" / "step-0000006" / "state.json"
+    before = json.loads(file.read_text())["wall_seconds"]
+    assert go(small_run, tmp_path / "run")["wall_seconds"] > before > 0
+
+
+def test_a_checkpoint_of_another_model_is_one_line(small_run: dict[str, Any], whole: Path) -> None:
+    (whole / "summary.json").unlink()
+    text = (whole / "config.yaml").read_text()
+    (whole / "config.yaml").write_text(text.replace("intermediate_size: 32", "intermediate_size: 64"))
+    small_run["model"]["config"]["intermediate_size"] = 64
+    with pytest.raises(UserError, match=r"does not fit the model of the run's config.yaml") as caught:
+        go(small_run, whole)
+    assert "\n" not in str(caught.value)
 
 
 # ---- bits ----------------------------------------------------------------------------------------------

@@ -68,6 +68,35 @@ def test_wandb_takes_the_metrics_offline(
     assert b"learning_rate" in content
 
 
+def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(
+    small_run: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    class Failing:
+        def write(self, line: dict[str, Any]) -> None:
+            if line["step"] == 5:
+                raise OSError(28, "No space left on device")
+
+        def close(self) -> None:
+            raise AssertionError("it was left out")
+
+    monkeypatch.setattr("token_superposition.train.record.open_tracker", lambda *_, **__: Failing())
+    go(small_run, tmp_path / "run", logging__trackers=["wandb"])
+    assert numbers(tmp_path / "run") == numbers(whole)
+    assert capsys.readouterr().err.count("wandb failed and is left out from here") == 1
+
+
+def test_a_tracker_that_refuses_is_one_line(
+    small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("no API key\nconfigured")
+
+    monkeypatch.setattr(trackers, "_WeightsAndBiases", refuse)
+    with pytest.raises(UserError, match=r"^logging.trackers: wandb cannot be opened: no API key configured$"):
+        go(small_run, tmp_path / "run", logging__trackers=["wandb"])
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_tracker_that_is_not_installed_names_its_extra(
     small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

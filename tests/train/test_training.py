@@ -26,6 +26,7 @@ from token_superposition.run.folder import RunFolder
 from token_superposition.run.metrics import read_metrics
 from token_superposition.train import loop
 from token_superposition.train.config import RunConfig, parse_config
+from token_superposition.train.trainer import Trainer
 
 
 @pytest.mark.parametrize("bag_size", [1, 2])
@@ -315,6 +316,28 @@ def test_further_validation_sets_are_validated_beside_the_own(
     )
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["validation_sets"] == lines[-1]["validation_sets"]
+
+
+def test_a_validation_set_of_another_tokenizer_is_refused(
+    small_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = TokenDataset.open
+
+    class Others:
+        name = "others"
+        fingerprint = "another"
+
+    def opened(folder: Any, split: str) -> TokenDataset:
+        dataset = original(small_run["data"]["path"] if folder == "other" else folder, split)
+        if folder == "other":
+            dataset.tokenizer = Others()  # type: ignore[assignment]
+        return dataset
+
+    monkeypatch.setattr(TokenDataset, "open", opened)
+    small_run["data"] |= {"validation_sets": {"x": "other"}, "verify": False}
+    config = parse_config(small_run, {"train.dtype": "float32"})
+    with pytest.raises(UserError, match=r"^other: was prepared with tokenizer 'others', the training data in .* both"):
+        Trainer(config, config.schedule())
 
 
 def test_the_load_of_experts_is_logged_in_both_phases(small_run: dict[str, Any], tmp_path: Path) -> None:

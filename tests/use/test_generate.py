@@ -49,6 +49,16 @@ def test_the_same_seed_gives_the_same_text(loaded: UsableModel) -> None:
     assert torch.equal(torch.get_rng_state(), state)  # the caller's own randomness is untouched
 
 
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 3.0])
+def test_a_token_is_drawn_at_its_temperature(loaded: UsableModel, temperature: float) -> None:
+    logits = loaded.model(torch.tensor([list(b"the")])).logits[0, -1].detach()
+    logits[257:] = -torch.inf  # ids that stand for nothing are never drawn
+    for seed in range(8):
+        torch.manual_seed(seed)
+        drawn = torch.multinomial(torch.softmax(logits / temperature, dim=-1), 1).tolist()
+        assert generate(loaded, "the", temperature=temperature, max_new_tokens=1, seed=seed)["tokens"] == drawn
+
+
 def test_temperature_zero_takes_the_likeliest(loaded: UsableModel) -> None:
     result = generate(loaded, "the", temperature=0, max_new_tokens=5, seed=1)
     ids = list(b"the")
@@ -121,8 +131,9 @@ def test_a_prompt_that_spells_the_end_token_is_text(loaded: UsableModel) -> None
     ("setting", "message"),
     [
         ({"max_new_tokens": 0}, "--max-new-tokens is at least 1, not 0"),
-        ({"temperature": -1.0}, "--temperature is at least 0, not -1"),
-        ({"temperature": float("nan")}, "--temperature is at least 0, not nan"),
+        ({"temperature": -1.0}, "--temperature is 0, or at least 0.01 and at most 100, not -1"),
+        ({"temperature": 1e-45}, "--temperature is 0, or at least 0.01"),
+        ({"temperature": float("nan")}, "--temperature is 0, or at least 0.01 and at most 100, not nan"),
         ({"top_p": 0.0}, "--top-p is above 0 and at most 1, not 0"),
         ({"top_p": 1.5}, "--top-p is above 0 and at most 1, not 1.5"),
         ({"seed": -1}, "--seed is at least 0"),

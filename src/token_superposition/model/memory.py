@@ -56,7 +56,7 @@ def estimate_memory(
     ids_shape: tuple[int, int, int],
     num_targets: int,
     dtype: torch.dtype,
-    states_per_weight: int = 2,
+    optimizer_states: int,
 ) -> MemoryEstimate:
     """What a step takes; call it inside `abstract`, with a model made there.
 
@@ -65,13 +65,13 @@ def estimate_memory(
         ids_shape: (B, L, s) of a micro-batch.
         num_targets: k, targets a position.
         dtype: of the computation.
-        states_per_weight: float32 numbers that the optimizer keeps for a weight: 2 for AdamW.
+        optimizer_states: float32 numbers that the optimizer keeps: for AdamW, two for each trained weight.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return MemoryEstimate(
         weights=sum(p.numel() * p.element_size() for p in model.parameters()),
         gradients=4 * trained,
-        optimizer=4 * trained * states_per_weight,
+        optimizer=4 * optimizer_states,
         activations=_activations(model, ids_shape, num_targets, dtype),
     )
 

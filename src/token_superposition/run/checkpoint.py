@@ -116,10 +116,21 @@ def discard_newer(folder: Path, step: int) -> None:
 
 
 def load_checkpoint(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint's tensors into `tensors`, in place, and return its state."""
+    """Read a checkpoint's tensors into `tensors`, in place, and return its state.
+
+    Raises:
+        UserError: where they are of another model.
+    """
     state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
-    with _one_process():
-        dcp_load(tensors, checkpoint_id=path / "tensors", no_dist=True)
+    try:
+        with _one_process():
+            dcp_load(tensors, checkpoint_id=path / "tensors", no_dist=True)
+    except CheckpointException as error:
+        causes = "; ".join(str(cause) for cause, _ in error.failures.values())
+        raise UserError(
+            f"{path}: does not fit the model of the run's config.yaml ({' '.join(causes.split())[:200]}); "
+            "put that file back as it was"
+        ) from error
     return state
 
 

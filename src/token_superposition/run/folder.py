@@ -77,12 +77,16 @@ class RunFolder:
         self._lock: TextIO | None = None
         self._metrics: MetricsFile | None = None
 
-    def __enter__(self) -> RunFolder:
+    def check_place(self) -> None:
+        """Refuse a path that is a file, or a folder that holds other things than a run; UserError says what."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path}: is a file, not a run folder")
-        self._new = not self.config_file.exists()
-        if self._new:
+        if not self.config_file.exists():
             self._refuse_strangers()
+
+    def __enter__(self) -> RunFolder:
+        self.check_place()
+        self._new = not self.config_file.exists()
         try:
             self._made = make_folder(self.checkpoints)
             self._lock = (self.path / "lock").open("a+")

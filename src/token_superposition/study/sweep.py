@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import quote
 
 from token_superposition.errors import UserError
+from token_superposition.run.metrics import is_number
 from token_superposition.train.config import RunConfig, parse_config, parse_override, with_keys
 
 Setting = Mapping[str, Any]
@@ -138,11 +139,6 @@ def value_text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{','.join(map(value_text, value))}]"
     return repr(value) if isinstance(value, float) else str(value)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value can be larger or smaller than another."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _read(option: str) -> tuple[str, list[Any]]:

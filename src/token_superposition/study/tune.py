@@ -25,7 +25,8 @@ from typing import Any
 
 from token_superposition.errors import TrainingDivergedError, UserError
 from token_superposition.run.folder import RunFolder
-from token_superposition.study.sweep import Setting, Sweep, at_setting, is_number, setting_name
+from token_superposition.run.metrics import is_number
+from token_superposition.study.sweep import Setting, Sweep, at_setting, setting_name
 from token_superposition.study.workers import Job, run_jobs, share_cores, write_job
 from token_superposition.train.config import RunConfig
 from token_superposition.train.progress import warn

@@ -19,6 +19,8 @@ from token_superposition.model.device import DTYPES
 from token_superposition.model.memory import abstract, estimate_memory
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig
+from token_superposition.train.optimizer import states_kept
+from token_superposition.train.preflight import check_data, make_validators
 from token_superposition.train.resume import check_unchanged, settle_config, what_is_odd
 
 _BAGS_SHOWN = 12
@@ -36,10 +38,13 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
         UserError: for what the run itself would be refused for.
     """
     folder = RunFolder(path)
+    folder.check_place()
     check_unchanged(config, folder)
     config = settle_config(config, folder)
+    check_data(config)
     train, schedule = config.train, config.schedule()
     dataset = TokenDataset.open(config.data.path, "train")
+    make_validators(config, dataset)
     stream = TokenStream(
         dataset,
         schedule,
@@ -64,6 +69,7 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
             ids_shape=(rows, train.sequence_length, batch.ids.shape[-1]),
             num_targets=batch.targets.shape[-1],
             dtype=DTYPES[train.dtype],
+            optimizer_states=states_kept(model, train),
         )
     decode = dataset.tokenizer.decode
     positions = schedule.positions(train.positions_per_step)
@@ -113,7 +119,8 @@ def describe(result: dict[str, Any]) -> str:
             f"raw tokens    {result['raw_tokens']:,}, {result['unique_raw_tokens']:,} of them different: "
             f"{result['epochs']:.2f} epochs of {result['train_tokens']:,}",
             f"FLOPs         {result['flops']:.3g} ({result['flops_per_position']:,} a position)",
-            f"memory        about {_size(memory['total'])}: {parts}",
+            f"memory        about {_size(memory['total'])}"
+            f"{' without activations' if memory['activations'] is None else ''}: {parts}",
             f"first batch   {batch['ids_shape']} ids, {batch['targets_shape']} targets; its first row:",
             bags,
             *(f"warning: {text}" for text in result["warnings"]),

@@ -110,6 +110,13 @@ def build_optimizers(model: nn.Module, config: TrainConfig, device: torch.device
     return Optimizers(parts)
 
 
+def states_kept(model: nn.Module, config: TrainConfig) -> int:
+    """Numbers that the optimizers keep besides the weights: two for each that AdamW trains, one for each of Muon's."""
+    hidden = _hidden_matrices(model) if config.optimizer == "muon" else []
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return 2 * trained - sum(parameter.numel() for parameter in hidden)
+
+
 def build_learning_rate(config: TrainConfig) -> WarmupStableDecay:
     """The learning rate that a run's configuration asks for."""
     return WarmupStableDecay(

@@ -34,7 +34,29 @@ def check_data(config: RunConfig, say: Callable[[str], None] | None = None) -> N
     """
     check_batch(config)
     if config.data.verify:
-        verify_folder(Path(config.data.path), say)
+        for path in dict.fromkeys([config.data.path, *config.data.validation_sets.values()]):
+            verify_folder(Path(path), say)
+
+
+def make_validators(config: RunConfig, dataset: TokenDataset) -> tuple[Validator, dict[str, Validator]]:
+    """The run's own validation set and its further ones, by name.
+
+    Raises:
+        UserError: where one is missing, shorter than a row, or of another tokenizer than the training data.
+    """
+
+    def make(folder: str) -> Validator:
+        split = TokenDataset.open(folder, "validation")
+        if split.tokenizer.fingerprint != dataset.tokenizer.fingerprint:
+            raise UserError(
+                f"{folder}: was prepared with tokenizer {split.tokenizer.name!r}, the training data in "
+                f"{dataset.folder} with another, {dataset.tokenizer.name!r}; prepare both with the same"
+            )
+        train = config.train
+        batch_size = train.micro_batch_size or train.batch_size
+        return Validator(split, sequence_length=train.sequence_length, batch_size=batch_size)
+
+    return make(config.data.path), {name: make(path) for name, path in config.data.validation_sets.items()}
 
 
 def check_batch(config: RunConfig) -> None:
@@ -71,7 +93,7 @@ def check_run(config: RunConfig, say: Callable[[str], None] | None = None) -> To
         rows_per_step=train.batch_size,
         seed=train.seed,
     )
-    Validator(TokenDataset.open(path, "validation"), sequence_length=train.sequence_length, batch_size=train.batch_size)
+    make_validators(config, dataset)
     model = outline_model(
         config.model.architecture,
         config.model.config,

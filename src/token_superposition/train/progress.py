@@ -12,9 +12,9 @@ from rich.progress import (
     Progress,
     TaskProgressColumn,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -37,12 +37,10 @@ class ProgressSink:
         if self.console.is_terminal and not quiet:
             self._bar = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=12),
                 TaskProgressColumn(),
-                TextColumn("{task.fields[text]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(compact=True, table_column=Column(min_width=5, no_wrap=True)),
+                TextColumn("left · {task.fields[text]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
                 console=self.console,
             )
             self._task = self._bar.add_task("starting", total=total_steps, completed=first_step, text="")
@@ -50,7 +48,7 @@ class ProgressSink:
 
     def say(self, text: str) -> None:
         """A message that stays on the screen."""
-        (self._bar.console if self._bar else self.console).print(text, highlight=False, markup=False)
+        (self._bar.console if self._bar else self.console).print(text, highlight=False, markup=False, soft_wrap=True)
 
     def write(self, line: dict[str, Any]) -> None:
         """Show a line of the metrics."""
@@ -60,7 +58,7 @@ class ProgressSink:
         if "loss" not in line:
             return
         phase = line["phase"] if line["bag_size"] == 1 else f"{line['phase']} s={line['bag_size']}"
-        text = f"loss {line['loss']:.3f}{self.validation} · {_short(line['positions_per_second'])} positions/s"
+        text = f"loss {line['loss']:.3f} · {_short(line['positions_per_second'])} positions/s{self.validation}"
         if self._bar:
             self._bar.update(self._task, completed=step, description=phase, text=text)
         elif time.monotonic() >= self._next_line or step == self.total_steps:

@@ -8,8 +8,10 @@ until then.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,24 +65,40 @@ class Recorder:
         for line in read_metrics(folder.metrics_file):
             if "loss" in line:
                 self.last_logged = line
-        self.sinks: list[MetricsSink] = [
-            open_tracker(
-                name,
-                folder=folder.path,
-                run_id=run_id,
-                project=self.logging.project,
-                config=trainer.config.model_dump(mode="json"),
-                first_step=self.done,
-            )
-            for name in self.logging.trackers
-        ]
+        self.trackers: dict[str, MetricsSink] = {}
+        try:
+            for name in self.logging.trackers:
+                self.trackers[name] = open_tracker(
+                    name,
+                    folder=folder.path,
+                    run_id=run_id,
+                    project=self.logging.project,
+                    config=trainer.config.model_dump(mode="json"),
+                    first_step=self.done,
+                )
+        except BaseException:
+            self._close_trackers()
+            raise
         self.progress = ProgressSink(self.schedule.total_steps, self.done, quiet=quiet)
-        self.sinks.append(self.progress)
 
     def close(self) -> None:
         """Close the progress bar and the trackers; the metrics close with the folder."""
-        for sink in self.sinks:
-            sink.close()
+        self.progress.close()
+        self._close_trackers()
+
+    def _close_trackers(self) -> None:
+        for name in list(self.trackers):
+            with self._tracker(name) as tracker:
+                tracker.close()
+
+    @contextlib.contextmanager
+    def _tracker(self, name: str) -> Iterator[MetricsSink]:
+        """A tracker that fails, on a full disk or without its server, is dropped: the run goes on."""
+        try:
+            yield self.trackers[name]
+        except Exception as error:
+            warn(f"logging.trackers: {name} failed and is left out from here: {' '.join(str(error).split())}")
+            del self.trackers[name]
 
     def add(self, batch: Batch, result: StepResult) -> None:
         """A step was done."""
@@ -248,8 +266,10 @@ class Recorder:
 
     def emit(self, line: dict[str, Any]) -> None:
         self.metrics.write(line)
-        for sink in self.sinks:
-            sink.write(line)
+        self.progress.write(line)
+        for name in list(self.trackers):
+            with self._tracker(name) as tracker:
+                tracker.write(line)
 
     def wall_seconds(self) -> float:
         """Seconds trained, earlier starts included."""

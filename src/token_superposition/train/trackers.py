@@ -39,7 +39,7 @@ def open_tracker(
         first_step: completed steps at the start.
 
     Raises:
-        UserError: where the extra of that name is not installed.
+        UserError: where the extra of that name is not installed, or the tracker refuses.
     """
     try:
         if name == "tensorboard":
@@ -51,6 +51,8 @@ def open_tracker(
         raise UserError(
             f"logging.trackers: {name} needs an extra: pip install 'token-superposition[{name}]' ({error})"
         ) from None
+    except Exception as error:  # a missing key, a name it does not take: each tracker has errors of its own
+        raise UserError(f"logging.trackers: {name} cannot be opened: {' '.join(str(error).split())}") from error
 
 
 def numbers(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int | float]]:

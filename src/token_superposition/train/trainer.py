@@ -30,7 +30,7 @@ from token_superposition.model.build import build_model, check_length, model_cos
 from token_superposition.model.device import DTYPES, resolve_device
 from token_superposition.model.size import TRAINED_BYTES, WEIGHT_BYTES
 from token_superposition.model.superposed import SuperposedLM
-from token_superposition.model.validation import ValidationResult, Validator
+from token_superposition.model.validation import ValidationResult
 from token_superposition.objective.loss import target_weights
 from token_superposition.objective.slot_weights import slot_weights
 from token_superposition.plan.stages import Schedule
@@ -38,6 +38,7 @@ from token_superposition.run.checkpoint import load_checkpoint
 from token_superposition.train.config import RunConfig
 from token_superposition.train.device import make_deterministic
 from token_superposition.train.optimizer import build_learning_rate, build_optimizers
+from token_superposition.train.preflight import make_validators
 
 
 class StepResult(NamedTuple):
@@ -79,8 +80,7 @@ class Trainer:
         if isinstance(train.num_threads, int):
             torch.set_num_threads(train.num_threads)
         make_deterministic(train.deterministic)
-        data = Path(config.data.path)
-        self.dataset = TokenDataset.open(data, "train")
+        self.dataset = TokenDataset.open(config.data.path, "train")
         self.stream = TokenStream(
             self.dataset,
             schedule,
@@ -88,10 +88,7 @@ class Trainer:
             rows_per_step=train.batch_size,
             seed=train.seed,
         )
-        self.validator = self._make_validator(data)
-        self.further_validators = {
-            name: self._make_validator(Path(path)) for name, path in config.data.validation_sets.items()
-        }
+        self.validator, self.further_validators = make_validators(config, self.dataset)
         model = build_model(
             config.model.architecture,
             config.model.config,
@@ -116,20 +113,6 @@ class Trainer:
             for stage in schedule.stages
         }
         torch.manual_seed(train.seed)  # dropout, where a model has any
-
-    def _make_validator(self, folder: Path) -> Validator:
-        dataset = TokenDataset.open(folder, "validation")
-        if dataset.tokenizer.fingerprint != self.dataset.tokenizer.fingerprint:
-            raise UserError(
-                f"{folder}: was prepared with tokenizer {dataset.tokenizer.name!r}, the training data in "
-                f"{self.dataset.folder} with another, {self.dataset.tokenizer.name!r}; prepare both with the same"
-            )
-        train = self.config.train
-        return Validator(
-            dataset,
-            sequence_length=train.sequence_length,
-            batch_size=train.micro_batch_size or train.batch_size,
-        )
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """The run's batches from a step on, pinned for CUDA."""

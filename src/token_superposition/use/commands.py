@@ -25,9 +25,9 @@ def add_use_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "data", nargs="*", metavar="DATA", help="[name=]prepared folder, text file, folder, .jsonl ..."
     )
     evaluate.add_argument("--split", default="validation", help="of prepared folders (default: %(default)s)")
-    evaluate.add_argument("--max-tokens", type=_count, default=262_144, help="of each set (default: %(default)s)")
-    evaluate.add_argument("--sequence-length", type=_count, help="positions a row (default: as in training)")
-    evaluate.add_argument("--batch-size", type=_count, help="rows a forward (default: as in training)")
+    evaluate.add_argument("--max-tokens", type=whole_number, default=262_144, help="of each set (default: %(default)s)")
+    evaluate.add_argument("--sequence-length", type=whole_number, help="positions a row (default: as in training)")
+    evaluate.add_argument("--batch-size", type=whole_number, help="rows a forward (default: as in training)")
     evaluate.add_argument("--text-key", default="text", help="column of .jsonl and .parquet (default: %(default)s)")
     evaluate.add_argument("--tasks", type=_names, default=[], help="of lm-evaluation-harness, such as arc_easy,piqa")
     evaluate.add_argument("--include-path", type=Path, help="folder of task files of your own")
@@ -137,7 +137,7 @@ def _warn(warnings: Sequence[str]) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _count(text: str) -> int:
+def whole_number(text: str) -> int:
     """A number of at least 1, of a command-line option."""
     value = int(text)
     if value < 1:

@@ -16,15 +16,17 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from token_superposition.data.tokenizers import Tokenizer, load_tokenizer
 from token_superposition.errors import UserError
-from token_superposition.files import replace_folder, sync_folder
+from token_superposition.files import could_not_write, replace_folder, sync_folder
 from token_superposition.model.build import model_cost
 from token_superposition.model.device import DTYPES
 from token_superposition.plan.stages import Schedule
@@ -93,6 +95,8 @@ def export(
         sizes = [_sync(path) for path in files]
         sync_folder(workplace)
         replace_folder(workplace, final)
+    except SafetensorError as error:  # what its writer makes of an error of the system
+        raise UserError(could_not_write(out, error)) from None
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or error
         raise UserError(f"{out}: cannot be written ({reason})") from None
@@ -151,10 +155,9 @@ def write_model(model: Any, tokenizer: Any, folder: Path, *, max_shard_size: str
     Raises:
         UserError: where `max_shard_size` is no size.
     """
-    try:
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
-    except ValueError as error:  # what it says of a size it cannot read
-        raise UserError(f"--max-shard-size: {' '.join(str(error).split())}") from None
+    if not re.fullmatch(r"\d*[1-9]\d*\s*[KMGT]i?B", max_shard_size):
+        raise UserError(f"--max-shard-size: {max_shard_size!r} is no size, such as 500MB")
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
     _change(folder / "tokenizer_config.json", lambda values: {**values, "tokenizer_class": "PreTrainedTokenizerFast"})
     return _change(folder / "config.json", readable_by_older)

@@ -156,8 +156,8 @@ def _prompt_ids(loaded: UsableModel, prompt: str) -> list[int]:
 def _check(max_new_tokens: int, temperature: float, top_p: float, seed: int) -> None:
     if max_new_tokens < 1:
         raise UserError(f"--max-new-tokens is at least 1, not {max_new_tokens}")
-    if not 0 <= temperature < float("inf"):
-        raise UserError(f"--temperature is at least 0, not {temperature}")
+    if temperature != 0 and not 0.01 <= temperature <= 100:  # beyond, logits are no numbers any more
+        raise UserError(f"--temperature is 0, or at least 0.01 and at most 100, not {temperature}")
     if not 0 < top_p <= 1:
         raise UserError(f"--top-p is above 0 and at most 1, not {top_p}")
     if not 0 <= seed < 2**63:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
 from token_superposition.data.tokenizers import TOKENIZER_FILE, Tokenizer, load_tokenizer
@@ -91,10 +90,7 @@ def load_run(path: Path, *, device: torch.device, allow_superposed: bool = False
         UserError: where the folder is no run, has no whole checkpoint, or is superposed and not allowed to be.
     """
     folder = RunFolder(path)
-    try:
-        config = folder.read_config()
-    except yaml.YAMLError:
-        config = {}
+    config = folder.read_config()
     if config is None:
         raise UserError(f"{path}: is not a run folder (no config.yaml)")
     checkpoint, warnings = newest_checkpoint(folder.checkpoints)
