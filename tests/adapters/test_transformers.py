@@ -124,6 +124,21 @@ def test_fed_the_same_batches_the_losses_are_the_cores(
     assert losses(run) == pytest.approx(reference(batches, run), rel=1e-5)
 
 
+def test_the_phase_may_be_short_or_given_in_steps(tmp_path: Path) -> None:
+    for superposition, steps in (
+        (SuperpositionArguments(bag_size=4, superposition_ratio=0.1, slot_weights="power_law"), 1),
+        (SuperpositionArguments(bag_size=4, superposition_steps=6, slot_weights="exponential"), 6),
+    ):
+        run = SuperpositionTrainer(
+            model=tiny_model("llama", tied=True),
+            args=arguments(tmp_path),
+            train_dataset=rows(),
+            superposition=superposition,
+        )
+        run.train()
+        assert [line["bag_size"] for line in run.state.log_history if "loss" in line] == [4] * steps + [1] * (8 - steps)
+
+
 def test_trap_13_no_slot_of_a_bag_is_missing_from_the_count(tmp_path: Path) -> None:
     """Counted over labels[..., 1:], the loss of bags would be s / (s - 1) too large: twice, here."""
     run = trainer(tmp_path, max_steps=4)
@@ -213,6 +228,14 @@ def test_the_model_is_left_as_it_was_and_saved_as_it_is(tmp_path: Path) -> None:
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     ids = rows(1)[0]["input_ids"].unsqueeze(0)
     assert torch.equal(loaded(ids).logits, run.model.eval()(ids).logits)
+
+
+@pytest.mark.parametrize(("option", "tolerance"), [("bf16", 2e-2), ("torch_compile", 1e-5)])
+def test_mixed_precision_and_compilation_train_the_same(tmp_path: Path, option: str, tolerance: float) -> None:
+    plain, other = trainer(tmp_path, max_steps=6), trainer(tmp_path, max_steps=6, **{option: True})
+    plain.train()
+    other.train()
+    assert losses(other) == pytest.approx(losses(plain), rel=tolerance)
 
 
 def test_flops_count_positions(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from token_superposition.model.inplace import bags_accepted
 from token_superposition.model.superposed import SuperposedLM
 from token_superposition.objective.loss import target_weights
 from token_superposition.objective.slot_weights import slot_weights
-from token_superposition.plan.stages import Mode, Schedule, SuperpositionSchedule
+from token_superposition.plan.stages import Mode, Schedule, Stage, SuperpositionSchedule
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,8 @@ class SuperpositionMixin:
         self._weights: Tensor | None = None
         if superposition.bag_size == 1:
             return
-        self._weights = slot_weights(superposition.slot_weights, superposition.schedule(2).stages[0].num_targets)
+        stage = Stage(superposition.bag_size, 1, superposition.mode, superposition.slot_weights)
+        self._weights = slot_weights(stage.slot_weights, stage.num_targets)
         refused = {
             "label_smoothing_factor": trainer.label_smoother is not None,
             "compute_loss_func": trainer.compute_loss_func is not None,
