@@ -24,6 +24,7 @@ _LINE, _CHARACTER = 15.0, 7.0  # a label's height, and about the width of a lett
 _LONGEST_NAME = 20
 _FIRST_STEPS = (0.04, 0.12)  # of the run: what the whole-run panel may cut off, and where curves must go on
 _ZOOM = 2 / 3
+_FEWEST = 3  # points of each arm that the enlarged part shows
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,14 @@ def whole_window(series: list[Series]) -> Window:
     return _window((0.0, right), min(everything), top, max(everything))
 
 
-def end_window(series: list[Series], whole: Window) -> Window:
-    """The last third of x, counted at the arm that ends first; in y what its best line leaves worth seeing."""
+def end_window(series: list[Series], whole: Window) -> Window | None:
+    """The last third of x, counted at the arm that ends first; in y what its best line leaves worth seeing.
+
+    None where an arm has too few points there for a line.
+    """
     left = _ZOOM * min(s.mean[-1].x for s in series)
+    if any(sum(point.x >= left for point in s.mean) < _FEWEST for s in series):
+        return None
     inside = [[p.loss for line in s.seeds for p in line if p.x >= left] for s in series]
     losses = [loss for arm in inside for loss in arm]
     ends = [s.mean[-1].loss for s in series]

@@ -21,7 +21,7 @@ from token_superposition.study.report.facts import (
     token_word,
     unit,
 )
-from token_superposition.study.report.figure import Axis, end_window, panel, whole_window
+from token_superposition.study.report.figure import Axis, Window, end_window, panel, whole_window
 from token_superposition.study.report.numbers import (
     count_in_words,
     decimal,
@@ -121,15 +121,15 @@ def _figure(report: Report, axis: Axis, number: int) -> str:
     whole = whole_window(series)
     end = end_window(series, whole)
     first = panel(series, axis, whole, name=f"f{number}a", heading="The whole run", unit=unit(report), box=end)
-    second = panel(series, axis, end, name=f"f{number}b", heading="The end, enlarged", unit=unit(report))
+    second = panel(series, axis, end, name=f"f{number}b", heading="The end, enlarged", unit=unit(report)) if end else ""
     return (
         f'<figure><div class="panels">{first}{second}</div><p class="readout"></p>'
-        f"<figcaption><b>Figure {number}.</b> {escape(_caption(report, axis, series, whole.clipped, end.clipped))}"
+        f"<figcaption><b>Figure {number}.</b> {escape(_caption(report, axis, series, whole, end))}"
         "</figcaption></figure>"
     )
 
 
-def _caption(report: Report, axis: Axis, series: list[Series], top_cut: bool, end_cut: bool) -> str:
+def _caption(report: Report, axis: Axis, series: list[Series], whole: Window, end: Window | None) -> str:
     lines = [
         "Next-token validation loss, in the superposition phase too, over "
         + ("training compute." if axis is _COMPUTE else "raw tokens read.")
@@ -138,10 +138,10 @@ def _caption(report: Report, axis: Axis, series: list[Series], top_cut: bool, en
         lines.append("Dots carry the level of an arm that ends earlier to the right edge.")
     if num_seeds(report) > 1:
         lines.append("Bold: mean; thin: each seed.")
-    lines.append("The dashed line is the switch; the box is the part enlarged.")
-    if top_cut:
+    lines.append("The dashed line is the switch" + ("; the box is the part enlarged." if end else "."))
+    if whole.clipped:
         lines.append("The whole run is cut off at the top; only its first steps lie above.")
-    if end_cut:
+    if end and end.clipped:
         lines.append("The enlarged part is cut off at the top too.")
     missing = [arm["name"] for arm in report["arms"] if arm["name"] not in {s.name for s in series}]
     if missing:
