@@ -173,14 +173,16 @@ def test_the_switch_comes_at_its_step_under_accumulation_and_several_epochs(tmp_
     assert lines[-1]["positions"] == 12 * 4 * L
 
 
+@pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("stop", [3, 4, 6])
-def test_resumed_it_lands_in_the_right_phase_and_place(tmp_path: Path, stop: int) -> None:
-    whole: Any = trainer(tmp_path / "whole", cls=Recording)
+def test_resumed_it_lands_in_the_right_phase_and_place(tmp_path: Path, stop: int, streamed: bool) -> None:
+    data = Streaming() if streamed else None
+    whole: Any = trainer(tmp_path / "whole", data=data, cls=Recording)
     whole.train()
-    first = trainer(tmp_path / "run", save_strategy="steps", save_steps=stop)
+    first = trainer(tmp_path / "run", data=data, save_strategy="steps", save_steps=stop)
     first.add_callback(_Stop(stop))
     first.train()
-    again: Any = trainer(tmp_path / "run", cls=Recording, save_strategy="steps", save_steps=stop)
+    again: Any = trainer(tmp_path / "run", data=data, cls=Recording, save_strategy="steps", save_steps=stop)
     again.train(resume_from_checkpoint=True)
     assert all(torch.equal(a[name], b[name]) for a, b in zip(again.seen, whole.seen[stop:], strict=True) for name in a)
     assert losses(again)[stop:] == losses(whole)[stop:]

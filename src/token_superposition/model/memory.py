@@ -4,7 +4,7 @@ Inside `abstract`, tensors have shapes and no content (torch's fake tensors), so
 no memory. One real forward is run with it, and what autograd keeps for the backward pass is counted, tensor by
 tensor, whatever the family. To that come weights, gradients, the optimizer's state, and the two (N, V) float32
 tensors that the loss's backward makes. What it leaves out: the allocator's slack, the libraries' own
-workspaces, and the process itself; a measured step took a fifth more.
+workspaces, and the process itself.
 """
 
 from __future__ import annotations
