@@ -21,7 +21,7 @@ _HOMES = {
     "SuperpositionSchedule": "plan.stages",
     "bag_embedding": "objective.bags",
     "fold_into_bags": "objective.bags",
-    "linear_multi_hot_cross_entropy": "objective.loss",
+    "linear_multi_hot_cross_entropy": "objective.linear",
     "multi_hot_cross_entropy": "objective.loss",
     "slot_weights": "objective.slot_weights",
     "split_inputs_and_targets": "objective.bags",
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from token_superposition.objective.bags import bag_embedding as bag_embedding
     from token_superposition.objective.bags import fold_into_bags as fold_into_bags
     from token_superposition.objective.bags import split_inputs_and_targets as split_inputs_and_targets
-    from token_superposition.objective.loss import (
+    from token_superposition.objective.linear import (
         linear_multi_hot_cross_entropy as linear_multi_hot_cross_entropy,
     )
     from token_superposition.objective.loss import multi_hot_cross_entropy as multi_hot_cross_entropy

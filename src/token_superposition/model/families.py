@@ -67,6 +67,10 @@ _SCALED_EMBEDDINGS = frozenset(
     }
 )
 
+# What configurations call a factor or divisor of logits, and their bound. Which of them holds is found by trying.
+LOGIT_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+LOGIT_SOFTCAPS = ("final_logit_softcapping",)
+
 _LLAMA_LIKE = frozenset({"o_proj", "down_proj"})
 
 # By model_type, the last part of the name of the weights whose output is added to the residual stream, where

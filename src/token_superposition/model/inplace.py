@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from token_superposition.model.superposed import SuperposedLM, loss_and_weight, loss_replaced
+from token_superposition.model.checks import loss_replaced
+from token_superposition.model.superposed import SuperposedLM, loss_and_weight
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ does everything else: positions, masks, soft-caps, multipliers, router losses. N
 changed state dict; outside our forward the model is exactly what it was.
 
 With plain inputs the model embeds by itself, and with one target a position the loss is
-`F.cross_entropy`: at bag size 1 a step is the ordinary step, bit for bit.
+`F.cross_entropy`: at bag size 1 a step is the ordinary step, bit for bit. Where the logits would be many (a large
+vocabulary), the loss is computed from the hidden states in slices, in both phases alike (`head.py`).
 
 All of it happens inside `forward`, so that this module can be the root that FSDP2 wraps: a sharded weight
 used outside a forward is an error.
@@ -15,16 +16,18 @@ used outside a forward is an error.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+import math
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from token_superposition.model.checks import check_takes_bags, evaluating, loss_replaced, some_ids
 from token_superposition.model.families import embedding_scale, refusal
+from token_superposition.model.head import LogitTransform, find_transform, head_taken_over
 from token_superposition.objective.bags import bag_embedding
+from token_superposition.objective.linear import LossBackend, chosen_backend, linear_multi_hot_cross_entropy
 from token_superposition.objective.loss import divide_or_zero, multi_hot_cross_entropy, target_weights
 
 
@@ -54,6 +57,8 @@ class SuperposedLM(nn.Module):
             for bags gives the model's own logits, that no logit sees a later token, and that the loss is computed
             by the function we replace.
         z_loss: the coefficient of logsumexp(logits)^2, in both phases; 0 leaves bag size 1 to `F.cross_entropy`.
+        loss_backend: `chunked` never holds all logits, `plain` lets the model make them; `auto` is chunked where they
+            are many and the model's head is one we can take over (`.transform` is not None).
 
     Raises:
         TypeError: where the model cannot be driven this way: no input embedding, no loss function of its
@@ -64,7 +69,9 @@ class SuperposedLM(nn.Module):
     Source: arXiv 2605.06546, section 3.
     """
 
-    def __init__(self, model: nn.Module, *, verify: bool = True, z_loss: float = 0.0) -> None:
+    def __init__(
+        self, model: nn.Module, *, verify: bool = True, z_loss: float = 0.0, loss_backend: LossBackend = "auto"
+    ) -> None:
         super().__init__()
         name = type(model).__name__
         # transformers' property, which falls back to the model's own function once ours is taken away.
@@ -73,11 +80,15 @@ class SuperposedLM(nn.Module):
             raise TypeError(f"{name} is not a Hugging Face causal language model")
         self.model = model
         self.z_loss = z_loss
+        self.loss_backend = loss_backend
+        self.transform: LogitTransform | None = None
         if verify:
             known = refusal(model.config)
             if known is not None:
                 raise TypeError(known)
-            self._verify()
+            check_takes_bags(model, self.embed, self)
+            if loss_backend != "plain":
+                self.transform = self._find_transform()
 
     def forward(self, ids: Tensor, targets: Tensor, slot_weights: Tensor | None = None) -> SuperposedOutput:
         """The loss of one batch.
@@ -96,19 +107,49 @@ class SuperposedLM(nn.Module):
         """
         if targets.shape[:2] != ids.shape[:2]:
             raise ValueError(f"ids {tuple(ids.shape)} and targets {tuple(targets.shape)} are not aligned")
-        weight_sums: list[Tensor] = []
+        head = self._head_for(targets)
+        computed: list[tuple[Tensor, Tensor]] = []
 
-        def loss_function(logits: Tensor, labels: Tensor, *_: Any, **__: Any) -> Tensor:
-            loss, weight_sum = loss_and_weight(logits, labels, slot_weights, self.z_loss)
-            weight_sums.append(weight_sum)
-            return loss
+        def from_logits(logits: Tensor, labels: Tensor, *_: Any, **__: Any) -> Tensor:
+            if head is None:
+                computed.append(loss_and_weight(logits, labels, slot_weights, self.z_loss))
+            return computed[0][0]
+
+        def from_hidden(hidden_BLd: Tensor) -> None:
+            computed.append(self._loss_from_hidden(hidden_BLd, targets, slot_weights))
 
         inputs = self.embed(ids)
-        with loss_replaced(self.model, loss_function):
+        with loss_replaced(self.model, from_logits), head_taken_over(head, from_hidden):
             output = self.model(**inputs, labels=targets, use_cache=False)
-        if not weight_sums:
+        if not computed or output.loss is None:
             raise TypeError(f"{type(self.model).__name__} computes its loss without its loss_function")
-        return SuperposedOutput(output.loss, weight_sums[0], _expert_loads(self.model.config, output))
+        return SuperposedOutput(output.loss, computed[0][1], _expert_loads(self.model.config, output))
+
+    def _head_for(self, targets: Tensor) -> nn.Linear | None:
+        """The head to take over for these targets; None where the model is to make its logits."""
+        if self.transform is None:
+            return None
+        head: nn.Linear = self.model.get_output_embeddings()  # type: ignore[operator]
+        chosen = chosen_backend(self.loss_backend, targets.shape[0] * targets.shape[1], head.out_features)
+        return head if chosen == "chunked" else None
+
+    def _loss_from_hidden(
+        self, hidden_BLd: Tensor, targets: Tensor, slot_weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        head, transform = self.model.get_output_embeddings(), self.transform or LogitTransform()  # type: ignore[operator]
+        targets_Ns = targets.reshape(targets.shape[0] * targets.shape[1], -1)
+        loss = linear_multi_hot_cross_entropy(
+            hidden_BLd.flatten(0, -2),
+            head.weight,
+            targets_Ns,
+            bias=head.bias,
+            slot_weights=slot_weights,
+            z_loss=self.z_loss,
+            logit_scale=transform.scale,
+            softcap=transform.softcap,
+            backend="chunked",
+        )
+        return loss, target_weights(targets_Ns, slot_weights).sum()
 
     def embed(self, ids: Tensor) -> dict[str, Tensor]:
         """The model's input arguments for tokens (B, L), tokens (B, L, 1) or bags (B, L, s)."""
@@ -119,51 +160,27 @@ class SuperposedLM(nn.Module):
         return {"inputs_embeds": mean_embedding(self.model.get_input_embeddings(), ids)}  # type: ignore[operator]
 
     @torch.no_grad()
-    def _verify(self) -> None:
-        """Bags of one token repeated must give that token's own logits, or this model is not for us."""
-        name = type(self.model).__name__
-        embedding = self.model.get_input_embeddings()  # type: ignore[operator]
-        if embedding is None:
-            raise TypeError(f"{name} has no input embedding to average")
-        weight = embedding.weight
-        # Descending: never the numbers of the positions, which an embedding of those is given.
-        ids_BL = torch.linspace(weight.shape[0] - 1, 0, 8, device=weight.device).long().unsqueeze(0)
-        padding = getattr(self.model.config, "pad_token_id", None)
-        if isinstance(padding, int) and 0 <= padding < weight.shape[0]:  # what families treat differently, if any
-            ids_BL[0, 3] = padding
+    def _find_transform(self) -> LogitTransform | None:
+        """What the model does to its logits, where the loss from hidden states then is its own."""
         with evaluating(self.model):
-            with _given(self.model, ids_BL, besides=embedding) as others:
-                own = self.model(input_ids=ids_BL, use_cache=False).logits.float()
-            bags_BLs = ids_BL.unsqueeze(-1).expand(-1, -1, 2)
-            # What no single token has as its embedding: some families search theirs for the ids they miss.
-            mixed_BLs = torch.stack([ids_BL, ids_BL.flip(1)], dim=-1)
-            other_BL = ids_BL.clone()
-            other_BL[0, -1] = ids_BL[0, 0]
-            other = self.model(input_ids=other_BL, use_cache=False).logits.float()
-            try:
-                ours = self.model(inputs_embeds=self.embed(bags_BLs)["inputs_embeds"], use_cache=False).logits.float()
-                self.model(inputs_embeds=self.embed(mixed_BLs)["inputs_embeds"], use_cache=False)
-            except Exception as error:  # families miss their ids in every way there is
-                raise TypeError(f"{name} does not run on averaged embeddings: {_line(error)}") from error
-            try:
-                self(mixed_BLs, mixed_BLs.clamp(max=own.shape[-1] - 1))  # embeddings can have more rows than heads
-            except Exception as error:
-                raise TypeError(f"{name} does not leave its loss to its loss_function: {_line(error)}") from error
-        if own.isnan().any():
-            raise TypeError(f"{name} gives logits that are not numbers")
-        tolerance = 1e-4 if weight.dtype in (torch.float32, torch.float64) else 5e-2
-        tolerance *= max(own.abs().max().item(), 1e-6)
-        if not torch.allclose(own[:, :-1], other[:, :-1], rtol=0, atol=tolerance / 10):
-            raise TypeError(f"{name} is not causal as it is configured: its logits see later tokens")
-        if not torch.allclose(own, ours, rtol=0, atol=tolerance):
+            self.transform = find_transform(self.model)
+            if self.transform is not None:
+                ids_BL = some_ids(self.model)
+                bags_BLs = torch.stack([ids_BL, ids_BL.flip(1)], dim=-1)
+                targets_BLs = bags_BLs.clamp(max=self.model.get_output_embeddings().out_features - 1)  # type: ignore[operator]
+                wanted, losses = self.loss_backend, []
+                for self.loss_backend in ("plain", "chunked"):
+                    losses.append(self(bags_BLs, targets_BLs).loss.item())
+                self.loss_backend = wanted
+                wide = next(self.model.parameters()).dtype in (torch.float32, torch.float64)
+                if not math.isclose(*losses, rel_tol=1e-4 if wide else 2e-2):
+                    self.transform = None  # it does more with its logits, such as a z-loss of its own
+        if self.transform is None and self.loss_backend == "chunked":
             raise TypeError(
-                f"{name} cannot be superposed: its logits differ when token ids are replaced by their "
-                "embeddings, so it looks ids up outside its input embedding too"
+                f"{type(self.model).__name__} does more with its logits than a loss from hidden states would know of; "
+                "leave loss_backend at auto"
             )
-        if others:  # fresh weights can be zero, so that no logit tells yet
-            raise TypeError(
-                f"{name} cannot be superposed: it looks ids up outside its input embedding too, in {others[0]}"
-            )
+        return self.transform
 
 
 def mean_embedding(module: nn.Module, ids_BLs: Tensor) -> Tensor:
@@ -214,55 +231,3 @@ def _expert_loads(config: Any, output: Any) -> Tensor | None:
         for logits in router_logits
     ]
     return torch.stack(loads)
-
-
-@contextlib.contextmanager
-def loss_replaced(model: Any, loss_function: Any) -> Iterator[None]:
-    """`model.loss_function` is ours inside the block and what it was after it."""
-    before = vars(model).get("_loss_function")
-    model.loss_function = loss_function
-    try:
-        yield
-    finally:
-        if before is None:
-            del model._loss_function
-        else:
-            model._loss_function = before
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-@contextlib.contextmanager
-def _given(model: nn.Module, ids: Tensor, besides: nn.Module) -> Iterator[list[str]]:
-    """The names of the embedding modules that are called with just these ids inside the block, one of them left out."""
-    found: list[str] = []
-
-    def watch(name: str) -> Any:
-        def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-            given = arguments[0] if arguments else None
-            if isinstance(given, Tensor) and given.shape == ids.shape and bool((given.to(ids.device) == ids).all()):
-                found.append(name)
-
-        return hook
-
-    embeddings = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Embedding) and m is not besides]
-    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in embeddings]
-    try:
-        yield found
-    finally:
-        for handle in hooks:
-            handle.remove()
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every submodule in evaluation mode inside the block, and in its own mode after it."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -21,7 +21,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -58,7 +57,7 @@ class _MultiHotCrossEntropy(torch.autograd.Function):
         hits_Ns = logits_NV.gather(1, targets_Ns).to(wide)
         # The difference is taken target by target: lse * sum(w) - sum(w * z) would cancel worse.
         # A target that weighs nothing may stand on a masked logit: 0 times infinity must stay 0.
-        rows_N = torch.where(weights_Ns > 0, (lse_N.unsqueeze(1) - hits_Ns) * weights_Ns, 0).sum(dim=1)
+        rows_N = torch.where(weights_Ns != 0, (lse_N.unsqueeze(1) - hits_Ns) * weights_Ns, 0).sum(dim=1)
         if z_loss:
             rows_N += z_loss * lse_N.square() * weights_Ns.sum(dim=1)
         ctx.z_loss = z_loss
@@ -105,7 +104,7 @@ def multi_hot_cross_entropy(
     Raises:
         ValueError: for shapes that do not belong together or an unknown reduction.
     """
-    _check_shapes(logits_NV, targets_Ns, slot_weights)
+    check_shapes(logits_NV.shape, targets_Ns, slot_weights)
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction is one of mean, sum, none, not {reduction!r}")
     wide = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
@@ -118,48 +117,16 @@ def multi_hot_cross_entropy(
     return divide_or_zero(total, weights_Ns.sum()) if reduction == "mean" else total
 
 
-def linear_multi_hot_cross_entropy(
-    hidden_Nd: Tensor,
-    weight_Vd: Tensor,
-    targets_Ns: Tensor,
-    *,
-    bias: Tensor | None = None,
-    slot_weights: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: Reduction = "mean",
-    z_loss: float = 0.0,
-) -> Tensor:
-    """`multi_hot_cross_entropy` of `hidden @ weight.T + bias`, from hidden states and the head's weight.
-
-    Args:
-        hidden_Nd: (N, d), floating point.
-        weight_Vd: the head's weight, (V, d).
-        targets_Ns, slot_weights, ignore_index, reduction, z_loss: as in `multi_hot_cross_entropy`.
-        bias: (V,), or None.
-
-    Returns:
-        float32 (float64 for float64 inputs): a scalar, or (N,) for `none`.
-    """
-    logits_NV = F.linear(hidden_Nd, weight_Vd, bias)
-    return multi_hot_cross_entropy(
-        logits_NV,
-        targets_Ns,
-        slot_weights=slot_weights,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        z_loss=z_loss,
-    )
-
-
 def divide_or_zero(total: Tensor, weight_sum: Tensor) -> Tensor:
     """`total / weight_sum`, and 0 (gradient 0) where nothing was weighed; no wait for the device."""
     return total / torch.where(weight_sum > 0, weight_sum, 1)
 
 
-def _check_shapes(logits_NV: Tensor, targets_Ns: Tensor, slot_weights: Tensor | None) -> None:
-    if logits_NV.dim() != 2 or targets_Ns.dim() != 2 or logits_NV.shape[0] != targets_Ns.shape[0]:
+def check_shapes(logits_shape: tuple[int, ...], targets_Ns: Tensor, slot_weights: Tensor | None) -> None:
+    """Refuse logits (N, V), targets (N, s) and slot weights (s,) that do not belong together."""
+    if len(logits_shape) != 2 or targets_Ns.dim() != 2 or logits_shape[0] != targets_Ns.shape[0]:
         raise ValueError(
-            f"logits (N, V) and targets (N, s) do not fit: {tuple(logits_NV.shape)}, {tuple(targets_Ns.shape)}"
+            f"logits (N, V) and targets (N, s) do not fit: {tuple(logits_shape)}, {tuple(targets_Ns.shape)}"
         )
     if slot_weights is not None and slot_weights.shape != targets_Ns.shape[1:]:
         raise ValueError(
