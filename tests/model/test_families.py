@@ -36,7 +36,14 @@ PAGE = ROOT / "docs" / "models.md"
 UPDATE = bool(os.environ.get("UPDATE_DOCS"))
 TEXT = "the quick brown fox jumps over the lazy dog; " * 40
 L = 16
-COLUMNS = ("s = 1: its own `labels=`", "s = 4: the reference", "state dict", "loss falls", "export's logits", "many logits")
+COLUMNS = (
+    "s = 1: its own `labels=`",
+    "s = 4: the reference",
+    "state dict",
+    "loss falls",
+    "export's logits",
+    "many logits",
+)
 
 
 def rows(bag_size: int, batch_size: int = 3) -> Tensor:

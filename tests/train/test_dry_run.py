@@ -133,3 +133,20 @@ def test_where_activations_cannot_be_known_it_says_so() -> None:
         estimate = estimate_memory(model, ids_shape=(2, 16, 4), num_targets=4, dtype=torch.float32, optimizer_states=0)
     assert estimate.activations is None
     assert estimate.weights > 0
+
+
+def test_its_memory_knows_what_makes_steps_smaller() -> None:
+    config = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 6}
+
+    def activations(vocab_size: int, **options: Any) -> int:
+        with abstract():
+            model = sketch_model("llama", config, vocab_size=vocab_size, end_of_document_id=0)
+            options = {"dtype": torch.float32, "optimizer_states": 0, **options}
+            found = estimate_memory(model, ids_shape=(4, 256, 4), num_targets=4, **options).activations
+        assert found is not None
+        return found
+
+    logits = 4 * 1024 * 65536
+    assert activations(65536, loss_backend="plain") > 3 * logits
+    assert activations(65536) < 1.1 * logits  # a chunk, the head's gradient and the layers
+    assert activations(256, activation_checkpointing=True) < activations(256) / 2

@@ -2,9 +2,10 @@
 
 Inside `abstract`, tensors have shapes and no content (torch's fake tensors), so a model of any size is built in
 no memory. One real forward is run with it, and what autograd keeps for the backward pass is counted, tensor by
-tensor, whatever the family. To that come weights, gradients, the optimizer's state, and the two (N, V) float32
-tensors that the loss's backward makes. What it leaves out: the allocator's slack, the libraries' own
-workspaces, and the process itself.
+tensor, whatever the family. To that come weights, gradients, the optimizer's state, and what the loss needs beside: the
+two (N, V) float32 tensors of its backward, or one slice of them. Of layers that are computed again in the backward pass
+count their inputs and, once, the largest of what one of them keeps. What it leaves out: the allocator's slack, the
+libraries' own workspaces, and the process itself.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from token_superposition.model.head import LogitTransform, linear_head
+from token_superposition.model.layers import layers_of
 from token_superposition.model.superposed import SuperposedLM
+from token_superposition.objective.linear import LossBackend, loss_workspace
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,8 @@ def estimate_memory(
     num_targets: int,
     dtype: torch.dtype,
     optimizer_states: int,
+    loss_backend: LossBackend = "auto",
+    activation_checkpointing: bool = False,
 ) -> MemoryEstimate:
     """What a step takes; call it inside `abstract`, with a model made there.
 
@@ -66,36 +73,76 @@ def estimate_memory(
         num_targets: k, targets a position.
         dtype: of the computation.
         optimizer_states: float32 numbers that the optimizer keeps: for AdamW, two for each trained weight.
+        loss_backend, activation_checkpointing: as in training.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return MemoryEstimate(
         weights=sum(p.numel() * p.element_size() for p in model.parameters()),
         gradients=4 * trained,
         optimizer=4 * optimizer_states,
-        activations=_activations(model, ids_shape, num_targets, dtype),
+        activations=_activations(model, ids_shape, num_targets, dtype, loss_backend, activation_checkpointing),
     )
 
 
-def _activations(model: nn.Module, ids_shape: tuple[int, int, int], num_targets: int, dtype: torch.dtype) -> int | None:
-    """Bytes that autograd saves in one forward, each storage once, and what the loss's backward adds."""
-    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    saved = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            saved[storage._cdata] = storage  # kept, so that no other takes its address
-        return tensor
-
+def _activations(
+    model: nn.Module,
+    ids_shape: tuple[int, int, int],
+    num_targets: int,
+    dtype: torch.dtype,
+    loss_backend: LossBackend,
+    checkpointed: bool,
+) -> int | None:
+    """Bytes that autograd saves in one forward, each storage once, and what the loss needs beside."""
+    superposed = SuperposedLM(model, verify=False, loss_backend=loss_backend)
+    if linear_head(model) is not None:
+        superposed.transform = LogitTransform()  # whichever it is, its memory is the same
     ids_BLs = torch.zeros(ids_shape, dtype=torch.int64)
     targets_BLk = torch.zeros((*ids_shape[:2], num_targets), dtype=torch.int64)
     try:
-        with (
-            torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32),
-            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        ):
-            SuperposedLM(model, verify=False)(ids_BLs, targets_BLk)
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32), _saved(model) as saved:
+            superposed(ids_BLs, targets_BLk)
     except RuntimeError:  # experts that are chosen by content, say
         return None
-    vocabulary = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
-    return sum(storage.nbytes() for storage in saved.values()) + 2 * 4 * ids_shape[0] * ids_shape[1] * vocabulary
+    outside, *inside = saved.values()
+    if checkpointed and inside:
+        config: Any = model.config
+        inputs = len(inside) * ids_shape[0] * ids_shape[1] * int(config.hidden_size) * 4
+        kept = outside + inputs + max(inside)
+    else:
+        kept = outside + sum(inside)
+    vocabulary: int = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+    positions = ids_shape[0] * ids_shape[1]
+    return kept + loss_workspace(superposed.backend_for(positions), positions, vocabulary)
+
+
+@contextlib.contextmanager
+def _saved(model: nn.Module) -> Iterator[dict[int, int]]:
+    """Bytes that autograd saves inside the block, but for weights: outside all layers (at 0), then layer by layer."""
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    layers = layers_of(model)
+    totals = dict.fromkeys(range(len(layers) + 1), 0)
+    seen = {}
+    place = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights and storage._cdata not in seen:
+            seen[storage._cdata] = storage  # kept, so that no other takes its address
+            totals[place] += storage.nbytes()
+        return tensor
+
+    def enter(number: int) -> Any:
+        def move(*_: Any) -> None:
+            nonlocal place
+            place = number
+
+        return move
+
+    hooks = [layer.register_forward_pre_hook(enter(number)) for number, layer in enumerate(layers, 1)]
+    hooks += [layer.register_forward_hook(enter(0)) for layer in layers]
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            yield totals
+    finally:
+        for hook in hooks:
+            hook.remove()

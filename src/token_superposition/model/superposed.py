@@ -17,7 +17,7 @@ used outside a forward is an error.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -107,7 +107,8 @@ class SuperposedLM(nn.Module):
         """
         if targets.shape[:2] != ids.shape[:2]:
             raise ValueError(f"ids {tuple(ids.shape)} and targets {tuple(targets.shape)} are not aligned")
-        head = self._head_for(targets)
+        chunked = self.backend_for(targets.shape[0] * targets.shape[1]) == "chunked"
+        head: Any = self.model.get_output_embeddings() if chunked else None  # type: ignore[operator]
         computed: list[tuple[Tensor, Tensor]] = []
 
         def from_logits(logits: Tensor, labels: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -125,13 +126,12 @@ class SuperposedLM(nn.Module):
             raise TypeError(f"{type(self.model).__name__} computes its loss without its loss_function")
         return SuperposedOutput(output.loss, computed[0][1], _expert_loads(self.model.config, output))
 
-    def _head_for(self, targets: Tensor) -> nn.Linear | None:
-        """The head to take over for these targets; None where the model is to make its logits."""
+    def backend_for(self, num_positions: int) -> Literal["plain", "chunked"]:
+        """How the loss of a forward on so many positions is computed."""
         if self.transform is None:
-            return None
-        head: nn.Linear = self.model.get_output_embeddings()  # type: ignore[operator]
-        chosen = chosen_backend(self.loss_backend, targets.shape[0] * targets.shape[1], head.out_features)
-        return head if chosen == "chunked" else None
+            return "plain"
+        vocab_size: int = self.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+        return chosen_backend(self.loss_backend, num_positions, vocab_size)
 
     def _loss_from_hidden(
         self, hidden_BLd: Tensor, targets: Tensor, slot_weights: Tensor | None

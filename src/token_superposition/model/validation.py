@@ -14,6 +14,8 @@ from torch import nn
 from token_superposition.errors import UserError
 from token_superposition.plan.accounting import bits_per_byte
 
+_MOST_LOGITS = 2**27  # half a gigabyte of float32
+
 
 class ScoredTokens(Protocol):
     """A sequence of tokens that knows what text they stand for; a `TokenDataset` is one."""
@@ -49,7 +51,7 @@ class Validator:
     Args:
         dataset: the validation set.
         sequence_length: L.
-        batch_size: rows a forward.
+        batch_size: rows a forward; fewer where their logits would be many.
 
     Raises:
         UserError: where the split is shorter than one row.
@@ -73,8 +75,10 @@ class Validator:
         nats, num_bytes, num_tokens = torch.zeros((), dtype=torch.float64), 0, 0
         was_training = model.training
         model.eval()
-        for first in range(0, num_rows, self.batch_size):
-            rows = min(self.batch_size, num_rows - first)
+        vocab_size = getattr(getattr(model, "config", None), "vocab_size", None) or 1
+        batch_size = max(1, min(self.batch_size, _MOST_LOGITS // (self.sequence_length * vocab_size)))
+        for first in range(0, num_rows, batch_size):
+            rows = min(batch_size, num_rows - first)
             start, length = first * self.sequence_length, rows * self.sequence_length
             span = self.dataset.read(start, length + 1)
             ids, targets = (torch.from_numpy(np.ascontiguousarray(part)) for part in (span[:-1], span[1:]))

@@ -130,6 +130,12 @@ def chosen_backend(backend: LossBackend, num_rows: int, vocab_size: int) -> Lite
     return backend
 
 
+def loss_workspace(backend: Literal["plain", "chunked"], num_rows: int, vocab_size: int) -> int:
+    """Bytes that the loss takes for a while, beside what autograd keeps: two tensors of all logits, or a chunk."""
+    logits = 4 * num_rows * vocab_size
+    return 2 * logits if backend == "plain" else min(logits, _CHUNK_BYTES["cpu"])
+
+
 @torch.library.custom_op("token_superposition::linear_multi_hot_total", mutates_args=())
 def _total(
     hidden_Nd: Tensor,

@@ -174,6 +174,11 @@ class TrainConfig(_Section):
     muon_momentum: Ratio = 0.95
     weight_decay: NotNegative = Field(0.1, description="of matrices; norms and biases take none")
     z_loss: NotNegative = Field(0.0, description="coefficient of logsumexp(logits)^2, added to the loss")
+    loss_backend: Literal["auto", "plain", "chunked"] = Field(
+        "auto", description="chunked: never hold all logits; auto: where they are many"
+    )
+    compile: bool = Field(False, description="torch.compile for the layers; not compiled again at the switch")
+    activation_checkpointing: bool = Field(False, description="less memory, a forward more: layers computed twice")
     max_grad_norm: Positive | None = Field(1.0, description="clip the gradient's norm; null: never")
     max_skipped_steps: NotNegativeInt = Field(10, description="steps without a finite loss and gradient that are borne")
     deterministic: bool = Field(False, description="only algorithms that give the same bits every time, on a GPU too")

@@ -70,6 +70,8 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
             num_targets=batch.targets.shape[-1],
             dtype=DTYPES[train.dtype],
             optimizer_states=states_kept(model, train),
+            loss_backend=train.loss_backend,
+            activation_checkpointing=train.activation_checkpointing,
         )
     decode = dataset.tokenizer.decode
     positions = schedule.positions(train.positions_per_step)

@@ -75,6 +75,9 @@ def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, An
         discard_newer(folder.checkpoints, steps_done)
         for text in what_is_odd(config, trainer.stream):
             warn(text)
+        if not quiet:
+            how = {"plain": "from full logits", "chunked": "in slices, so that its logits are never all in memory"}
+            say(f"the loss is computed {how[trainer.loss_backend]} (train.loss_backend)")
         try:
             return _run(trainer, Recorder(trainer, folder, state, run_id=run_id, quiet=quiet))
         except TrainingDivergedError as error:

@@ -256,6 +256,7 @@ class Recorder:
             "epochs": coverage.epochs,
             "skipped_steps": self.skipped,
             "parameters": trainer.num_parameters,
+            "loss_backend": trainer.loss_backend,
             "wall_seconds": self.wall_seconds(),
             "peak_memory_bytes": peak_memory_bytes(trainer.device),
             "data_fingerprint": trainer.dataset.fingerprint,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from token_superposition.data.stream import Batch, TokenStream
 from token_superposition.errors import UserError
 from token_superposition.model.build import build_model, check_length, model_cost
 from token_superposition.model.device import DTYPES, resolve_device
+from token_superposition.model.layers import checkpoint_activations, compile_layers, eager
 from token_superposition.model.size import TRAINED_BYTES, WEIGHT_BYTES
 from token_superposition.model.superposed import SuperposedLM
 from token_superposition.model.validation import ValidationResult
@@ -102,10 +103,14 @@ class Trainer:
         self.cost = model_cost(model)
         self.num_parameters = sum(p.numel() for p in model.parameters())
         try:
-            self.model = SuperposedLM(model.to(self.device), z_loss=train.z_loss)
+            self.model = SuperposedLM(model.to(self.device), z_loss=train.z_loss, loss_backend=train.loss_backend)
         except TypeError as error:
             raise UserError(f"model.architecture: {error}") from error
         self.model.train()
+        if train.activation_checkpointing:
+            checkpoint_activations(model)
+        if train.compile:  # after the checks, whose shapes are others
+            compile_layers(model)
         self.optimizers = build_optimizers(model, train, self.device)
         self.learning_rate = build_learning_rate(train)
         self._slot_weights = {
@@ -151,10 +156,11 @@ class Trainer:
 
     def validate(self, max_tokens: int) -> tuple[ValidationResult, dict[str, ValidationResult]]:
         """Next-token loss on the first tokens of the validation set, whatever the phase, and of the further ones."""
-        first, *others = (
-            validator.run(self.model.model, max_tokens, self.device, self.dtype)
-            for validator in (self.validator, *self.further_validators.values())
-        )
+        with eager():
+            first, *others = (
+                validator.run(self.model.model, max_tokens, self.device, self.dtype)
+                for validator in (self.validator, *self.further_validators.values())
+            )
         return first, dict(zip(self.further_validators, others, strict=True))
 
     def counters(self, steps_done: int) -> dict[str, int]:
@@ -165,6 +171,12 @@ class Trainer:
             "raw_tokens": self.schedule.raw_tokens(self.config.train.positions_per_step, steps_done),
             "flops": positions * self.flops_per_position,
         }
+
+    @property
+    def loss_backend(self) -> Literal["plain", "chunked"]:
+        """How the loss is computed; the same in both phases."""
+        train = self.config.train
+        return self.model.backend_for((train.micro_batch_size or train.batch_size) * train.sequence_length)
 
     @property
     def flops_per_position(self) -> int:
