@@ -35,7 +35,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from step import write_corpus  # noqa: E402
+from timing import write_corpus  # noqa: E402
 
 from tests.faults import Disk, failing  # noqa: E402
 from token_superposition.data.prepare import prepare  # noqa: E402

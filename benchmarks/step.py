@@ -1,67 +1,102 @@
-"""What a training step costs: superposition over recovery, and ours over a bare PyTorch loop.
+"""What a training step costs: superposition over recovery, and ours over a bare PyTorch loop, in time and memory.
 
-    python benchmarks/step.py [--pairs 40] [--bag-size 2] [--threads 1] [--json]
+    python benchmarks/step.py [--size demo] [--rounds 40] [--bag-size 16] [--threads 1] [--json]
 
-At the demo's size, on text of its own making. Steps of the compared kinds take turns in one process (A B C,
-A B C, ...), and every ratio is of two steps that stood next to each other, so a machine whose speed drifts
-changes both. Reported are the median of the ratios and their quartiles.
+Three sizes, on random tokens: `demo` (bytes, a vocabulary of 320; width 96, 3 layers, 2,048 positions), `medium`
+(32,768; 256; 4; 512) and `large` (128,256; 576; 2; 256). Steps of the compared kinds take turns in one process, and
+every ratio is of two steps that stood next to each other, so a machine whose speed drifts changes both. Reported are
+medians and quartiles. Memory is measured in a process for each kind: how far its resident set rises above the loaded
+model.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
+import subprocess
+import sys
 import tempfile
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
+from timing import machine, ratio, show, spread, take_turns, write_corpus
 from torch import Tensor
 
 from token_superposition.data.prepare import prepare
+from token_superposition.data.stream import Batch
 from token_superposition.model.build import build_model
-from token_superposition.study.demo import demo_config
 from token_superposition.train.config import parse_config
+from token_superposition.train.device import peak_memory_bytes
 from token_superposition.train.trainer import Trainer
 
-
-def write_corpus(folder: Path, megabytes: int) -> None:
-    """Words drawn at random: text enough to train on, the same every time."""
-    generator = np.random.default_rng(0)
-    words = np.array(["".join(generator.choice(list("etaoinshrdlu"), n)) for n in generator.integers(2, 9, 500)])
-    for number in range(megabytes):
-        (folder / f"{number}.txt").write_text(" ".join(generator.choice(words, 180_000)))
+MEMORY_STEPS = 4
 
 
-def make_trainer(data: Path, bag_size: int, threads: int) -> Trainer:
-    """The demo's run; half of its steps superposed, so that either kind is at hand."""
-    values = {**demo_config(), "data": {"path": str(data)}}
-    overrides = {
+class Size(NamedTuple):
+    """A model and a batch."""
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    rows: int
+    length: int
+
+    @property
+    def model(self) -> dict[str, Any]:
+        return {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.width,
+            "intermediate_size": 3 * self.width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "tie_word_embeddings": self.vocab_size < 1000,
+        }
+
+
+SIZES = {
+    "demo": Size(320, 96, 3, 3, 16, 128),
+    "medium": Size(32_768, 256, 4, 4, 4, 128),
+    "large": Size(128_256, 576, 2, 9, 2, 128),
+}
+
+
+def make_trainer(data: Path, size: Size, bag_size: int, threads: int) -> Trainer:
+    """A run of that size; half of its steps superposed, so that either kind is at hand."""
+    values = {
+        "data": {"path": str(data), "verify": False},
+        "model": {"architecture": "llama", "config": size.model},
         "superposition": {"bag_size": bag_size, "ratio": 0.5},
-        "train.num_threads": threads,
-        "train.device": "cpu",
-        "train.dtype": "float32",
+        "train": {
+            "total_steps": 400,
+            "batch_size": size.rows,
+            "sequence_length": size.length,
+            "num_threads": threads,
+            "device": "cpu",
+            "dtype": "float32",
+        },
     }
-    config = parse_config(values, overrides)
+    config = parse_config(values)
     return Trainer(config, config.schedule())
 
 
-def bare_loop(trainer: Trainer) -> Callable[[Tensor, Tensor], None]:
-    """An ordinary training step around the same Hugging Face model, as one would write it by hand."""
-    config = trainer.config
-    model = build_model(
-        config.model.architecture,
-        config.model.config,
-        vocab_size=trainer.dataset.tokenizer.vocab_size,
-        end_of_document_id=trainer.dataset.tokenizer.end_of_document_id,
-        seed=0,
+def batch_of(trainer: Trainer, size: Size, step: int) -> Batch:
+    """That step's batch, with ids from all of the vocabulary."""
+    batch = trainer.stream.batch(step)
+    generator = torch.Generator().manual_seed(step)
+    ids, targets = (
+        torch.randint(0, size.vocab_size, part.shape, generator=generator) for part in (batch.ids, batch.targets)
     )
+    return replace(batch, ids=ids, targets=targets)
+
+
+def bare_loop(size: Size) -> Callable[[Tensor, Tensor], None]:
+    """An ordinary training step around the same Hugging Face model, as one would write it by hand."""
+    model = build_model("llama", size.model, vocab_size=size.vocab_size, end_of_document_id=0, seed=0)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
@@ -75,74 +110,90 @@ def bare_loop(trainer: Trainer) -> Callable[[Tensor, Tensor], None]:
     return step
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """Wall time of one call."""
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+def prepared(folder: Path) -> Path:
+    """Some text, as shards."""
+    write_corpus(folder / "text", 8)
+    prepare([folder / "text"], out=folder / "data", quiet=True)
+    return folder / "data"
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, middle, high = statistics.quantiles(values, n=4)
-    return {"median": middle, "lower_quartile": low, "upper_quartile": high}
-
-
-def measure(pairs: int, bag_size: int, threads: int) -> dict[str, Any]:
-    """Time the three kinds of step in turns."""
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Time the three kinds of step in turns, and measure the memory of each."""
+    size = SIZES[options.size]
     with tempfile.TemporaryDirectory() as name:
-        source, data = Path(name, "text"), Path(name, "data")
-        source.mkdir()
-        write_corpus(source, 20)
-        prepare([source], out=data, quiet=True)
-        trainer = make_trainer(data, bag_size, threads)
-        bare = bare_loop(trainer)
-        switch = trainer.schedule.switch_step
-        times: dict[str, list[float]] = {"superposition": [], "recovery": [], "bare": []}
-        for number in range(-5, pairs):
-            superposed, plain = (trainer.stream.batch(max(number, 0) + start) for start in (0, switch))
-            ids_BL, targets_BL = plain.ids.squeeze(-1), plain.targets.squeeze(-1).contiguous()
-            taken = {
-                "superposition": seconds(lambda batch=superposed: trainer.step(batch)),  # type: ignore[misc]
-                "recovery": seconds(lambda batch=plain: trainer.step(batch)),  # type: ignore[misc]
-                "bare": seconds(lambda ids=ids_BL, targets=targets_BL: bare(ids, targets)),  # type: ignore[misc]
-            }
-            if number >= 0:  # the first few warm up
-                for kind, value in taken.items():
-                    times[kind].append(value)
-        ratios = {
-            "superposition_over_recovery": [
-                a / b for a, b in zip(times["superposition"], times["recovery"], strict=True)
-            ],
-            "recovery_over_bare_loop": [a / b for a, b in zip(times["recovery"], times["bare"], strict=True)],
+        trainer = make_trainer(prepared(Path(name)), size, options.bag_size, options.threads)
+        bare = bare_loop(size)
+        superposed, plain = (batch_of(trainer, size, step) for step in (0, trainer.schedule.switch_step))
+        ids_BL, targets_BL = plain.ids.squeeze(-1), plain.targets.squeeze(-1).contiguous()
+        kinds = {
+            "superposition": lambda: trainer.step(superposed),
+            "recovery": lambda: trainer.step(plain),
+            "bare loop": lambda: bare(ids_BL, targets_BL),
         }
+        times = take_turns(kinds, options.rounds, warm_up=3)
+    memory = {kind: extra_memory(kind, options) for kind in kinds}
     return {
-        "bag_size": bag_size,
-        "threads": threads,
-        "pairs": pairs,
+        "size": options.size,
+        **size._asdict(),
+        "bag_size": options.bag_size,
+        "rounds": options.rounds,
+        "loss_backend": trainer.loss_backend,
         "seconds": {kind: spread(values) for kind, values in times.items()},
-        "ratios": {name: spread(values) for name, values in ratios.items()},
-        "torch": torch.__version__,
-        "machine": platform.machine(),
+        "extra_memory_bytes": memory,
+        "ratios": {
+            "time: superposition over recovery": ratio(times, "superposition", "recovery"),
+            "time: recovery over a bare loop": ratio(times, "recovery", "bare loop"),
+            "memory: superposition over recovery": spread([memory["superposition"] / memory["recovery"]]),
+            "memory: recovery over a bare loop": spread([memory["recovery"] / memory["bare loop"]]),
+        },
+        **machine(),
     }
+
+
+def extra_memory(kind: str, options: argparse.Namespace) -> int:
+    """Bytes that the resident set rises by over a few steps of one kind, in a process of its own."""
+    command = [sys.executable, __file__, "--memory-of", kind, "--size", options.size]
+    command += ["--bag-size", str(options.bag_size), "--threads", str(options.threads)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def print_memory(kind: str, options: argparse.Namespace) -> None:
+    """What `extra_memory` asks for."""
+    size, cpu = SIZES[options.size], torch.device("cpu")
+    torch.set_num_threads(options.threads)
+    with tempfile.TemporaryDirectory() as name:
+        trainer = make_trainer(prepared(Path(name)), size, options.bag_size, options.threads)
+        batch = batch_of(trainer, size, 0 if kind == "superposition" else trainer.schedule.switch_step)
+        bare = bare_loop(size) if kind == "bare loop" else None
+        before = peak_memory_bytes(cpu)
+        for _ in range(MEMORY_STEPS):
+            if bare is None:
+                trainer.step(batch)
+            else:
+                bare(batch.ids.squeeze(-1), batch.targets.squeeze(-1).contiguous())
+        print(peak_memory_bytes(cpu) - before)
 
 
 def main() -> None:
     """Measure, and print a table or JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=40)
-    parser.add_argument("--bag-size", type=int, default=2)
+    parser.add_argument("--size", choices=list(SIZES), default="demo")
+    parser.add_argument("--rounds", type=int, default=40)
+    parser.add_argument("--bag-size", type=int, default=16)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    result = measure(options.pairs, options.bag_size, options.threads)
+    if options.memory_of:
+        print_memory(options.memory_of, options)
+        return
+    result = measure(options)
     if options.json:
         print(json.dumps(result))
         return
-    for group in ("seconds", "ratios"):
-        for name, value in result[group].items():
-            quartiles = f"{value['lower_quartile']:.4f} to {value['upper_quartile']:.4f}"
-            print(f"{name:30} {value['median']:.4f}  ({quartiles})")
+    show("seconds", result["seconds"])
+    show("ratios", result["ratios"])
+    print({kind: f"{amount / 2**20:,.0f} MiB" for kind, amount in result["extra_memory_bytes"].items()})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,60 @@
+"""What the benchmarks share: kinds of work that take turns, ratios of neighbours, a text of its own making."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+Work = Callable[[], Any]
+
+
+def take_turns(kinds: Mapping[str, Work], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of each kind in each round; the kinds stand next to each other, and the first one changes."""
+    names = list(kinds)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(-warm_up, rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            start = time.perf_counter()
+            kinds[name]()
+            if number >= 0:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def ratio(times: Mapping[str, list[float]], name: str, over: str) -> dict[str, float]:
+    """Median and quartiles of one kind over another, round by round: a drift of the machine changes both."""
+    return spread([a / b for a, b in zip(times[name], times[over], strict=True)])
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+    return {"median": middle, "lower_quartile": low, "upper_quartile": high}
+
+
+def show(title: str, figures: Mapping[str, Mapping[str, float]]) -> None:
+    """A table of medians and quartiles."""
+    print(title)
+    for name, value in figures.items():
+        print(f"  {name:44} {value['median']:.4f}  ({value['lower_quartile']:.4f} to {value['upper_quartile']:.4f})")
+
+
+def machine() -> dict[str, Any]:
+    """Where it was measured."""
+    return {"torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads()}
+
+
+def write_corpus(folder: Path, megabytes: int) -> None:
+    """Words drawn at random: text enough to train on, the same every time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(0)
+    words = np.array(["".join(generator.choice(list("etaoinshrdlu"), n)) for n in generator.integers(2, 9, 500)])
+    for number in range(megabytes):
+        (folder / f"{number}.txt").write_text(" ".join(generator.choice(words, 180_000)))
