@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from token_superposition import linear_multi_hot_cross_entropy, multi_hot_cross_entropy, slot_weights
 from token_superposition.objective.linear import chosen_backend
+from token_superposition.objective.one_target import kernel_is_there
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
@@ -302,3 +303,41 @@ def test_what_does_not_fit_is_refused() -> None:
         linear_multi_hot_cross_entropy(hidden, weight[:, :3], targets)
     with pytest.raises(ValueError, match="do not fit"):
         linear_multi_hot_cross_entropy(hidden, weight, targets[:3])
+
+
+@pytest.mark.skipif(not kernel_is_there("torch"), reason="F.linear_cross_entropy is not in this torch")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("bag_size", [1, 4])
+@pytest.mark.parametrize("ignored", [0.0, 0.4, 1.0])
+def test_a_kernel_for_one_target_scores_bags(dtype: torch.dtype, bag_size: int, ignored: float) -> None:
+    torch.manual_seed(0)
+    targets = torch.randint(0, 300, (24, bag_size))
+    targets[torch.rand(targets.shape) < ignored] = -100
+    parts = [torch.randn(24, 8), torch.randn(303, 8), torch.randn(303)]
+    ours = [part.to(dtype).requires_grad_() for part in parts]
+    exact = [part.detach().double().requires_grad_() for part in ours]
+    w = slot_weights("power_law", bag_size)
+    loss = linear_multi_hot_cross_entropy(
+        ours[0], ours[1], targets, bias=ours[2], slot_weights=w, logit_scale=0.5, vocab_size=300, backend="torch"
+    )
+    loss.backward()
+    expected = reference(exact[0], exact[1][:300], exact[2][:300], targets, w, scale=0.5)
+    expected.backward()
+    torch.testing.assert_close(loss.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    for mine, theirs in zip(ours, exact, strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        size = max(1e-3, theirs.grad.abs().max().item())
+        torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=0, atol=2 * TOLERANCE[dtype] * size)
+
+
+def test_a_kernel_that_is_not_there_or_cannot_is_no_silent_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, targets = problem()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="loss_backend liger needs liger-kernel and CUDA; take auto"):
+        linear_multi_hot_cross_entropy(hidden, weight, targets, backend="liger")
+    with pytest.raises(ValueError, match="loss_backend torch knows no softcap"):
+        linear_multi_hot_cross_entropy(hidden, weight, targets, softcap=3.0, backend="torch")
+    if kernel_is_there("torch"):
+        with pytest.raises(ValueError, match="loss_backend torch has no z-loss"):
+            linear_multi_hot_cross_entropy(hidden, weight, targets, z_loss=0.1, backend="torch")

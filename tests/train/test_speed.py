@@ -110,3 +110,12 @@ def test_without_a_compiler_compilation_is_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"^train\.compile: on a CPU it needs a C\+\+ compiler"):
         compile_layers(model)
+
+
+def test_a_kernel_that_is_not_there_is_one_line(small_run: dict[str, Any], tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine may have the kernel")
+    with pytest.raises(UserError, match=r"^train\.loss_backend liger needs liger-kernel and CUDA; take auto"):
+        go(small_run, tmp_path / "run", train__loss_backend="liger")
+    with pytest.raises(UserError, match="loss_backend torch has no z-loss"):
+        go(small_run, tmp_path / "run", train__loss_backend="torch", train__z_loss=0.1)

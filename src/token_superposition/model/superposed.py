@@ -17,7 +17,7 @@ used outside a forward is an error.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,12 @@ from token_superposition.model.checks import check_takes_bags, evaluating, loss_
 from token_superposition.model.families import embedding_scale, refusal
 from token_superposition.model.head import LogitTransform, find_transform, head_taken_over
 from token_superposition.objective.bags import bag_embedding
-from token_superposition.objective.linear import LossBackend, chosen_backend, linear_multi_hot_cross_entropy
+from token_superposition.objective.linear import (
+    ChosenBackend,
+    LossBackend,
+    chosen_backend,
+    linear_multi_hot_cross_entropy,
+)
 from token_superposition.objective.loss import divide_or_zero, multi_hot_cross_entropy, target_weights
 
 
@@ -57,8 +62,8 @@ class SuperposedLM(nn.Module):
             for bags gives the model's own logits, that no logit sees a later token, and that the loss is computed
             by the function we replace.
         z_loss: the coefficient of logsumexp(logits)^2, in both phases; 0 leaves bag size 1 to `F.cross_entropy`.
-        loss_backend: `chunked` never holds all logits, `plain` lets the model make them; `auto` is chunked where they
-            are many and the model's head is one we can take over (`.transform` is not None).
+        loss_backend: as in `linear_multi_hot_cross_entropy`; `plain` lets the model make its logits, and so does `auto`
+            where they are few or the model's head is not one we can take over (`.transform` is None).
 
     Raises:
         TypeError: where the model cannot be driven this way: no input embedding, no loss function of its
@@ -107,8 +112,8 @@ class SuperposedLM(nn.Module):
         """
         if targets.shape[:2] != ids.shape[:2]:
             raise ValueError(f"ids {tuple(ids.shape)} and targets {tuple(targets.shape)} are not aligned")
-        chunked = self.backend_for(targets.shape[0] * targets.shape[1]) == "chunked"
-        head: Any = self.model.get_output_embeddings() if chunked else None  # type: ignore[operator]
+        backend = self.backend_for(targets.shape[0] * targets.shape[1])
+        head: Any = None if backend == "plain" else self.model.get_output_embeddings()  # type: ignore[operator]
         computed: list[tuple[Tensor, Tensor]] = []
 
         def from_logits(logits: Tensor, labels: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -117,7 +122,7 @@ class SuperposedLM(nn.Module):
             return computed[0][0]
 
         def from_hidden(hidden_BLd: Tensor) -> None:
-            computed.append(self._loss_from_hidden(hidden_BLd, targets, slot_weights))
+            computed.append(self._loss_from_hidden(backend, hidden_BLd, targets, slot_weights))
 
         inputs = self.embed(ids)
         with loss_replaced(self.model, from_logits), head_taken_over(head, from_hidden):
@@ -126,7 +131,7 @@ class SuperposedLM(nn.Module):
             raise TypeError(f"{type(self.model).__name__} computes its loss without its loss_function")
         return SuperposedOutput(output.loss, computed[0][1], _expert_loads(self.model.config, output))
 
-    def backend_for(self, num_positions: int) -> Literal["plain", "chunked"]:
+    def backend_for(self, num_positions: int) -> ChosenBackend:
         """How the loss of a forward on so many positions is computed."""
         if self.transform is None:
             return "plain"
@@ -134,7 +139,7 @@ class SuperposedLM(nn.Module):
         return chosen_backend(self.loss_backend, num_positions, vocab_size)
 
     def _loss_from_hidden(
-        self, hidden_BLd: Tensor, targets: Tensor, slot_weights: Tensor | None
+        self, backend: ChosenBackend, hidden_BLd: Tensor, targets: Tensor, slot_weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         head, transform = self.model.get_output_embeddings(), self.transform or LogitTransform()  # type: ignore[operator]
         targets_Ns = targets.reshape(targets.shape[0] * targets.shape[1], -1)
@@ -147,7 +152,7 @@ class SuperposedLM(nn.Module):
             z_loss=self.z_loss,
             logit_scale=transform.scale,
             softcap=transform.softcap,
-            backend="chunked",
+            backend=backend,
         )
         return loss, target_weights(targets_Ns, slot_weights).sum()
 
@@ -175,10 +180,11 @@ class SuperposedLM(nn.Module):
                 wide = next(self.model.parameters()).dtype in (torch.float32, torch.float64)
                 if not math.isclose(*losses, rel_tol=1e-4 if wide else 2e-2):
                     self.transform = None  # it does more with its logits, such as a z-loss of its own
-        if self.transform is None and self.loss_backend == "chunked":
+        capped = self.transform is not None and self.transform.softcap is not None
+        if self.loss_backend != "auto" and (self.transform is None or (capped and self.loss_backend != "chunked")):
             raise TypeError(
-                f"{type(self.model).__name__} does more with its logits than a loss from hidden states would know of; "
-                "leave loss_backend at auto"
+                f"{type(self.model).__name__} does more with its logits than loss_backend {self.loss_backend} "
+                "knows of; leave it at auto"
             )
         return self.transform
 

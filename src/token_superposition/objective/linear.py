@@ -19,7 +19,7 @@ V vocabulary, s targets a row, d width. Source: arXiv 2605.06546, section 3; the
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +32,10 @@ from token_superposition.objective.loss import (
     multi_hot_cross_entropy,
     target_weights,
 )
+from token_superposition.objective.one_target import total_through_one_target
 
-LossBackend = Literal["auto", "plain", "chunked"]
+LossBackend = Literal["auto", "plain", "chunked", "liger", "torch"]
+ChosenBackend = Literal["plain", "chunked", "liger", "torch"]
 
 # Below this many logits the loss takes the plain path: nothing to save, and at bag size 1 the bits of a bare loop.
 _FEW_LOGITS = 2**22
@@ -70,7 +72,9 @@ def linear_multi_hot_cross_entropy(
         softcap: the bound of logits, positive (Gemma 2), or None for no bound.
         vocab_size: rows of the weight that stand for tokens, the first ones; the padding after them takes no
             probability and no gradient. None: all of them.
-        backend: `chunked` never holds the logits, `plain` makes all of them; `auto` is plain for few logits.
+        backend: `chunked` never holds the logits, `plain` makes all of them; `liger` and `torch` are kernels of others
+            (`one_target.py`), for logits without a softcap and reduction `mean` or `sum`; `auto` is plain for few
+            logits and chunked for many.
         chunk_bytes: memory for a chunk's logits; more is a little faster. The result does not depend on it beyond
             rounding. 128 MiB if not given (512 MiB on CUDA).
 
@@ -78,12 +82,16 @@ def linear_multi_hot_cross_entropy(
         float32 (float64 for float64 inputs): a scalar, or (N,) for `none`.
 
     Raises:
-        ValueError: for shapes that do not belong together, or an unknown reduction or backend.
+        ValueError: for shapes that do not belong together, an unknown reduction or backend, or a kernel that is not
+            there or cannot do it.
     """
     vocab_size = weight_Vd.shape[0] if vocab_size is None else vocab_size
     _check(hidden_Nd, weight_Vd, bias, vocab_size, softcap, reduction, backend)
     check_shapes((hidden_Nd.shape[0], vocab_size), targets_Ns, slot_weights)
-    if chosen_backend(backend, hidden_Nd.shape[0], vocab_size) == "plain":
+    chosen = chosen_backend(backend, hidden_Nd.shape[0], vocab_size)
+    if chosen in ("liger", "torch") and (softcap is not None or reduction == "none"):
+        raise ValueError(f"loss_backend {chosen} knows no softcap and no reduction 'none'; take auto")
+    if chosen == "plain":
         logits_NV = F.linear(hidden_Nd, weight_Vd[:vocab_size], None if bias is None else bias[:vocab_size])
         if logit_scale != 1:
             logits_NV = logits_NV * logit_scale
@@ -105,6 +113,16 @@ def linear_multi_hot_cross_entropy(
     kind = hidden_Nd.device.type
     if torch.is_autocast_enabled(kind):
         hidden_Nd = hidden_Nd.to(torch.get_autocast_dtype(kind))
+    if chosen in ("liger", "torch"):
+        return total_through_one_target(
+            chosen,
+            hidden_Nd * logit_scale if logit_scale != 1 else hidden_Nd,
+            weight_Vd[:vocab_size].to(hidden_Nd.dtype),
+            None if bias is None else (bias[:vocab_size] * logit_scale).to(hidden_Nd.dtype),
+            present_Ns,
+            weights_Ns,
+            z_loss,
+        )
     budget = _CHUNK_BYTES.get(kind, _CHUNK_BYTES["cpu"]) if chunk_bytes is None else chunk_bytes
     chunk_rows = _even_chunk(hidden_Nd.shape[0], budget // (weights_Ns.element_size() * vocab_size))
     shared = (z_loss, logit_scale, softcap or 0.0, vocab_size, chunk_rows)
@@ -123,14 +141,14 @@ def linear_multi_hot_cross_entropy(
     )[0]
 
 
-def chosen_backend(backend: LossBackend, num_rows: int, vocab_size: int) -> Literal["plain", "chunked"]:
+def chosen_backend(backend: LossBackend, num_rows: int, vocab_size: int) -> ChosenBackend:
     """What `auto` stands for at this many logits."""
     if backend == "auto":
         return "chunked" if num_rows * vocab_size > _FEW_LOGITS else "plain"
     return backend
 
 
-def loss_workspace(backend: Literal["plain", "chunked"], num_rows: int, vocab_size: int) -> int:
+def loss_workspace(backend: ChosenBackend, num_rows: int, vocab_size: int) -> int:
     """Bytes that the loss takes for a while, beside what autograd keeps: two tensors of all logits, or a chunk."""
     logits = 4 * num_rows * vocab_size
     return 2 * logits if backend == "plain" else min(logits, _CHUNK_BYTES["cpu"])
@@ -370,5 +388,5 @@ def _check(
         raise ValueError(f"softcap is positive or None, not {softcap}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f"reduction is one of mean, sum, none, not {reduction!r}")
-    if backend not in ("auto", "plain", "chunked"):
-        raise ValueError(f"backend is one of auto, plain, chunked, not {backend!r}")
+    if backend not in get_args(LossBackend):
+        raise ValueError(f"backend is one of {', '.join(get_args(LossBackend))}, not {backend!r}")

@@ -174,8 +174,8 @@ class TrainConfig(_Section):
     muon_momentum: Ratio = 0.95
     weight_decay: NotNegative = Field(0.1, description="of matrices; norms and biases take none")
     z_loss: NotNegative = Field(0.0, description="coefficient of logsumexp(logits)^2, added to the loss")
-    loss_backend: Literal["auto", "plain", "chunked"] = Field(
-        "auto", description="chunked: never hold all logits; auto: where they are many"
+    loss_backend: Literal["auto", "plain", "chunked", "liger", "torch"] = Field(
+        "auto", description="chunked: never hold all logits; auto: where they are many; liger, torch: others' kernels"
     )
     compile: bool = Field(False, description="torch.compile for the layers; not compiled again at the switch")
     activation_checkpointing: bool = Field(False, description="less memory, a forward more: layers computed twice")
@@ -194,6 +194,8 @@ class TrainConfig(_Section):
             )
         if self.warmup_ratio + self.decay_ratio > 1:
             raise ValueError("warmup_ratio and decay_ratio together are above 1")
+        if self.loss_backend == "torch" and self.z_loss:
+            raise ValueError("loss_backend torch has no z-loss; take auto")
         return self
 
     @property

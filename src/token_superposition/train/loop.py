@@ -76,8 +76,10 @@ def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, An
         for text in what_is_odd(config, trainer.stream):
             warn(text)
         if not quiet:
-            how = {"plain": "from full logits", "chunked": "in slices, so that its logits are never all in memory"}
-            say(f"the loss is computed {how[trainer.loss_backend]} (train.loss_backend)")
+            slices = "in slices, so that its logits are never all in memory"
+            how = {"plain": "from full logits", "chunked": slices}
+            kernel = f"by the kernel of {trainer.loss_backend}"
+            say(f"the loss is computed {how.get(trainer.loss_backend, kernel)} (train.loss_backend)")
         try:
             return _run(trainer, Recorder(trainer, folder, state, run_id=run_id, quiet=quiet))
         except TrainingDivergedError as error:

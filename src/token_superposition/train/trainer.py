@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +32,9 @@ from token_superposition.model.layers import checkpoint_activations, compile_lay
 from token_superposition.model.size import TRAINED_BYTES, WEIGHT_BYTES
 from token_superposition.model.superposed import SuperposedLM
 from token_superposition.model.validation import ValidationResult
+from token_superposition.objective.linear import ChosenBackend
 from token_superposition.objective.loss import target_weights
+from token_superposition.objective.one_target import check_kernel
 from token_superposition.objective.slot_weights import slot_weights
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.checkpoint import load_checkpoint
@@ -81,6 +83,11 @@ class Trainer:
         if isinstance(train.num_threads, int):
             torch.set_num_threads(train.num_threads)
         make_deterministic(train.deterministic)
+        if train.loss_backend in ("liger", "torch"):
+            try:
+                check_kernel(train.loss_backend)
+            except ValueError as error:
+                raise UserError(f"train.{error}") from None
         self.dataset = TokenDataset.open(config.data.path, "train")
         self.stream = TokenStream(
             self.dataset,
@@ -173,7 +180,7 @@ class Trainer:
         }
 
     @property
-    def loss_backend(self) -> Literal["plain", "chunked"]:
+    def loss_backend(self) -> ChosenBackend:
         """How the loss is computed; the same in both phases."""
         train = self.config.train
         return self.model.backend_for((train.micro_batch_size or train.batch_size) * train.sequence_length)
