@@ -7,6 +7,8 @@ term is the same for all targets),
 
 with y_0 any target of the row that counts. So whoever has a fast kernel for ordinary cross-entropy has one for bags:
 one pass over the head, and one weighted `embedding_bag` over its rows. At one target a row the second term is left out.
+Its price: in bfloat16 what the first term says of y_0 is rounded before the second takes it back, so the head's
+gradient is less exact than ours in slices (`benchmarks/gpu.py` prints both).
 
 Kernels: Liger's (CUDA; it forms gradients in the forward pass, so that rows must weigh alike) and torch's own
 `F.linear_cross_entropy` (torch 2.13 and later; by rows, since its sums add up in the inputs' precision).
