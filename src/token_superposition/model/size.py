@@ -39,7 +39,8 @@ def check_numbers(config: Mapping[str, Any]) -> None:
     """
     for key, value in config.items():
         for number, in_list in _numbers(value):
-            most = _LARGEST_IN_A_LIST if in_list else _MOST_LAYERS if "layer" in key else _LARGEST
+            layers = "layer" in key and "vocab" not in key  # vocab_size_per_layer_input counts no layers
+            most = _LARGEST_IN_A_LIST if in_list else _MOST_LAYERS if layers else _LARGEST
             if abs(number) > most:
                 shown = str(number) if abs(number) < 10**30 else "a number of over 30 digits"
                 raise UserError(f"model.config.{key}: {shown} is too large (the most that makes sense is {most:,})")

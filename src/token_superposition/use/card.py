@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from token_superposition.run.origin import Origin
 from token_superposition.use.evaluate import ENOUGH_TOKENS
-from token_superposition.use.origin import Origin
 
 _PAPER = "[arXiv 2605.06546](https://arxiv.org/abs/2605.06546)"
 

@@ -30,6 +30,8 @@ class Origin:
         stages: of the run, as `Schedule.as_dicts` gives them.
         sequence_length: latent positions of a training row.
         tokenizer, fingerprint: of the data it was trained on.
+        init_from: the model that its run went on from: `path` as it was given, and its own `origin` where that is
+            known; None for a run that began with fresh weights.
     """
 
     step: int
@@ -39,6 +41,7 @@ class Origin:
     sequence_length: int
     tokenizer: str
     fingerprint: str
+    init_from: dict[str, Any] | None = None
 
     @property
     def words(self) -> str:
@@ -46,8 +49,16 @@ class Origin:
         return f"step {self.step:,} of {self.total_steps:,}"
 
 
-def check_usable(path: Path, origin: Origin, *, allow_superposed: bool) -> list[str]:
+def check_usable(
+    path: Path, origin: Origin, *, allow_superposed: bool = False, mend: str = "insist with --allow-superposed"
+) -> list[str]:
     """What a user of this model should know.
+
+    Args:
+        path: where the model is from.
+        origin: its past.
+        allow_superposed: a model of the superposition phase is what the user wants.
+        mend: what else to do than to train it into recovery.
 
     Raises:
         UserError: for a model of the superposition phase, unless it is allowed.
@@ -56,7 +67,7 @@ def check_usable(path: Path, origin: Origin, *, allow_superposed: bool) -> list[
         if not allow_superposed:
             raise UserError(
                 f"{path}: this model ({origin.words}) is still in the superposition phase: it predicts bags of tokens, "
-                "not the next one; train it into recovery, or insist with --allow-superposed"
+                f"not the next one; train it into recovery, or {mend}"
             )
         return [f"{path}: {origin.words} is in the superposition phase; what it says of the next token means little"]
     if origin.step < origin.total_steps:
