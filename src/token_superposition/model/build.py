@@ -149,12 +149,7 @@ def resolve_config(
     """The family's configuration object with these values; arguments and errors as in `build_model`."""
     from transformers import AutoConfig
 
-    known = known_keys(architecture)
-    for key in config:
-        if key == "model_type":
-            raise UserError(f"model.config.{key}: is said by model.architecture ({architecture}); leave it out")
-        if key not in known:
-            raise UserError(f"model.config.{key}: {architecture} has no such key{did_you_mean(key, known)}")
+    known = check_keys(architecture, config)
     check_numbers(config)
     size, least = config.get("vocab_size", vocab_size), vocab_size if num_ids is None else num_ids
     if not isinstance(size, int) or size < least:
@@ -250,6 +245,17 @@ def _count_cost(model: nn.Module) -> ModelCost:
     if getattr(config, "qk_head_dim", None):  # multi-head latent attention: scores and values have their own sizes
         head_size = (config.qk_head_dim + config.v_head_dim) // 2
     return ModelCost(multiplied, num_attention_layers(config) * heads * head_size)
+
+
+def check_keys(architecture: str, config: Mapping[str, Any]) -> set[str]:
+    """Refuse a key that a family does not have; UserError names the nearest one. Returns every key it has."""
+    known = known_keys(architecture)
+    for key in config:
+        if key == "model_type":
+            raise UserError(f"model.config.{key}: is said by model.architecture ({architecture}); leave it out")
+        if key not in known:
+            raise UserError(f"model.config.{key}: {architecture} has no such key{did_you_mean(key, known)}")
+    return known
 
 
 def known_keys(architecture: str) -> set[str]:
