@@ -444,7 +444,8 @@ def test_no_code_from_the_hub_is_run(world: World, monkeypatch: pytest.MonkeyPat
 def test_the_source_has_no_way_to_run_what_it_reads() -> None:
     """What the tests above cannot reach. (DCP unpickles, inside torch, what a run itself has written.)"""
     unsafe = re.compile(
-        r"pickle\.load|import pickle|torch\.load\(|allow_pickle=True|trust_remote_code=(?!False|options\.trust)"
+        r"pickle\.load|import pickle|torch\.load\(|allow_pickle=True"
+        r"|trust_remote_code=(?!False|options\.trust|trust_remote_code\b)"
         r"|unsafe_load|full_load"
         r"|yaml\.load\((?!text, _Loader\))|\beval\(|\bexec\(|np\.load\("
     )

@@ -49,7 +49,8 @@ _junk = st.recursive(
 
 # Every key there is, and keys of the model's family, whose values go to transformers.
 _KEYS = """
-    data data.path data.verify model model.architecture model.config model.scale_residual_init superposition
+    data data.path data.verify model model.init_from model.architecture model.config model.scale_residual_init
+    superposition
     superposition.bag_size superposition.ratio superposition.superposition_steps superposition.mode
     superposition.slot_weights superposition.stages train.total_steps train.sequence_length train.batch_size
     train.micro_batch_size train.seed train.learning_rate train.warmup_ratio train.decay_ratio

@@ -27,8 +27,8 @@ from token_superposition.data.tokenizers import ByteTokenizer
 from token_superposition.errors import UserError
 from token_superposition.model import families
 from token_superposition.model.families import RESIDUAL_PROJECTIONS
+from token_superposition.model.pretrained import quiet_transformers
 from token_superposition.use.export import tokenizer_class, write_model
-from token_superposition.use.load import quiet_transformers
 from token_superposition.use.tokenizer import hugging_face_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]

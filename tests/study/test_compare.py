@@ -231,7 +231,7 @@ def test_a_run_that_diverges_ends_the_comparison_in_one_line(small_run: dict[str
 
 def test_arms_share_their_seeds_and_their_data(small_run: dict[str, Any]) -> None:
     arms = {"a": {"superposition.bag_size": 1}, "b": {"train.seed": 7}}
-    with pytest.raises(UserError, match=r"arms.b: train.seed: arms share their seeds and their data"):
+    with pytest.raises(UserError, match=r"arms.b: train.seed: arms share their seeds, their data"):
         make_study({**small_run, "arms": arms})
 
 

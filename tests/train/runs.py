@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from token_superposition.run.metrics import read_metrics
@@ -21,6 +22,22 @@ TIMES = {
     "wall_seconds",
     "peak_memory_bytes",
 }  # what is measured, and differs from run to run
+
+
+TINY: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "rope_theta": 5000.0,
+    "bos_token_id": 3,
+    "eos_token_id": 4,
+    "pad_token_id": 5,
+    "vocab_size": 257,  # every id of the data, and not the multiple of 64 that a fresh model would have
+}
 
 
 class Stopped(BaseException):
@@ -58,3 +75,17 @@ def weights(folder: Path) -> dict[str, Any]:
 def numbers(folder: Path) -> list[dict[str, Any]]:
     """The metrics without what is measured in time."""
     return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(folder / "metrics.jsonl")]
+
+
+def stranger(folder: Path, dtype: torch.dtype = torch.float32, *, tied: bool = False, **config: Any) -> Path:
+    """A Hugging Face folder as anybody writes it: without a word of ours, and without a tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    LlamaForCausalLM(LlamaConfig(**{**TINY, **config}, tie_word_embeddings=tied)).to(dtype).save_pretrained(folder)
+    return folder
+
+
+def going_on(values: dict[str, Any], source: Path, **keys: Any) -> dict[str, Any]:
+    """A run's configuration that goes on from a folder and says nothing else of its model."""
+    return {**values, "model": {"init_from": str(source), **keys}}

@@ -245,7 +245,7 @@ def test_a_folder_that_is_not_ours_is_refused(small_run: dict[str, Any], tmp_pat
         ({"model__config__num_attention_heads": 0}, "model.config: llama refuses"),
         ({"model__config__rms_norm_eps": "small"}, "model.config: llama refuses"),
         ({"model": {"architecture": "electra", "config": {"is_decoder": False, "num_hidden_layers": 1}}}, "not causal"),
-        ({"model__config__vocab_size": 300}, "model.config.vocab_size: 300 is smaller than the data's"),
+        ({"model__config__vocab_size": 256}, "model.config.vocab_size: 256 is smaller than the data's"),
         ({"train__sequence_length": 128}, "max_position_embeddings of 64"),
         ({"train__device": "cuda:99"}, "train.device: 'cuda:99' cannot be used here"),
         ({"train__sequence_length": 64, "superposition__bag_size": 5000}, "prepare more text, or lower"),

@@ -24,6 +24,10 @@ from token_superposition.model.families import RESIDUAL_PROJECTIONS, num_attenti
 from token_superposition.model.size import WEIGHT_BYTES, check_numbers, check_size, counted
 from token_superposition.plan.accounting import ModelCost
 
+# What of a configuration belongs to the data rather than to the model. A padding id would freeze one row of the
+# embedding, and families bring one that is a byte of ours.
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
 
 def build_model(
     architecture: str,
@@ -32,6 +36,7 @@ def build_model(
     vocab_size: int,
     end_of_document_id: int,
     seed: int,
+    num_ids: int | None = None,
     scale_residual_init: bool | Literal["auto"] = "auto",
     bytes_a_parameter: int = WEIGHT_BYTES,
 ) -> nn.Module:
@@ -43,6 +48,7 @@ def build_model(
         vocab_size: rows of the embedding, where `config` does not say.
         end_of_document_id: the tokenizer's end token; stands for begin and end in the model's configuration.
         seed: of the initialisation; the same seed gives the same weights.
+        num_ids: how many ids the data may hold: the least vocabulary that `config` can say; `vocab_size` without it.
         scale_residual_init: scale residual projections down with depth; `auto` does it for families whose
             projections are known.
         bytes_a_parameter: what will be kept on this machine for each parameter, to be compared with its memory.
@@ -56,10 +62,13 @@ def build_model(
         config,
         vocab_size=vocab_size,
         end_of_document_id=end_of_document_id,
+        num_ids=num_ids,
         scale_residual_init=scale_residual_init,
         bytes_a_parameter=bytes_a_parameter,
     )
-    resolved = _resolve(architecture, config, vocab_size, end_of_document_id)
+    resolved = resolve_config(
+        architecture, config, vocab_size=vocab_size, end_of_document_id=end_of_document_id, num_ids=num_ids
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         with counted(bytes_a_parameter):
@@ -77,6 +86,7 @@ def outline_model(
     *,
     vocab_size: int,
     end_of_document_id: int,
+    num_ids: int | None = None,
     scale_residual_init: bool | Literal["auto"] = "auto",
     bytes_a_parameter: int = WEIGHT_BYTES,
 ) -> nn.Module | None:
@@ -84,7 +94,9 @@ def outline_model(
 
     None for a family whose code computes with values while it builds, which tensors without storage cannot.
     """
-    resolved = _resolve(architecture, config, vocab_size, end_of_document_id)
+    resolved = resolve_config(
+        architecture, config, vocab_size=vocab_size, end_of_document_id=end_of_document_id, num_ids=num_ids
+    )
     if architecture not in RESIDUAL_PROJECTIONS and scale_residual_init is True:
         raise UserError(
             f"model.scale_residual_init: the residual projections of {architecture} are not known; set it to false"
@@ -101,10 +113,18 @@ def outline_model(
 
 
 def sketch_model(
-    architecture: str, config: Mapping[str, Any], *, vocab_size: int, end_of_document_id: int
+    architecture: str,
+    config: Mapping[str, Any],
+    *,
+    vocab_size: int,
+    end_of_document_id: int,
+    num_ids: int | None = None,
 ) -> nn.Module:
     """The model of `build_model` without asking whether it fits this machine; for `memory.abstract`, where all do."""
-    return _construct(architecture, _resolve(architecture, config, vocab_size, end_of_document_id))
+    resolved = resolve_config(
+        architecture, config, vocab_size=vocab_size, end_of_document_id=end_of_document_id, num_ids=num_ids
+    )
+    return _construct(architecture, resolved)
 
 
 def check_length(model: nn.Module, sequence_length: int) -> None:
@@ -113,37 +133,31 @@ def check_length(model: nn.Module, sequence_length: int) -> None:
     if isinstance(longest, int) and 0 <= longest < sequence_length:  # negative stands for no limit
         raise UserError(
             f"train.sequence_length: {sequence_length} is more than the model's "
-            f"max_position_embeddings of {longest}; raise model.config.max_position_embeddings"
+            f"max_position_embeddings of {longest}; lower it, or for a new model raise "
+            "model.config.max_position_embeddings"
         )
 
 
-def _resolve(architecture: str, config: Mapping[str, Any], vocab_size: int, end_of_document_id: int) -> Any:
-    """The family's configuration object with these values."""
+def resolve_config(
+    architecture: str,
+    config: Mapping[str, Any],
+    *,
+    vocab_size: int,
+    end_of_document_id: int,
+    num_ids: int | None = None,
+) -> Any:
+    """The family's configuration object with these values; arguments and errors as in `build_model`."""
     from transformers import AutoConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or architecture not in CONFIG_MAPPING:
-        near = did_you_mean(architecture, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-        raise UserError(f"model.architecture: {architecture!r} is not a causal language model of transformers{near}")
-    try:
-        known = _known_keys(CONFIG_MAPPING[architecture])
-    except Exception as error:  # a family whose own defaults do not fit each other
-        raise _refused(architecture, "refuses even its own values, not", error) from error
-    for key in config:
-        if key == "model_type":
-            raise UserError(f"model.config.{key}: is said by model.architecture ({architecture}); leave it out")
-        if key not in known:
-            raise UserError(f"model.config.{key}: {architecture} has no such key{did_you_mean(key, known)}")
+    known = check_keys(architecture, config)
     check_numbers(config)
-    size = config.get("vocab_size", vocab_size)
-    if not isinstance(size, int) or size < vocab_size:
+    size, least = config.get("vocab_size", vocab_size), vocab_size if num_ids is None else num_ids
+    if not isinstance(size, int) or size < least:
         raise UserError(
-            f"model.config.vocab_size: {size!r} is smaller than the data's vocabulary of {vocab_size}; "
+            f"model.config.vocab_size: {size!r} is smaller than the data's vocabulary of {least}; "
             "leave the key out to take the data's"
         )
-    # A padding id would freeze one row of the embedding, and families bring one that is a byte of ours.
-    special = {"bos_token_id": end_of_document_id, "eos_token_id": end_of_document_id, "pad_token_id": None}
+    special = dict(zip(SPECIAL_IDS, (end_of_document_id, end_of_document_id, None), strict=True))
     values = {**special, **config, "vocab_size": size}
     if "is_decoder" in known:  # families that can be encoders look ahead unless told not to
         values.setdefault("is_decoder", True)
@@ -233,11 +247,38 @@ def _count_cost(model: nn.Module) -> ModelCost:
     return ModelCost(multiplied, num_attention_layers(config) * heads * head_size)
 
 
-def _known_keys(config_class: type) -> set[str]:
+def check_keys(architecture: str, config: Mapping[str, Any]) -> set[str]:
+    """Refuse a key that a family does not have; UserError names the nearest one. Returns every key it has."""
+    known = known_keys(architecture)
+    for key in config:
+        if key == "model_type":
+            raise UserError(f"model.config.{key}: is said by model.architecture ({architecture}); leave it out")
+        if key not in known:
+            raise UserError(f"model.config.{key}: {architecture} has no such key{did_you_mean(key, known)}")
+    return known
+
+
+def known_keys(architecture: str) -> set[str]:
     """Every key of a family: its configuration's, its names for the common ones, and what its code asks for besides.
 
     Some keys are in no default: Qwen3-MoE's attention reads `getattr(config, "head_dim", ...)`.
+
+    Raises:
+        UserError: for what is no causal language model of transformers.
     """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    if architecture not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or architecture not in CONFIG_MAPPING:
+        near = did_you_mean(architecture, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+        raise UserError(f"model.architecture: {architecture!r} is not a causal language model of transformers{near}")
+    try:
+        return _keys_of(CONFIG_MAPPING[architecture])
+    except Exception as error:  # a family whose own defaults do not fit each other
+        raise _refused(architecture, "refuses even its own values, not", error) from error
+
+
+def _keys_of(config_class: type) -> set[str]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     defaults: Any = config_class()

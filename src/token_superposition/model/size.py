@@ -31,6 +31,18 @@ _LARGEST_IN_A_LIST = 10**6  # a family may repeat a word of a list that often
 _BEYOND_REASON = 4  # times the memory there is: a head that will be tied is counted twice until it is
 
 
+def bytes_kept(device: torch.device, *, loading: bool = False) -> int:
+    """Bytes of this machine's memory for each parameter of a model that is trained on a device.
+
+    Args:
+        device: which, if it is a GPU of its own memory, keeps gradients and the optimizer's state.
+        loading: weights are read beside those that the model has, and copied into it.
+    """
+    if device.type == "cuda":
+        return 2 * WEIGHT_BYTES if loading else WEIGHT_BYTES
+    return TRAINED_BYTES
+
+
 def check_numbers(config: Mapping[str, Any]) -> None:
     """Refuse numbers that a family would build a list of, or loop over, before there is anything to count.
 
@@ -39,7 +51,8 @@ def check_numbers(config: Mapping[str, Any]) -> None:
     """
     for key, value in config.items():
         for number, in_list in _numbers(value):
-            most = _LARGEST_IN_A_LIST if in_list else _MOST_LAYERS if "layer" in key else _LARGEST
+            layers = "layer" in key and "vocab" not in key  # vocab_size_per_layer_input counts no layers
+            most = _LARGEST_IN_A_LIST if in_list else _MOST_LAYERS if layers else _LARGEST
             if abs(number) > most:
                 shown = str(number) if abs(number) < 10**30 else "a number of over 30 digits"
                 raise UserError(f"model.config.{key}: {shown} is too large (the most that makes sense is {most:,})")

@@ -99,12 +99,13 @@ def make_study(
             )
     for name, keys in arms.items():
         changed = with_keys({}, keys, f"{source}: arms.{name}: ")
-        train = changed.get("train")
-        for key, there in (("data", "data" in changed), ("train.seed", isinstance(train, dict) and "seed" in train)):
-            if there:
+        for key in ("data", "train.seed", "model.init_from"):
+            section, _, part = key.partition(".")
+            place = changed.get(section)
+            if section in changed and (not part or (isinstance(place, dict) and part in place)):
                 raise UserError(
-                    f"{source}: arms.{name}: {key}: arms share their seeds and their data, or they cannot be compared "
-                    "seed by seed; give it outside of arms"
+                    f"{source}: arms.{name}: {key}: arms share their seeds, their data and what they go on from, or "
+                    "they cannot be compared seed by seed; give it outside of arms"
                 )
     configs = {
         name: parse_config(
@@ -181,16 +182,18 @@ def build_report(study: Study, places: Mapping[str, Path], num_seeds: int) -> di
     baseline = study.arms[arms[0]["name"]]
     train = baseline.train
     stored = RunFolder(places[arms[0]["name"]] / f"seed-{train.seed}").read_config() or {}
+    model = stored.get("model", {})  # whose architecture and configuration may be those of what it goes on from
     dataset = TokenDataset.open(Path(baseline.data.path), "train")
     differences = [_difference(arms[0], arm) for arm in arms[1:]]
     return {
         "schema_version": 1,
-        "title": f"Token superposition or not: {baseline.model.architecture}, {train.total_steps:,} steps",
+        "title": f"Token superposition or not: {model.get('architecture')}, {train.total_steps:,} steps",
         "created": datetime.date.today().isoformat(),
         "model": {
-            "architecture": baseline.model.architecture,
+            "architecture": model.get("architecture"),
             "parameters": arms[0]["parameters"],
-            "config": baseline.model.config,
+            "config": model.get("config"),
+            "init_from": _same_start(study, places, num_seeds),
         },
         "data": {
             "path": baseline.data.path,
@@ -254,12 +257,29 @@ def _check_arms(study: Study, say: Callable[[str], None] | None) -> list[str]:
         if data.path in verified:  # once is enough
             config = config.model_copy(update={"data": data.model_copy(update={"verify": False})})
         try:
-            stream = check_run(config, say)
+            stream, source = check_run(config, say)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
         verified.add(data.path)
-        said += [f"{name}: {text}" for text in what_is_odd(config, stream)]
+        said += [f"{name}: {text}" for text in what_is_odd(config, stream, source)]
     return said
+
+
+def _same_start(study: Study, places: Mapping[str, Path], num_seeds: int) -> dict[str, Any] | None:
+    """The trained model that every run went on from, None for fresh weights; UserError where they are not the same."""
+    runs = [
+        RunFolder(places[name] / f"seed-{config.train.seed + offset}")
+        for name, config in study.arms.items()
+        for offset in range(num_seeds)
+    ]
+    starts: list[dict[str, Any] | None] = [(run.read_summary() or {}).get("init_from") for run in runs]
+    for run, start in zip(runs, starts, strict=True):
+        if start != starts[0]:
+            raise UserError(
+                f"{run.path}: went on from other weights than {runs[0].path}, though they lay in the same place, so "
+                "the two cannot be compared; put the first weights back and remove this run's folder"
+            )
+    return starts[0]
 
 
 def _arm(place: Path, name: str, config: RunConfig, num_seeds: int) -> dict[str, Any]:

@@ -106,13 +106,22 @@ class DataConfig(_Section):
 
 
 class ModelConfig(_Section):
-    """What is trained: any causal language model of transformers, from its configuration."""
+    """What is trained: any causal language model of transformers, from its configuration or with trained weights."""
 
+    init_from: Annotated[str, AfterValidator(_path)] | None = Field(
+        None, description="a trained model to go on from, of which the rest is: a run, an export, a Hugging Face folder"
+    )
     architecture: str = Field("llama", description="transformers' model_type")
     config: dict[str, JsonValue] = Field(default_factory=dict, description="that family's own configuration keys")
     scale_residual_init: bool | Literal["auto"] = Field(
         "auto", description="residual projections start smaller by sqrt(2*layers); auto: in families it is known for"
     )
+
+    @model_validator(mode="after")
+    def _fresh_or_trained(self) -> ModelConfig:
+        if self.init_from is not None and self.scale_residual_init is True:
+            raise ValueError("scale_residual_init is for fresh weights, and init_from brings others: leave it out")
+        return self
 
 
 class StageConfig(_Section):

@@ -17,8 +17,10 @@ from token_superposition.data.stream import TokenStream
 from token_superposition.model.build import check_length, model_cost, sketch_model
 from token_superposition.model.device import DTYPES
 from token_superposition.model.memory import abstract, estimate_memory
+from token_superposition.run.checkpoint import newest_checkpoint
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig
+from token_superposition.train.init_from import open_source
 from token_superposition.train.optimizer import states_kept
 from token_superposition.train.preflight import check_data, make_validators
 from token_superposition.train.resume import check_unchanged, settle_config, what_is_odd
@@ -40,7 +42,8 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
     folder = RunFolder(path)
     folder.check_place()
     check_unchanged(config, folder)
-    config = settle_config(config, folder)
+    source = None if newest_checkpoint(folder.checkpoints)[0] else open_source(config)
+    config = settle_config(config, folder, source)
     check_data(config)
     train, schedule = config.train, config.schedule()
     dataset = TokenDataset.open(config.data.path, "train")
@@ -60,6 +63,7 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
             config.model.config,
             vocab_size=dataset.tokenizer.vocab_size,
             end_of_document_id=dataset.tokenizer.end_of_document_id,
+            num_ids=dataset.tokenizer.num_ids,
         )
         check_length(model, train.sequence_length)
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -97,7 +101,7 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
                 for ids, targets in zip(batch.ids[0, :_BAGS_SHOWN], batch.targets[0, :_BAGS_SHOWN], strict=True)
             ],
         },
-        "warnings": what_is_odd(config, stream),
+        "warnings": what_is_odd(config, stream, source),
     }
 
 

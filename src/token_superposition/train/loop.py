@@ -22,6 +22,7 @@ from token_superposition.errors import TrainingDivergedError
 from token_superposition.run.checkpoint import discard_newer, newest_checkpoint, no_whole_checkpoint, read_state
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig
+from token_superposition.train.init_from import open_source
 from token_superposition.train.preflight import check_data
 from token_superposition.train.progress import say, warn
 from token_superposition.train.record import Recorder
@@ -48,20 +49,21 @@ def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, An
     """
     with RunFolder(path) as folder:
         check_unchanged(config, folder)
-        config = settle_config(config, folder)
+        summary = folder.read_summary()
         checkpoint, complaints = newest_checkpoint(folder.checkpoints)
         if checkpoint is None and complaints:
             raise no_whole_checkpoint(folder.checkpoints, complaints)
         for complaint in complaints:
             warn(f"{complaint}; going on from the checkpoint before it")
+        source = open_source(config) if checkpoint is None and summary is None else None
+        config = settle_config(config, folder, source)
         steps_done = read_state(checkpoint)["step"] if checkpoint else 0
         fixed = folder.read_fixed()
         schedule = settle_schedule(config, fixed, steps_done)
-        summary = folder.read_summary()
         if summary is not None:
             return summary
         check_data(config, None if quiet else say)
-        trainer = Trainer(config, schedule)
+        trainer = Trainer(config, schedule, source)
         run_id: str = fixed["id"] if fixed else uuid4().hex[:8]
         fixed_now = {
             "id": run_id,
@@ -71,9 +73,11 @@ def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, An
         trainer.dataset.tokenizer.save(folder.path)
         folder.write_config(config.model_dump(mode="json"), fixed_now)
         folder.clear_diverged()
-        state = trainer.load(checkpoint) if checkpoint else {"step": 0, "wall_seconds": 0.0, "skipped_steps": 0}
+        state = trainer.load(checkpoint) if checkpoint else trainer.start()
+        if source is not None and not quiet:
+            say(f"goes on from {source.words}")
         discard_newer(folder.checkpoints, steps_done)
-        for text in what_is_odd(config, trainer.stream):
+        for text in what_is_odd(config, trainer.stream, source):
             warn(text)
         if not quiet:
             slices = "in slices, so that its logits are never all in memory"

@@ -14,9 +14,10 @@ from token_superposition.data.verify import verify_folder
 from token_superposition.errors import UserError
 from token_superposition.model.build import check_length, outline_model
 from token_superposition.model.device import resolve_device
-from token_superposition.model.size import TRAINED_BYTES, WEIGHT_BYTES, available_memory, gigabytes
+from token_superposition.model.size import available_memory, bytes_kept, gigabytes
 from token_superposition.model.validation import Validator
-from token_superposition.train.config import RunConfig
+from token_superposition.train.config import ModelConfig, RunConfig
+from token_superposition.train.init_from import Source, open_source, settle_model
 
 _ID_BYTES = 8
 _AHEAD = 3  # batches in memory: one is trained on, two are made ready
@@ -76,8 +77,8 @@ def check_batch(config: RunConfig) -> None:
         )
 
 
-def check_run(config: RunConfig, say: Callable[[str], None] | None = None) -> TokenStream:
-    """All of it: device, data, lengths, model. Returns the run's stream.
+def check_run(config: RunConfig, say: Callable[[str], None] | None = None) -> tuple[TokenStream, Source | None]:
+    """All of it: device, data, lengths, model. Returns the run's stream, and what it goes on from, if anything.
 
     Raises:
         UserError: where the data, the model and the configuration do not fit each other or this machine.
@@ -94,14 +95,18 @@ def check_run(config: RunConfig, say: Callable[[str], None] | None = None) -> To
         seed=train.seed,
     )
     make_validators(config, dataset)
+    source, part = open_source(config), config.model
+    if source is not None:
+        part = ModelConfig(**settle_model(part, source.architecture, source.keys, dataset.tokenizer))
     model = outline_model(
-        config.model.architecture,
-        config.model.config,
+        part.architecture,
+        part.config,
         vocab_size=dataset.tokenizer.vocab_size,
         end_of_document_id=dataset.tokenizer.end_of_document_id,
-        scale_residual_init=config.model.scale_residual_init,
-        bytes_a_parameter=WEIGHT_BYTES if device.type == "cuda" else TRAINED_BYTES,
+        num_ids=dataset.tokenizer.num_ids,
+        scale_residual_init=part.scale_residual_init,
+        bytes_a_parameter=bytes_kept(device, loading=source is not None),
     )
     if model is not None:
         check_length(model, train.sequence_length)
-    return stream
+    return stream, source

@@ -56,6 +56,7 @@ class Recorder:
         self.folder = folder
         self.done: int = state["step"]
         self.skipped: int = state["skipped_steps"]
+        self.init_from: dict[str, Any] | None = state.get("init_from")
         self.unseen: list[_Done] = []
         self.seconds_before: float = state["wall_seconds"]
         self.started = time.perf_counter()
@@ -195,6 +196,8 @@ class Recorder:
             "final": final,
             **self.trainer.counters(self.done),
         }
+        if self.init_from is not None and self.done == 0:
+            line["init_from"] = self.init_from["path"]
         if others:
             line["validation_sets"] = {name: _validation(other) for name, other in others.items()}
         if not math.isfinite(result.loss):
@@ -225,6 +228,7 @@ class Recorder:
             "stream": {"stage": span.stage, "row": span.first_row + span.num_rows},
             "skipped_steps": self.skipped,
             "wall_seconds": self.wall_seconds(),
+            "init_from": self.init_from,
             "config": self.trainer.config.model_dump(mode="json"),
         }
         folder, keep = self.folder.checkpoints, self.logging.keep_checkpoints
@@ -260,6 +264,7 @@ class Recorder:
             "wall_seconds": self.wall_seconds(),
             "peak_memory_bytes": peak_memory_bytes(trainer.device),
             "data_fingerprint": trainer.dataset.fingerprint,
+            "init_from": self.init_from,
         }
         self.metrics.sync()
         self.folder.write_summary(summary)

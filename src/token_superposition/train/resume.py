@@ -23,6 +23,7 @@ from token_superposition.model.device import resolve_device, resolve_dtype
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig, changed_keys, parse_config
+from token_superposition.train.init_from import NO_EVIDENCE, Source, settle_model
 
 _FREE = (
     "logging.",
@@ -35,11 +36,17 @@ _FREE = (
 _RESULT = ("logging.validation_tokens", "logging.interim_validation_tokens")  # what figures are taken on
 
 
-def settle_config(config: RunConfig, folder: RunFolder) -> RunConfig:
+def settle_config(config: RunConfig, folder: RunFolder, source: Source | None = None) -> RunConfig:
     """The configuration with every `auto` decided: as the folder's run has it, else for this machine.
 
+    Args:
+        config: what the user gave.
+        folder: the run's.
+        source: what a run without a checkpoint goes on from; its architecture and configuration become the run's.
+
     Raises:
-        UserError: where the folder's run was started with another configuration; names the key.
+        UserError: where the folder's run was started with another configuration, or keys contradict the source; names
+            the key.
     """
     stored = _stored(folder)
     settled = config.model_dump(mode="json")
@@ -55,6 +62,12 @@ def settle_config(config: RunConfig, folder: RunFolder) -> RunConfig:
     data = settled["data"]
     data["path"] = str(Path(data["path"]).resolve())
     data["validation_sets"] = {name: str(Path(path).resolve()) for name, path in data["validation_sets"].items()}
+    model = stored["model"] if stored else None
+    if source is not None:
+        model = {"init_from": source.given, "architecture": source.architecture, "config": source.keys}
+    if config.model.init_from is not None and model and model["init_from"] == config.model.init_from:
+        tokenizer = TokenDataset.open(data["path"], "train").tokenizer
+        settled["model"] = settle_model(config.model, model["architecture"], model["config"], tokenizer)
     if stored is not None:
         for key in changed_keys(stored, settled):
             if not key.startswith(_FREE) or key in _RESULT:
@@ -120,9 +133,12 @@ def check_unchanged(config: RunConfig, folder: RunFolder) -> None:
         raise UserError(f"data.path: {settled.data.path} is not the data that the run in {folder.path} started with")
 
 
-def what_is_odd(config: RunConfig, stream: TokenStream) -> list[str]:
-    """What to say before a run starts: that it repeats data, or superposes into its decay."""
-    coverage, schedule, said = stream.coverage(), stream.schedule, []
+def what_is_odd(config: RunConfig, stream: TokenStream, source: Source | None = None) -> list[str]:
+    """What to say before a run starts: of what it goes on from, of data that repeats, of superposition at odd times."""
+    coverage, schedule = stream.coverage(), stream.schedule
+    said = [] if source is None else list(source.warnings)
+    if config.model.init_from is not None and schedule.switch_step > 0:
+        said.append(NO_EVIDENCE)
     if coverage.epochs > 1:
         said.append(
             f"the run reads {coverage.raw_tokens:,} raw tokens, {coverage.epochs:.2f} epochs of the "

@@ -29,7 +29,7 @@ from token_superposition.errors import UserError
 from token_superposition.model.build import build_model, check_length, model_cost
 from token_superposition.model.device import DTYPES, resolve_device
 from token_superposition.model.layers import checkpoint_activations, compile_layers, eager
-from token_superposition.model.size import TRAINED_BYTES, WEIGHT_BYTES
+from token_superposition.model.size import bytes_kept
 from token_superposition.model.superposed import SuperposedLM
 from token_superposition.model.validation import ValidationResult
 from token_superposition.objective.linear import ChosenBackend
@@ -40,6 +40,7 @@ from token_superposition.plan.stages import Schedule
 from token_superposition.run.checkpoint import load_checkpoint
 from token_superposition.train.config import RunConfig
 from token_superposition.train.device import make_deterministic
+from token_superposition.train.init_from import Source
 from token_superposition.train.optimizer import build_learning_rate, build_optimizers
 from token_superposition.train.preflight import make_validators
 
@@ -66,12 +67,13 @@ class Trainer:
     Args:
         config: the run's configuration, no value of it `auto`.
         schedule: the run's stages.
+        source: the trained model whose weights it begins with; without it they are fresh, or `load` brings them.
 
     Raises:
         UserError: where the data, the model and the configuration do not fit each other.
     """
 
-    def __init__(self, config: RunConfig, schedule: Schedule) -> None:
+    def __init__(self, config: RunConfig, schedule: Schedule, source: Source | None = None) -> None:
         train = config.train
         self.config = config
         self.schedule = schedule
@@ -102,11 +104,13 @@ class Trainer:
             config.model.config,
             vocab_size=self.dataset.tokenizer.vocab_size,
             end_of_document_id=self.dataset.tokenizer.end_of_document_id,
+            num_ids=self.dataset.tokenizer.num_ids,
             seed=train.seed,
             scale_residual_init=config.model.scale_residual_init,
-            bytes_a_parameter=WEIGHT_BYTES if self.device.type == "cuda" else TRAINED_BYTES,
+            bytes_a_parameter=bytes_kept(self.device, loading=source is not None),
         )
         check_length(model, train.sequence_length)
+        self.init_from = None if source is None else source.fill(model)
         self.cost = model_cost(model)
         self.num_parameters = sum(p.numel() for p in model.parameters())
         try:
@@ -202,6 +206,10 @@ class Trainer:
             "optimizer": get_optimizer_state_dict(self.model, self.optimizers.parts),
             "generators": generators,
         }
+
+    def start(self) -> dict[str, Any]:
+        """What a run that begins has beside its tensors, as `load` returns it of one that goes on."""
+        return {"step": 0, "wall_seconds": 0.0, "skipped_steps": 0, "init_from": self.init_from}
 
     def load(self, checkpoint: Path) -> dict[str, Any]:
         """Take up a checkpoint's tensors; returns the rest of its state."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from token_superposition.plan.stages import Schedule
+from token_superposition.run.origin import Origin
 from token_superposition.use.evaluate import ENOUGH_TOKENS
-from token_superposition.use.origin import Origin
 
 _PAPER = "[arXiv 2605.06546](https://arxiv.org/abs/2605.06546)"
 
@@ -30,8 +31,8 @@ def model_card(
     sections = [
         f"# {name}",
         *_notices(origin),
-        f"A base language model ({figures['architecture']}, {figures['parameters']:,} parameters), {_how(figures)} It "
-        "is an ordinary model of its family: no code of its own is needed to load it.",
+        f"A base language model ({figures['architecture']}, {figures['parameters']:,} parameters), "
+        f"{_how(origin, figures)} It is an ordinary model of its family: no code of its own is needed to load it.",
         "\n".join(
             ["| | |", "|---|---|", *(f"| {label} | {value} |" for label, value in _rows(origin, figures, config))]
         ),
@@ -62,13 +63,27 @@ def _notices(origin: Origin) -> list[str]:
     return []
 
 
-def _how(figures: dict[str, Any]) -> str:
+def _how(origin: Origin, figures: dict[str, Any]) -> str:
+    begun = "pre-trained from scratch"
+    if origin.init_from is not None:
+        begun = f"trained on from the weights of {_before(origin.init_from)},"
     if figures["bag_size"] == 1:
-        return "pre-trained from scratch by ordinary next-token training."
+        return f"{begun} by ordinary next-token training."
     return (
-        f"pre-trained from scratch with Token-Superposition Training ({_PAPER}): up to step "
-        f"{figures['switch_step']:,} it was trained on bags of up to {figures['bag_size']} tokens, then on next tokens."
+        f"{begun} with Token-Superposition Training ({_PAPER}): up to step {figures['switch_step']:,} it was trained "
+        f"on bags of up to {figures['bag_size']} tokens, then on next tokens."
     )
+
+
+def _before(init_from: dict[str, Any]) -> str:
+    """The model that a run went on from, and those before it as far as they are known."""
+    words, origin = f"`{init_from['path']}`", init_from["origin"]
+    if origin is None:
+        return words
+    past = Origin(**origin)
+    bag_size = Schedule.from_dicts(past.stages).bag_size
+    words += f" ({past.words} {'without superposition' if bag_size == 1 else f'with bags of up to {bag_size} tokens'})"
+    return words if past.init_from is None else f"{words}, itself trained on from {_before(past.init_from)}"
 
 
 def _rows(origin: Origin, figures: dict[str, Any], config: dict[str, Any]) -> list[tuple[str, str]]:
@@ -129,6 +144,16 @@ def _remarks(origin: Origin, figures: dict[str, Any]) -> list[str]:
     tokens = figures["validation_tokens"]
     if tokens is not None and tokens < ENOUGH_TOKENS:
         remarks.append(f"The validation is on {tokens:,} tokens; under {ENOUGH_TOKENS:,} expect noise in the figures.")
+    if origin.init_from is not None:
+        remarks.append(
+            f"Steps, tokens, FLOPs and figures are of this run alone, not of what `{origin.init_from['path']}` was "
+            "trained with before it."
+        )
+        if figures["bag_size"] > 1:
+            remarks.append(
+                "There is no evidence that superposition helps a model that is trained already; the one public "
+                "comparison known to the authors of token-superposition found no gain."
+            )
     if figures["bag_size"] > 1:
         remarks.append(
             "Whether superposition helped cannot be seen from one model: compare it with a baseline of the same FLOPs. "

@@ -29,12 +29,13 @@ from token_superposition.errors import UserError
 from token_superposition.files import could_not_write, replace_folder, sync_folder
 from token_superposition.model.build import model_cost
 from token_superposition.model.device import DTYPES
+from token_superposition.model.pretrained import quiet_transformers
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.folder import RunFolder
 from token_superposition.run.metrics import read_metrics
+from token_superposition.run.origin import ORIGIN_FILE, Origin, write_origin
 from token_superposition.use.card import model_card
-from token_superposition.use.load import UsableModel, load_run, quiet_transformers
-from token_superposition.use.origin import ORIGIN_FILE, Origin, write_origin
+from token_superposition.use.load import UsableModel, load_run
 
 _FILES = {
     "config.json",

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from token_superposition.errors import UserError
-from token_superposition.use.load import UsableModel, quiet_transformers
+from token_superposition.model.pretrained import quiet_transformers
+from token_superposition.use.load import UsableModel
 
 _BROKEN = "\ufffd"  # what a part of a character is decoded to
 

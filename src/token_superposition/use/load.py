@@ -1,33 +1,19 @@
-"""Loading what is to be used: a run's newest checkpoint, or a Hugging Face folder, ours or anybody's.
-
-Of a checkpoint only the model's tensors are read; no optimizer is built. A run is opened without its lock:
-it may be training. A folder is what a stranger may have sent: weights are safetensors or refused, and code
-in the folder runs only where the user allows it. Nothing is fetched from anywhere.
-"""
+"""Loading what is to be used: a run's newest checkpoint, or a Hugging Face folder, ours or anybody's."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
-from token_superposition.data.tokenizers import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from token_superposition.data.tokenizers import Tokenizer
 from token_superposition.errors import UserError
-from token_superposition.model.build import build_model
-from token_superposition.model.device import DTYPES
-from token_superposition.model.superposed import SuperposedLM
-from token_superposition.plan.stages import Schedule
-from token_superposition.run.checkpoint import load_checkpoint, newest_checkpoint, no_whole_checkpoint, read_state
-from token_superposition.run.folder import RunFolder
-from token_superposition.use.origin import Origin, check_usable, read_origin
+from token_superposition.model.pretrained import check_files, load_pretrained, quiet_transformers, reading
+from token_superposition.run.origin import Origin, check_usable, read_origin
+from token_superposition.run.trained import open_trained
 from token_superposition.use.tokenizer import hugging_face_tokenizer
-
-_CODE = "needs code that lies in the folder; read it, then allow it with --trust-remote-code"
 
 
 @dataclass(frozen=True)
@@ -89,56 +75,20 @@ def load_run(path: Path, *, device: torch.device, allow_superposed: bool = False
     Raises:
         UserError: where the folder is no run, has no whole checkpoint, or is superposed and not allowed to be.
     """
-    folder = RunFolder(path)
-    config = folder.read_config()
-    if config is None:
-        raise UserError(f"{path}: is not a run folder (no config.yaml)")
-    checkpoint, warnings = newest_checkpoint(folder.checkpoints)
-    if checkpoint is None:
-        if warnings:
-            raise no_whole_checkpoint(folder.checkpoints, warnings)
-        raise UserError(f"{path}: this run has no checkpoint yet; train it further")
-    if not (path / TOKENIZER_FILE).exists():
-        raise UserError(f"{path}: has no {TOKENIZER_FILE}; copy it here from the data the run was trained on")
-    tokenizer, state = load_tokenizer(path), read_state(checkpoint)
-    try:
-        origin = _origin(config, state, tokenizer)
-        architecture, keys, dtype = config["model"]["architecture"], config["model"]["config"], config["train"]["dtype"]
-        computed = DTYPES[dtype]
-    except (LookupError, TypeError):
-        raise UserError(f"{folder.config_file}: is not a run's configuration; was it edited?") from None
-    warnings = [f"{complaint}; using the checkpoint before it" for complaint in warnings]
-    warnings += check_usable(path, origin, allow_superposed=allow_superposed)
-    end, size = tokenizer.end_of_document_id, tokenizer.vocab_size
-    model: Any = build_model(architecture, keys, vocab_size=size, end_of_document_id=end, seed=0)
-    wrapped = SuperposedLM(model, verify=False)  # as the trainer saved it
-    tensors = {"model": get_model_state_dict(wrapped)}
-    load_checkpoint(checkpoint, tensors)
-    set_model_state_dict(wrapped, tensors["model"])
-    model.generation_config = _generation_config(tokenizer, model.config.vocab_size)
+    run = open_trained(path)
+    warnings = [*run.warnings, *check_usable(path, run.origin, allow_superposed=allow_superposed)]
+    model: Any = run.build()
+    model.generation_config = _generation_config(run.tokenizer, model.config.vocab_size)
     return UsableModel(
         path=path,
         model=model.eval().to(device),
-        tokenizer=hugging_face_tokenizer(tokenizer, max_length=origin.sequence_length),
+        tokenizer=hugging_face_tokenizer(run.tokenizer, max_length=run.origin.sequence_length),
         device=device,
-        dtype=computed,
-        context_length=_context_length(model.config, origin),
-        origin=origin,
-        config=config,
+        dtype=run.dtype,
+        context_length=_context_length(model.config, run.origin),
+        origin=run.origin,
+        config=run.config,
         warnings=warnings,
-    )
-
-
-def _origin(config: dict[str, Any], state: dict[str, Any], tokenizer: Tokenizer) -> Origin:
-    schedule = Schedule.from_dicts(state["stages"])
-    return Origin(
-        step=state["step"],
-        total_steps=schedule.total_steps,
-        phase=schedule.lookup(max(state["step"] - 1, 0)).phase,
-        stages=schedule.as_dicts(),
-        sequence_length=config["train"]["sequence_length"],
-        tokenizer=tokenizer.name,
-        fingerprint=tokenizer.fingerprint,
     )
 
 
@@ -153,28 +103,16 @@ def _generation_config(tokenizer: Tokenizer, vocab_size: int) -> Any:
 
 
 def _load_folder(path: Path, device: torch.device, allow_superposed: bool, trust_remote_code: bool) -> UsableModel:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     origin = read_origin(path)
     warnings = [] if origin is None else check_usable(path, origin, allow_superposed=allow_superposed)
-    if (path / "adapter_config.json").exists():
-        raise UserError(f"{path}: is an adapter for another model; merge it into that model first")
-    if not any(path.glob("*.safetensors")):
-        raise UserError(f"{path}: has no .safetensors weights (pickled ones are not loaded); convert them first")
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    check_files(path)
     # transformers 5 reads some families with a tokenizer of their own, whatever the folder says; ours is known.
     tokenizer_class: Any = AutoTokenizer if origin is None else PreTrainedTokenizerFast
-    model_class: Any = AutoModelForCausalLM
-    try:
-        tokenizer = tokenizer_class.from_pretrained(path, **options)
-        model, found = model_class.from_pretrained(
-            path, dtype="auto", use_safetensors=True, output_loading_info=True, **options
-        )
-    except Exception as error:  # a folder can be wrong in every way there is
-        line = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: {_CODE if 'trust_remote_code' in line else f'cannot be loaded: {line}'}") from error
-    if found["missing_keys"]:
-        raise UserError(f"{path}: its weights lack {min(found['missing_keys'])!r}, and so do not fit its config.json")
+    with reading(path):
+        tokenizer = tokenizer_class.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
+    model, _ = load_pretrained(path, dtype="auto", trust_remote_code=trust_remote_code)
     return UsableModel(
         path=path,
         model=model.eval().to(device),
@@ -191,19 +129,3 @@ def _context_length(config: Any, origin: Origin | None) -> int:
     """Positions it was trained on, where that is known, else those it says it has."""
     most = getattr(config, "max_position_embeddings", None) or 2048
     return min(most, origin.sequence_length) if origin is not None else most
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Without transformers' own progress bars and remarks: what matters is checked and said in a line."""
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()

@@ -5,7 +5,8 @@ The dictionary is the contract between what trains and what tells. Its keys:
     schema_version   1
     title, created   text; ISO date
     command          optional: the command that made it
-    model            architecture, parameters, config
+    model            architecture, parameters, config; optional: init_from, what all runs went on from: path,
+                     weights (their checksum), origin (how it was trained, or null); null for fresh weights
     data             path, tokenizer, train_tokens, train_bytes, validation_tokens_used
     settings         total_steps, batch_size (rows), sequence_length (latent positions), learning_rate,
                      warmup_steps, decay_steps, weight_decay, device, dtype; optional: num_threads

@@ -43,9 +43,13 @@ def _model(report: Report) -> str:
     model, seeds = report["model"], num_seeds(report)
     arms = len(report["arms"])
     runs = f"{plural(arms, 'arm')} × {plural(seeds, 'seed')}"
+    start, shared = "trained from scratch", "initialisation"
+    if model.get("init_from"):
+        start = f"gone on with from the trained model <code>{escape(plain(model['init_from']['path']))}</code>"
+        shared = "its weights"
     return (
-        f"A {escape(plain(model['architecture']))} model of {count_in_words(model['parameters'])} parameters, trained "
-        f"from scratch {plural(arms * seeds, 'time')} ({runs}){runs_words(report)}. Arms share initialisation, "
+        f"A {escape(plain(model['architecture']))} model of {count_in_words(model['parameters'])} parameters, {start} "
+        f"{plural(arms * seeds, 'time')} ({runs}){runs_words(report)}. Arms share {shared}, "
         "validation set, batch and optimizer; they cannot share the order of the data, which they read at different "
         "rates."
     )
@@ -156,6 +160,13 @@ def _caveats(report: Report) -> list[str]:
         "<b>One kind of loss.</b> All curves and numbers here are next-token validation loss, in the superposition "
         "phase too. The training loss of that phase is another quantity and is not comparable with it.",
     ]
+    if report["model"].get("init_from"):
+        lines.insert(
+            0,
+            "<b>A trained model.</b> Every run began with the same weights, so seeds differ in the order of the data "
+            "only. What is known of superposition is about training from scratch; for going on from a trained model "
+            "the one public comparison known to us found no gain.",
+        )
     if seeds == 1:
         lines.append("<b>One seed.</b> There is no interval, so nothing here separates the method from luck.")
     else:

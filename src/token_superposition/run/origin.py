@@ -11,9 +11,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from token_superposition.errors import UserError
+from token_superposition.files import is_whole_number
+from token_superposition.plan.stages import Phase, Schedule
 
 ORIGIN_FILE = "token_superposition.json"
 EXPORT_FORMAT = "token_superposition.export"
@@ -30,6 +32,8 @@ class Origin:
         stages: of the run, as `Schedule.as_dicts` gives them.
         sequence_length: latent positions of a training row.
         tokenizer, fingerprint: of the data it was trained on.
+        init_from: the model that its run went on from: `path` as it was given, and its own `origin` where that is
+            known; None for a run that began with fresh weights.
     """
 
     step: int
@@ -39,6 +43,7 @@ class Origin:
     sequence_length: int
     tokenizer: str
     fingerprint: str
+    init_from: dict[str, Any] | None = None
 
     @property
     def words(self) -> str:
@@ -46,8 +51,20 @@ class Origin:
         return f"step {self.step:,} of {self.total_steps:,}"
 
 
-def check_usable(path: Path, origin: Origin, *, allow_superposed: bool) -> list[str]:
+def check_usable(
+    path: Path,
+    origin: Origin,
+    *,
+    allow_superposed: bool = False,
+    mend: str = "train it into recovery, or insist with --allow-superposed",
+) -> list[str]:
     """What a user of this model should know.
+
+    Args:
+        path: where the model is from.
+        origin: its past.
+        allow_superposed: a model of the superposition phase is what the user wants.
+        mend: what to do about one.
 
     Raises:
         UserError: for a model of the superposition phase, unless it is allowed.
@@ -56,7 +73,7 @@ def check_usable(path: Path, origin: Origin, *, allow_superposed: bool) -> list[
         if not allow_superposed:
             raise UserError(
                 f"{path}: this model ({origin.words}) is still in the superposition phase: it predicts bags of tokens, "
-                "not the next one; train it into recovery, or insist with --allow-superposed"
+                f"not the next one; {mend}"
             )
         return [f"{path}: {origin.words} is in the superposition phase; what it says of the next token means little"]
     if origin.step < origin.total_steps:
@@ -83,8 +100,25 @@ def read_origin(folder: Path) -> Origin | None:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["format"] != EXPORT_FORMAT or content["version"] != EXPORT_VERSION:
             raise ValueError
-        return Origin(**content["origin"])
+        return _checked(content["origin"])
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from None
     except (ValueError, LookupError, TypeError):
         raise UserError(f"{file}: is damaged or of another version; export the run again") from None
+
+
+def _checked(values: dict[str, Any]) -> Origin:
+    """The past that a file tells, and those that it tells of in turn; ValueError and others where it is none."""
+    origin = Origin(**values)
+    Schedule.from_dicts(origin.stages)
+    numbers, texts = (origin.step, origin.total_steps, origin.sequence_length), (origin.tokenizer, origin.fingerprint)
+    if not all(map(is_whole_number, numbers)) or not all(isinstance(text, str) for text in texts):
+        raise ValueError
+    if origin.phase not in get_args(Phase):
+        raise ValueError
+    if origin.init_from is not None:
+        if not isinstance(origin.init_from["path"], str):
+            raise ValueError
+        if origin.init_from["origin"] is not None:
+            _checked(origin.init_from["origin"])
+    return origin

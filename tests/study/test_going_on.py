@@ -1,0 +1,48 @@
+"""Studies that go on from a trained model: every run from the same weights, and the report says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+
+from tests.train.runs import going_on, stranger
+from token_superposition.cli import main
+from token_superposition.errors import UserError
+from token_superposition.study.compare import compare, load_study, make_study
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    return stranger(tmp_path / "stranger")
+
+
+def test_a_study_s_arms_go_on_from_the_same_weights(foreign: Path, small_run: dict[str, Any], tmp_path: Path) -> None:
+    values = going_on(small_run, foreign)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(values))
+    words = ["compare", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out"), "--quiet"]
+    assert main(words) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["model"]["architecture"] == "llama"
+    assert report["model"]["config"]["hidden_size"] == 32
+    assert report["model"]["init_from"]["path"] == str(foreign)
+    first = {arm["seeds"][0]["curve"][0]["validation_loss"] for arm in report["arms"]}
+    assert len(first) == 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "gone on with from the trained model" in page
+    assert "trained from scratch" not in page
+    # Other weights in the folder for seeds that come later are noticed: the runs could not be compared.
+    file = foreign / "model.safetensors"
+    save_file({name: tensor * 1.5 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
+    with pytest.raises(UserError, match="seed-1: went on from other weights than"):
+        compare(load_study(tmp_path / "study.yaml", {}), tmp_path / "out", num_seeds=2, quiet=True)
+
+
+def test_arms_cannot_differ_in_it(foreign: Path, small_run: dict[str, Any]) -> None:
+    arms = {"plain": {"superposition.bag_size": 1}, "other": {"model.init_from": str(foreign)}}
+    with pytest.raises(UserError, match=r"arms\.other: model\.init_from: arms share their seeds, their data and what"):
+        make_study({**small_run, "arms": arms})
