@@ -111,9 +111,9 @@ def opened(path: Path | None, overrides: Mapping[str, Any], bag_sizes: Sequence[
                     f"--data.path: {given.data.path}: no such folder; make it with: tst prepare SOURCE --out "
                     f"{given.data.path}, or leave the option out to read random tokens"
                 )
-            where = "no configuration was given" if path is None else f"{given.data.path} is not there"
             vocab_size = _write_random(place / "data", config, schedule)
-            random_data = f"{where}: reading random tokens of a vocabulary of {vocab_size:,}"
+            random_data = "no configuration was given" if path is None else f"{given.data.path} is not there"
+            random_data += f": reading random tokens of a vocabulary of {vocab_size:,}"
             if path is not None and "vocab_size" not in config.model.config:
                 random_data += ", that of bytes (--model.config.vocab_size names another)"
             values = config.model_dump(mode="json", exclude_unset=True)
