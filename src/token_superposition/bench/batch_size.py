@@ -11,6 +11,7 @@ from the smallest up.
 from __future__ import annotations
 
 import gc
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -78,15 +79,16 @@ def find_batch(subject: Subject, progress: Progress) -> dict[str, Any]:
 def largest(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | None:
     """The largest of rising candidates that fits, where all below one that fits do; None where none does.
 
-    The first is tried first, then larger ones in steps that double, then what lies between: little is tried that is
+    The first is tried first, then ones at least twice as large, then what lies between: nothing is tried that is
     much too large.
     """
-    low, step = -1, 1  # candidates[low] fits
-    high = len(candidates)  # candidates[high] does not
+    low, high = -1, len(candidates)  # candidates[low] fits, candidates[high] does not
     while low + 1 < high:
-        middle = min(low + step, high - 1) if high == len(candidates) else (low + high) // 2
+        middle = (low + high) // 2
+        if high == len(candidates):
+            middle = min(bisect_left(candidates, 2 * candidates[low]), high - 1) if low >= 0 else 0
         if fits(candidates[middle]):
-            low, step = middle, step * 2
+            low = middle
         else:
             high = middle
     return candidates[low] if low >= 0 else None
