@@ -39,6 +39,7 @@ def shorten(words: list[str]) -> list[str]:
         "demo": ["--steps", "12", "--seeds", "1", "--quiet"],
         "eval": ["--max-tokens", "4000", "--quiet"],
         "generate": ["--max-new-tokens", "20"],
+        "bench": ["--bag-sizes", "1,2", *([] if "--find-batch" in words else ["--steps", "1"]), "--quiet"],
     }
     return [*words, *more.get(words[1], [])]
 

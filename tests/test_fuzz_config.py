@@ -221,6 +221,7 @@ def test_any_words(world: World, monkeypatch: pytest.MonkeyPatch, first: list[st
     monkeypatch.chdir(world.clean())
     monkeypatch.setattr("token_superposition.study.compare.run_jobs", _no_jobs)
     monkeypatch.setattr("token_superposition.study.demo.prepare", _no_jobs)
+    monkeypatch.setattr("token_superposition.bench.subject.Trainer", _no_jobs)
     (world.work / "run.yaml").write_text(world.config.read_text())
     (world.work / "text").mkdir()
     judged(*first, *words)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from token_superposition import __version__
+from token_superposition.bench.command import add_bench_command
 from token_superposition.errors import RunError, UserError, machine_trouble, one_line
 from token_superposition.use.commands import add_use_commands
 
@@ -104,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_training(add)
     add_use_commands(add)
+    add_bench_command(add)
     return parser
 
 

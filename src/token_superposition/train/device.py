@@ -23,20 +23,33 @@ def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) 
 
     The best of several runs, with the threads this process has.
     """
-    size = 1024 if device.type == "cpu" else 8192
-    own = torch.Generator().manual_seed(0)  # the global generator belongs to the run: dropout resumes from it
-    left, right = (torch.randn(size, size, generator=own).to(device, dtype) for _ in range(2))
-    _synchronize(left @ right)
-    best, end = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        _synchronize(left @ right)
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    best = max(matrix_speeds(device, dtype, 1024 if device.type == "cpu" else 8192, seconds))
     if device.type == "cuda":  # what was needed here is not the run's memory
-        del left, right
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     return best
+
+
+def matrix_speeds(device: torch.device, dtype: torch.dtype, size: int, seconds: float) -> list[float]:
+    """FLOPs a second of each of several products of square matrices, one after the other.
+
+    Args:
+        device, dtype: of the matrices.
+        size: their rows and columns.
+        seconds: how long to go on; one product is always done, after one that warms up.
+    """
+    own = torch.Generator().manual_seed(0)  # the global generator belongs to the run: dropout resumes from it
+    left, right = (torch.randn(size, size, generator=own).to(device, dtype) for _ in range(2))
+    product = left @ right
+    wait_for(device)
+    speeds: list[float] = []
+    end = time.perf_counter() + seconds
+    while not speeds or time.perf_counter() < end:
+        start = time.perf_counter()
+        torch.mm(left, right, out=product)
+        wait_for(device)
+        speeds.append(2 * size**3 / (time.perf_counter() - start))
+    return speeds
 
 
 def peak_memory_bytes(device: torch.device) -> int:
@@ -50,6 +63,9 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
 
 
-def _synchronize(result: torch.Tensor) -> None:
-    """Wait until a result is really there, on any device."""
-    result[0, 0].item()
+def wait_for(device: torch.device) -> None:
+    """Wait until everything that was asked of a device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
