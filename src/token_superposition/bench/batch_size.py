@@ -126,6 +126,8 @@ class _Machine:
                 num_targets=stage.num_targets,
                 dtype=DTYPES[config.train.dtype],
                 optimizer_states=states_kept(model, config.train),
+                loss_backend=config.train.loss_backend,
+                activation_checkpointing=config.train.activation_checkpointing,
             )
         return None if estimate.activations is None else estimate.total
 

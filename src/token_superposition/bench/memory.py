@@ -102,7 +102,7 @@ def _answer(request: dict[str, Any]) -> int:
     trainer.step(replace(first, ids=first.ids[:1], targets=first.targets[:1]))
     trainer.step(second)
     wait_for(trainer.device)
-    return weights + max(0, _most_resident_bytes() - before)
+    return weights + max(0, peak_memory_bytes(torch.device("cpu")) - before)
 
 
 def _forget_peak() -> None:
@@ -116,14 +116,6 @@ def _resident_bytes() -> int:
     with contextlib.suppress(OSError):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
-    return _most_resident_bytes()
-
-
-def _most_resident_bytes() -> int:
-    """The most bytes of the process in memory, since `_forget_peak` where that has worked."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
     return peak_memory_bytes(torch.device("cpu"))
 
 
