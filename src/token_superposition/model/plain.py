@@ -18,12 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from token_superposition.model.superposed import (
-    SuperposedOutput,
-    evaluating,
-    loss_and_weight,
-    mean_embedding,
-)
+from token_superposition.model.embedding import mean_embedding
+from token_superposition.model.superposed import SuperposedOutput, evaluating, loss_and_weight
 
 
 def superpose(

@@ -16,6 +16,7 @@ used outside a forward is an error.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -23,8 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from token_superposition.model.families import embedding_scale, refusal
-from token_superposition.objective.bags import bag_embedding
+from token_superposition.model.embedding import mean_embedding
+from token_superposition.model.families import refusal
 from token_superposition.objective.loss import divide_or_zero, multi_hot_cross_entropy, target_weights
 
 
@@ -105,9 +106,9 @@ class SuperposedLM(nn.Module):
 
         inputs = self.embed(ids)
         with loss_replaced(self.model, loss_function):
-            output = self.model(**inputs, labels=targets, use_cache=False)
+            output = self.model(**inputs, labels=targets, use_cache=False, **logits_asked_for(self.model))
         if not weight_sums:
-            raise TypeError(f"{type(self.model).__name__} computes its loss without its loss_function")
+            raise own_loss(self.model)
         return SuperposedOutput(output.loss, weight_sums[0], _expert_loads(self.model.config, output))
 
     def embed(self, ids: Tensor) -> dict[str, Tensor]:
@@ -117,6 +118,25 @@ class SuperposedLM(nn.Module):
         if ids.shape[-1] == 1:
             return {"input_ids": ids.squeeze(-1)}
         return {"inputs_embeds": mean_embedding(self.model.get_input_embeddings(), ids)}  # type: ignore[operator]
+
+    # What stacks ask of a model before they shard it, answered as the model itself would. Unanswered, accelerate
+    # makes one FSDP unit of the whole model, and unties tied weights where it loads them on one rank only.
+
+    @property
+    def _no_split_modules(self) -> Any:
+        return getattr(self.model, "_no_split_modules", None)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The model's own."""
+        return self.model.get_input_embeddings()  # type: ignore[operator]
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The model's own."""
+        return self.model.get_output_embeddings()  # type: ignore[operator]
+
+    def tie_weights(self) -> None:
+        """As the model does it, where its configuration asks for it."""
+        self.model.tie_weights()  # type: ignore[operator]
 
     @torch.no_grad()
     def _verify(self) -> None:
@@ -145,6 +165,7 @@ class SuperposedLM(nn.Module):
                 self.model(inputs_embeds=self.embed(mixed_BLs)["inputs_embeds"], use_cache=False)
             except Exception as error:  # families miss their ids in every way there is
                 raise TypeError(f"{name} does not run on averaged embeddings: {_line(error)}") from error
+            self.model.training = True  # its own flag alone: a patched forward may have another loss for training
             try:
                 self(mixed_BLs, mixed_BLs.clamp(max=own.shape[-1] - 1))  # embeddings can have more rows than heads
             except Exception as error:
@@ -166,21 +187,21 @@ class SuperposedLM(nn.Module):
             )
 
 
-def mean_embedding(module: nn.Module, ids_BLs: Tensor) -> Tensor:
-    """The mean of an embedding module's own outputs over each bag, (B, L, d)."""
-    scale = embedding_scale(module)
-    if scale is not None:
-        known: Any = module
-        mean_BLd = bag_embedding(ids_BLs, known.weight, padding_idx=known.padding_idx)
-        return mean_BLd if isinstance(scale, float) and scale == 1.0 else mean_BLd * scale
-    # A module we do not know is asked for one slot at a time: slower, and right whatever it does.
-    total_BLd = module(ids_BLs[..., 0])
-    dtype = total_BLd.dtype
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    total_BLd = total_BLd.to(wide)
-    for slot in range(1, ids_BLs.shape[-1]):
-        total_BLd = total_BLd + module(ids_BLs[..., slot]).to(wide)
-    return (total_BLd / ids_BLs.shape[-1]).to(dtype)
+def own_loss(model: nn.Module) -> TypeError:
+    """What to raise where a forward did not call the loss function that we put in place."""
+    return TypeError(
+        f"{type(model).__name__} computes its loss without its loss_function, so bags would be scored wrongly; where a "
+        "patch of its forward does that (a Liger without skip_logits), leave it away"
+    )
+
+
+def logits_asked_for(model: nn.Module) -> dict[str, bool]:
+    """What makes a forward that Liger has patched put out logits and call the model's `loss_function`.
+
+    Unasked, while training, it computes a loss of its own from hidden states and labels. Given bags of labels, that
+    loss is wrong without an error: the kernel reads the first B * L of B * L * s labels.
+    """
+    return {"skip_logits": False} if "skip_logits" in inspect.signature(model.forward).parameters else {}
 
 
 def loss_and_weight(
