@@ -1,4 +1,4 @@
-"""What the adapters do on a GPU, for a machine that has one. About two minutes; needs nothing but the repository.
+"""What the adapters do on a GPU, for a machine that has one. Minutes; needs nothing but the repository.
 
     python tests/gpu/adapters.py [--only in_place trainer sharded] [--device cuda] [--size gpu]
 
