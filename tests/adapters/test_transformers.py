@@ -18,18 +18,10 @@ pytest.importorskip("accelerate", reason="the extra `trainer` is not installed")
 import transformers
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
+from tests.adapters.runs import L, Recorded, Streaming, core_losses, losses, rows, steps_of
 from tests.conftest import tiny_model
-from token_superposition import SuperposedLM
 from token_superposition.adapters.transformers import SuperpositionArguments, SuperpositionMixin, SuperpositionTrainer
 from token_superposition.errors import UserError
-
-L, V = 16, 67
-
-
-def rows(number: int = 64, seed: int = 0) -> list[dict[str, Any]]:
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, V, (number, L), generator=generator)
-    return [{"input_ids": row, "labels": row} for row in ids]
 
 
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
@@ -64,43 +56,17 @@ def trainer(
     )
 
 
-def losses(run: Any) -> list[float]:
-    return [line["loss"] for line in run.state.log_history if "loss" in line]
+class Recording(Recorded, SuperpositionTrainer):
+    """Keeps what it was trained on."""
 
 
-class Recording(SuperpositionTrainer):
-    """Keeps every micro-batch that was trained on."""
-
-    def compute_loss(self, model: Any, inputs: dict[str, Any], *rest: Any, **more: Any) -> Any:
-        if model.training:
-            self.__dict__.setdefault("seen", []).append({k: v.clone() for k, v in inputs.items()})
-        return super().compute_loss(model, inputs, *rest, **more)
-
-
-def reference(batches: list[list[dict[str, Any]]], run: Any) -> list[float]:
-    """A bare loop on the same batches, with `SuperposedLM` and the stock Trainer's own optimizer and schedule."""
+def reference(run: Any) -> list[float]:
+    """The core on the batches of a run, with the stock Trainer's own optimizer and schedule."""
     model = tiny_model("llama", tied=True)
-    superposed = SuperposedLM(model)
+    steps = steps_of(run.seen, run.args.gradient_accumulation_steps)
     stock = Trainer(model=model, args=run.args)
-    stock.create_optimizer_and_scheduler(len(batches))
-    found = []
-    for step in batches:
-        parts, weights = [], []
-        for batch in step:
-            ids, labels = batch["input_ids"], batch["labels"]
-            if ids.dim() == 2:  # the Trainer's own: position t predicts t + 1, the last predicts nothing
-                labels = torch.nn.functional.pad(labels, (0, 1), value=-100)[:, 1:]
-            output = superposed(ids, labels, run._weights if ids.dim() == 3 else None)
-            parts.append(output.loss * output.weight_sum)
-            weights.append(output.weight_sum)
-        loss = sum(parts) / sum(weights)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        stock.optimizer.step()
-        stock.lr_scheduler.step()
-        model.zero_grad()
-        found.append(float(loss))
-    return found
+    stock.create_optimizer_and_scheduler(len(steps))
+    return core_losses(steps, model, stock.optimizer, scheduler=stock.lr_scheduler, slot_weights=run._weights)
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
@@ -119,9 +85,8 @@ def test_fed_the_same_batches_the_losses_are_the_cores(
         slot_weights=slot_weights,
     )
     run.train()
-    batches = [run.seen[n : n + accumulation] for n in range(0, len(run.seen), accumulation)]
-    assert [step[0]["labels"].dim() for step in batches] == [3] * 10 + [2] * 10
-    assert losses(run) == pytest.approx(reference(batches, run), rel=1e-5)
+    assert [batch["labels"].dim() for batch in run.seen] == [3] * 10 * accumulation + [2] * 10 * accumulation
+    assert losses(run) == pytest.approx(reference(run), rel=1e-5)
 
 
 def test_the_phase_may_be_short_or_given_in_steps(tmp_path: Path) -> None:
@@ -194,11 +159,6 @@ class _Stop(transformers.TrainerCallback):
 
     def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
         control.should_training_stop = state.global_step >= self.step
-
-
-class Streaming(torch.utils.data.IterableDataset[Any]):
-    def __iter__(self) -> Any:
-        return iter(rows())
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -6,21 +6,13 @@ import json
 import sys
 from pathlib import Path
 
-import torch
 from transformers import TrainingArguments
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.adapters.test_transformers import rows
+from tests.adapters.runs import Streaming, rows
 from tests.conftest import tiny_model
 from token_superposition.adapters.transformers import SuperpositionArguments, SuperpositionTrainer
-
-
-class Streaming(torch.utils.data.IterableDataset):  # type: ignore[type-arg]
-    """The same rows, as a stream."""
-
-    def __iter__(self) -> object:
-        return iter(rows())
 
 
 def main(out: str, kind: str) -> None:

@@ -18,7 +18,6 @@ Trainer's own. A run takes as many steps as it would without superposition: the 
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -114,17 +113,14 @@ class SuperpositionMixin:
         for name, given in refused.items():
             if given:
                 raise UserError(f"{name}: does not go with superposition")
-        SuperposedLM(trainer.model)  # refuses what would be trained wrongly
-        parameters = inspect.signature(trainer.model.forward).parameters
-        # Liger's patched forward never makes logits while training, unless asked to.
-        self._more = {"skip_logits": False} if "skip_logits" in parameters else {}
+        self._transform = SuperposedLM(trainer.model).transform  # and refuses what would be trained wrongly
 
     def train(self, *arguments: Any, **options: Any) -> Any:
         """As `Trainer.train`."""
         trainer: Any = self
         if self.superposition.bag_size == 1:
             return super().train(*arguments, **options)  # type: ignore[misc]
-        with bags_accepted(trainer.model, slot_weights=self._weights):
+        with bags_accepted(trainer.model, slot_weights=self._weights, transform=self._transform):
             return super().train(*arguments, **options)  # type: ignore[misc]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -191,8 +187,6 @@ class SuperpositionMixin:
         """As `Trainer.compute_loss`; bags take the loss function that `train` put in place."""
         if "input_ids" in inputs:
             self._sequence_length = inputs["input_ids"].shape[1]
-        if _holds_bags(inputs):
-            inputs = {**inputs, **self._more}
         return super().compute_loss(model, inputs, *arguments, **options)  # type: ignore[misc]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

@@ -8,6 +8,7 @@ name are in `families.py`.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -47,6 +48,7 @@ def check_takes_bags(model: Any, embed: Callable[[Tensor], dict[str, Tensor]], l
             model(inputs_embeds=embed(mixed_BLs)["inputs_embeds"], use_cache=False)
         except Exception as error:  # families miss their ids in every way there is
             raise TypeError(f"{name} does not run on averaged embeddings: {_line(error)}") from error
+        model.training = True  # its own flag alone: a patched forward may have another loss for training
         try:
             loss(mixed_BLs, mixed_BLs.clamp(max=own.shape[-1] - 1))  # embeddings can have more rows than heads
         except Exception as error:
@@ -101,6 +103,23 @@ def loss_replaced(model: Any, loss_function: Any) -> Iterator[None]:
             del model._loss_function
         else:
             model._loss_function = before
+
+
+def own_loss(model: nn.Module) -> TypeError:
+    """What to raise where a forward did not call the loss function that we put in place."""
+    return TypeError(
+        f"{type(model).__name__} computes its loss without its loss_function, so bags would be scored wrongly; where a "
+        "patch of its forward does that (a Liger without skip_logits), leave it away"
+    )
+
+
+def logits_asked_for(model: nn.Module) -> dict[str, bool]:
+    """What makes a forward that Liger has patched put out logits and call the model's `loss_function`.
+
+    Unasked, while training, it computes a loss of its own from hidden states and labels. Given bags of labels, that
+    loss is wrong without an error: the kernel reads the first B * L of B * L * s labels.
+    """
+    return {"skip_logits": False} if "skip_logits" in inspect.signature(model.forward).parameters else {}
 
 
 def _line(error: Exception) -> str:

@@ -34,11 +34,8 @@ class LogitTransform(NamedTuple):
 
 
 @contextlib.contextmanager
-def head_taken_over(head: nn.Linear | None, compute: Callable[[Tensor], None]) -> Iterator[None]:
-    """Inside the block the head calls `compute(hidden_BLd)` and gives logits of one column; None stays what it is."""
-    if head is None:
-        yield
-        return
+def head_taken_over(head: nn.Module, compute: Callable[[Tensor], None]) -> Iterator[None]:
+    """Inside the block the head calls `compute(hidden_BLd)` and gives logits of one column."""
 
     def forward(hidden_BLd: Tensor) -> Tensor:
         compute(hidden_BLd)

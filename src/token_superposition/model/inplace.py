@@ -5,6 +5,9 @@
 length of a block: a hook at the start of its own forward turns bags into `inputs_embeds` (inside the forward, where
 sharded weights are whole), and its `loss_function` takes labels of three dimensions. Calls of two dimensions are what
 they were.
+
+A framework may also patch the model's forward inside the block, as Trainer does for Liger. A forward that would compute
+its own loss of bags is asked for logits; one that cannot be asked is refused by a hook at its end.
 """
 
 from __future__ import annotations
@@ -15,43 +18,80 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from token_superposition.model.checks import loss_replaced
+from token_superposition.model.checks import logits_asked_for, loss_replaced, own_loss
+from token_superposition.model.head import LogitTransform
 from token_superposition.model.superposed import SuperposedLM, loss_and_weight
 
 
 @contextlib.contextmanager
-def bags_accepted(model: nn.Module, *, slot_weights: Tensor | None = None, z_loss: float = 0.0) -> Iterator[None]:
+def bags_accepted(
+    model: nn.Module,
+    *,
+    slot_weights: Tensor | None = None,
+    z_loss: float = 0.0,
+    transform: LogitTransform | None = None,
+) -> Iterator[None]:
     """Inside the block `model(input_ids=ids_BLs, labels=targets_BLk)` is a forward on bags.
 
     Args:
         model: a Hugging Face causal language model that `SuperposedLM` takes.
         slot_weights: (k,), or None for uniform.
         z_loss: as in `SuperposedLM`.
+        transform: what `SuperposedLM(model).transform` found; with it, many logits are not made, and a forward on bags
+            then returns logits of one column.
 
     Labels are aligned with the inputs, not shifted by one; `num_items_in_batch`, where the caller gives it, is what
-    the weighted sum is divided by instead of its own weights.
+    the weighted sum is divided by instead of its own weights. Such a forward raises TypeError where the model
+    computes its loss by itself.
     """
-    embed = SuperposedLM(model, verify=False).embed
+    superposed = SuperposedLM(model, verify=False, z_loss=z_loss)
+    superposed.transform = transform
     own: Any = model.loss_function
+    # Of the forward that is running; empty between forwards, or torch.compile would compile anew.
+    computed: list[tuple[Tensor, Tensor]] = []
+    taken_over = contextlib.ExitStack()
 
     def take_bags(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        ids = options.get("input_ids")
+        ids: Any = options.get("input_ids")
+        labels: Any = options.get("labels")
         if isinstance(ids, Tensor) and ids.dim() == 3:
             options = {name: value for name, value in options.items() if name != "input_ids"}
-            options.update(embed(ids))
+            options.update(superposed.embed(ids))
+        if _are_bags(labels):
+            options = {**options, **logits_asked_for(model)}
+            backend = superposed.backend_for(labels.shape[0] * labels.shape[1])
+            if backend != "plain":
+                taken_over.enter_context(superposed.head_gives_loss(backend, labels, slot_weights, computed))
         return arguments, options
 
     def loss_function(logits: Tensor, labels: Tensor, *rest: Any, **options: Any) -> Tensor:
-        if labels is None or labels.dim() != 3:
+        if not _are_bags(labels):
             return own(logits, labels, *rest, **options)
-        weights = None if slot_weights is None else slot_weights.to(logits.device)
-        loss, weight_sum = loss_and_weight(logits, labels.to(logits.device), weights, z_loss)
+        if not computed:
+            weights = None if slot_weights is None else slot_weights.to(logits.device)
+            computed.append(loss_and_weight(logits, labels.to(logits.device), weights, z_loss))
+        loss, weight_sum = computed[0]
         count = options.get("num_items_in_batch")
         return loss if count is None else loss * (weight_sum / count)
 
-    hook = model.register_forward_pre_hook(take_bags, with_kwargs=True)
+    def check(_: nn.Module, __: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
+        if _are_bags(options.get("labels")):
+            taken_over.close()
+            if not computed and output is not None:  # None: the forward has failed
+                raise own_loss(model)
+            computed.clear()
+
+    hooks = [
+        model.register_forward_pre_hook(take_bags, with_kwargs=True),
+        model.register_forward_hook(check, with_kwargs=True, always_call=True),
+    ]
     try:
         with loss_replaced(model, loss_function):
             yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
+
+
+def _are_bags(labels: Any) -> bool:
+    return isinstance(labels, Tensor) and labels.dim() == 3

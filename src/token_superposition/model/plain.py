@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from token_superposition.model.checks import evaluating
-from token_superposition.model.superposed import SuperposedOutput, loss_and_weight, mean_embedding
+from token_superposition.model.embedding import mean_embedding
+from token_superposition.model.superposed import SuperposedOutput, loss_and_weight
 
 
 def superpose(

@@ -16,6 +16,7 @@ used outside a forward is an error.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any, NamedTuple
 
@@ -23,10 +24,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from token_superposition.model.checks import check_takes_bags, evaluating, loss_replaced, some_ids
-from token_superposition.model.families import embedding_scale, refusal
+from token_superposition.model.checks import (
+    check_takes_bags,
+    evaluating,
+    logits_asked_for,
+    loss_replaced,
+    own_loss,
+    some_ids,
+)
+from token_superposition.model.embedding import mean_embedding
+from token_superposition.model.families import refusal
 from token_superposition.model.head import LogitTransform, find_transform, head_taken_over
-from token_superposition.objective.bags import bag_embedding
 from token_superposition.objective.linear import (
     ChosenBackend,
     LossBackend,
@@ -113,22 +121,19 @@ class SuperposedLM(nn.Module):
         if targets.shape[:2] != ids.shape[:2]:
             raise ValueError(f"ids {tuple(ids.shape)} and targets {tuple(targets.shape)} are not aligned")
         backend = self.backend_for(targets.shape[0] * targets.shape[1])
-        head: Any = None if backend == "plain" else self.model.get_output_embeddings()  # type: ignore[operator]
         computed: list[tuple[Tensor, Tensor]] = []
 
-        def from_logits(logits: Tensor, labels: Tensor, *_: Any, **__: Any) -> Tensor:
-            if head is None:
+        def loss_function(logits: Tensor, labels: Tensor, *_: Any, **__: Any) -> Tensor:
+            if not computed:
                 computed.append(loss_and_weight(logits, labels, slot_weights, self.z_loss))
             return computed[0][0]
 
-        def from_hidden(hidden_BLd: Tensor) -> None:
-            computed.append(self._loss_from_hidden(backend, hidden_BLd, targets, slot_weights))
-
         inputs = self.embed(ids)
-        with loss_replaced(self.model, from_logits), head_taken_over(head, from_hidden):
-            output = self.model(**inputs, labels=targets, use_cache=False)
-        if not computed or output.loss is None:
-            raise TypeError(f"{type(self.model).__name__} computes its loss without its loss_function")
+        taken_over = self.head_gives_loss(backend, targets, slot_weights, computed)
+        with loss_replaced(self.model, loss_function), taken_over:
+            output = self.model(**inputs, labels=targets, use_cache=False, **logits_asked_for(self.model))
+        if not computed:
+            raise own_loss(self.model)
         return SuperposedOutput(output.loss, computed[0][1], _expert_loads(self.model.config, output))
 
     def backend_for(self, num_positions: int) -> ChosenBackend:
@@ -138,23 +143,40 @@ class SuperposedLM(nn.Module):
         vocab_size: int = self.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
         return chosen_backend(self.loss_backend, num_positions, vocab_size)
 
-    def _loss_from_hidden(
-        self, backend: ChosenBackend, hidden_BLd: Tensor, targets: Tensor, slot_weights: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        head, transform = self.model.get_output_embeddings(), self.transform or LogitTransform()  # type: ignore[operator]
+    def head_gives_loss(
+        self,
+        backend: ChosenBackend,
+        targets: Tensor,
+        slot_weights: Tensor | None,
+        computed: list[tuple[Tensor, Tensor]],
+    ) -> contextlib.AbstractContextManager[None]:
+        """Inside the block the model's head computes the loss of these targets and puts it, and its weight, on the
+        list.
+
+        With backend `plain` the head is what it was. Afterwards too.
+        """
+        if backend == "plain":
+            return contextlib.nullcontext()
+        head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
+        transform = self.transform or LogitTransform()
         targets_Ns = targets.reshape(targets.shape[0] * targets.shape[1], -1)
-        loss = linear_multi_hot_cross_entropy(
-            hidden_BLd.flatten(0, -2),
-            head.weight,
-            targets_Ns,
-            bias=head.bias,
-            slot_weights=slot_weights,
-            z_loss=self.z_loss,
-            logit_scale=transform.scale,
-            softcap=transform.softcap,
-            backend=backend,
-        )
-        return loss, target_weights(targets_Ns, slot_weights).sum()
+
+        def compute(hidden_BLd: Tensor) -> None:
+            there_Ns = targets_Ns.to(hidden_BLd.device)
+            loss = linear_multi_hot_cross_entropy(
+                hidden_BLd.flatten(0, -2),
+                head.weight,
+                there_Ns,
+                bias=head.bias,
+                slot_weights=slot_weights,
+                z_loss=self.z_loss,
+                logit_scale=transform.scale,
+                softcap=transform.softcap,
+                backend=backend,
+            )
+            computed.append((loss, target_weights(there_Ns, slot_weights).sum()))
+
+        return head_taken_over(head, compute)
 
     def embed(self, ids: Tensor) -> dict[str, Tensor]:
         """The model's input arguments for tokens (B, L), tokens (B, L, 1) or bags (B, L, s)."""
@@ -164,6 +186,25 @@ class SuperposedLM(nn.Module):
             return {"input_ids": ids.squeeze(-1)}
         return {"inputs_embeds": mean_embedding(self.model.get_input_embeddings(), ids)}  # type: ignore[operator]
 
+    # What stacks ask of a model before they shard it, answered as the model itself would. Unanswered, accelerate
+    # makes one FSDP unit of the whole model, and unties tied weights where it loads them on one rank only.
+
+    @property
+    def _no_split_modules(self) -> Any:
+        return getattr(self.model, "_no_split_modules", None)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The model's own."""
+        return self.model.get_input_embeddings()  # type: ignore[operator]
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The model's own."""
+        return self.model.get_output_embeddings()  # type: ignore[operator]
+
+    def tie_weights(self) -> None:
+        """As the model does it, where its configuration asks for it."""
+        self.model.tie_weights()  # type: ignore[operator]
+
     @torch.no_grad()
     def _find_transform(self) -> LogitTransform | None:
         """What the model does to its logits, where the loss from hidden states then is its own."""
@@ -172,7 +213,8 @@ class SuperposedLM(nn.Module):
             if self.transform is not None:
                 ids_BL = some_ids(self.model)
                 bags_BLs = torch.stack([ids_BL, ids_BL.flip(1)], dim=-1)
-                targets_BLs = bags_BLs.clamp(max=self.model.get_output_embeddings().out_features - 1)  # type: ignore[operator]
+                head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
+                targets_BLs = bags_BLs.clamp(max=head.out_features - 1)
                 wanted, losses = self.loss_backend, []
                 for self.loss_backend in ("plain", "chunked"):
                     losses.append(self(bags_BLs, targets_BLs).loss.item())
@@ -187,23 +229,6 @@ class SuperposedLM(nn.Module):
                 "knows of; leave it at auto"
             )
         return self.transform
-
-
-def mean_embedding(module: nn.Module, ids_BLs: Tensor) -> Tensor:
-    """The mean of an embedding module's own outputs over each bag, (B, L, d)."""
-    scale = embedding_scale(module)
-    if scale is not None:
-        known: Any = module
-        mean_BLd = bag_embedding(ids_BLs, known.weight, padding_idx=known.padding_idx)
-        return mean_BLd if isinstance(scale, float) and scale == 1.0 else mean_BLd * scale
-    # A module we do not know is asked for one slot at a time: slower, and right whatever it does.
-    total_BLd = module(ids_BLs[..., 0])
-    dtype = total_BLd.dtype
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    total_BLd = total_BLd.to(wide)
-    for slot in range(1, ids_BLs.shape[-1]):
-        total_BLd = total_BLd + module(ids_BLs[..., slot]).to(wide)
-    return (total_BLd / ids_BLs.shape[-1]).to(dtype)
 
 
 def loss_and_weight(
