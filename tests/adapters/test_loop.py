@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 pytest.importorskip("accelerate", reason="the extra `trainer` is not installed")
-
-from accelerate.state import AcceleratorState
 
 from tests.test_docs import DIFFS, ROOT, side
 from token_superposition import SuperposedLM
@@ -52,13 +49,10 @@ for bag_size in (4, 1):
 
 
 @pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Also where there is a GPU; what accelerate keeps for its process is put back."""
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also where there is a GPU."""
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.chdir(tmp_path)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def in_one_process(program: str, capsys: pytest.CaptureFixture[str]) -> list[list[float]]:
