@@ -41,7 +41,7 @@ from token_superposition.data.description import (
 )
 from token_superposition.data.shards import ShardWriter, TokenDataset, token_dtype
 from token_superposition.data.sources import PYTHON, Corpus, source_name
-from token_superposition.data.tokenizers import TOKENIZER_FILE, Tokenizer, make_tokenizer
+from token_superposition.data.tokenizers import TOKENIZER_FILES, Tokenizer, make_tokenizer
 from token_superposition.errors import UserError
 from token_superposition.files import make_folder, naming, remove_empty, replace_folder, write_json
 
@@ -156,7 +156,7 @@ def _already(out: Path, request: dict[str, Any], corpus: Corpus, *, overwrite: b
     if DATASET_FILE not in entries:
         raise UserError(f"{out}: is not empty and holds no prepared data set; name another folder")
     if overwrite:  # the folder will be removed: nobody's other files with it
-        ours = (DATASET_FILE, TOKENIZER_FILE)
+        ours = (DATASET_FILE, *TOKENIZER_FILES)
         strangers = [name for name in entries if name not in ours and not name.endswith(".tokens")]
         if strangers:
             raise UserError(f"{out}: holds {strangers[0]!r} beside the data set; move it before overwriting")
