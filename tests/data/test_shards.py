@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from token_superposition.data import shards
+from token_superposition.data import shard_file
 from token_superposition.data.prepare import prepare
 from token_superposition.data.shards import ShardHeader, ShardWriter, TokenDataset
 from token_superposition.data.tokenizers import ByteTokenizer
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines.append({"text": "long " * 100})
     (base / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "_BLOCK_TOKENS", BLOCK_TOKENS)
+        patch.setattr(shard_file, "BLOCK_TOKENS", BLOCK_TOKENS)
         prepare([base / "a.jsonl"], out=base / "data", max_shard_tokens=MAX_SHARD_TOKENS, quiet=True)
     return base / "data"
 

@@ -25,7 +25,7 @@ import sys
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ def prepare(
                 "splits": splits,
                 **{key: sum(split[key] for split in splits.values()) for key in _COUNTED},
                 "duplicates_dropped": len(index.tokens) - sum(map(len, plan.values())),
-                "skipped": asdict(corpus.skipped),
+                "skipped": corpus.skipped.counts(),
                 "sources": {name: corpus.sizes[name] for name in names},
             }
             write_json(workplace / DATASET_FILE, done)
