@@ -69,6 +69,11 @@ class Tokenizer(Protocol):
         """What `encode` gives: the narrowest unsigned integers that hold every id but the end's."""
         ...
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether `byte_lengths` of the ids of any text add up to the text's bytes."""
+        ...
+
     def encode(self, text: str) -> NDArray[np.unsignedinteger[Any]]:
         """The ids of `text`, (tokens,), read-only. Never the end-of-document id."""
         ...

@@ -84,6 +84,22 @@ class SubwordTokenizer:
         self._vocabulary: dict[str, int] = vocabulary
 
     @functools.cached_property
+    def is_exact(self) -> bool:
+        own = self._definition
+        splitters = own.get("pre_tokenizer") or {}
+        splitters = splitters.get("pretokenizers", [splitters])
+        keep = all(
+            each.get("type") in ("ByteLevel", "Split", "Digits")
+            and each.get("behavior") != "Removed"
+            and not each.get("add_prefix_space")
+            for each in splitters
+        )
+        strip = any(token.get(side) for token in own["added_tokens"] for side in ("lstrip", "rstrip"))
+        byte_level = any(each.get("type") == "ByteLevel" for each in splitters)
+        whole = set(byte_characters()) <= set(self._vocabulary)
+        return own.get("normalizer") is None and byte_level and keep and whole and not strip
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         content = json.dumps([self._definition, self.end_token], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
