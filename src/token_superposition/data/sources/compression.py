@@ -95,7 +95,7 @@ def _open_zstd(raw: IO[bytes], path: str) -> IO[bytes]:
             buffer[: len(part)] = part
             return len(part)
 
-    return io.BufferedReader(Zstd(), _BUFFER)
+    return io.BufferedReader(Zstd(), 2**16)  # damage is found by the buffer: little before it is lost
 
 
 _OPENERS: dict[str, Any] = {

@@ -40,8 +40,8 @@ def read_jsonl(piece: Piece, reading: Reading, skipped: Skipped) -> Iterator[Doc
         with open_stream(path) as stream:
             file, stop = stream.lines, _FAR
             if piece.stop is not None:
-                stop = line_start(file, piece.stop, _FAR)
-                first = line_start(file, piece.start or 0, _FAR)
+                stop = line_start(file, piece.stop)
+                first = line_start(file, piece.start or 0)
                 file.seek(first)
                 number, read = _lines_before(path, first), first
             while read < stop and (line := file.readline(reading.max_document_bytes + 1)):

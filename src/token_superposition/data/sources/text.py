@@ -42,15 +42,24 @@ def read_texts(piece: Piece, reading: Reading, skipped: Skipped) -> Iterator[Doc
         skipped.bytes_done = min(before, piece.size)
 
 
-def line_start(file: IO[bytes], place: int, searched: int = _SEARCHED) -> int:
-    """The first byte from `place` on that begins a line; where no line ends near, the next character."""
+def line_start(file: IO[bytes], place: int) -> int:
+    """The first byte from `place` on that begins a line, or the file's end."""
     if place == 0:
         return 0
     file.seek(place - 1)
-    data = file.read(searched)
-    end = data.find(b"\n") + 1
-    if end:
-        return place - 1 + end
+    while (part := file.readline(_SEARCHED)) and not part.endswith(b"\n"):
+        pass
+    return file.tell()
+
+
+def _range_start(file: IO[bytes], place: int) -> int:
+    """The same, or where no line ends near, the next character."""
+    if place == 0:
+        return 0
+    file.seek(place - 1)
+    data = file.readline(_SEARCHED)
+    if data.endswith(b"\n"):
+        return place - 1 + len(data)
     for skip, byte in enumerate(data[1:5]):
         if byte & 0xC0 != 0x80:  # not inside a character of UTF-8
             return place + skip
@@ -59,8 +68,8 @@ def line_start(file: IO[bytes], place: int, searched: int = _SEARCHED) -> int:
 
 def _range(path: str, start: int, stop: int) -> tuple[int, bytes]:
     with Path(path).open("rb") as file:
-        first = line_start(file, start)
-        last = line_start(file, stop)
+        first = _range_start(file, start)
+        last = _range_start(file, stop)
         file.seek(first)
         return first, file.read(last - first)
 
