@@ -182,6 +182,8 @@ def _make(
     show: Show,
 ) -> dict[str, Any]:
     """Fill the workplace with shards and a tokenizer; returns what dataset.json says."""
+    if codec is None and corpus.reading.cut_tokens is not None:
+        raise UserError("token files (.bin) need the tokenizer that wrote them; name it with --tokenizer")
     pieces = corpus.pieces()
     plan = {"request": request, "pieces": [asdict(piece) for piece in pieces], "changed": corpus.newest}
     finished = workplace.plan({**plan, "stdin": spooled}, keep={_SPOOL})
