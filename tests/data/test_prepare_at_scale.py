@@ -30,7 +30,8 @@ from token_superposition.errors import RunError, UserError
 @pytest.fixture
 def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of files in several formats that is cut into many pieces, runs and ranges."""
-    monkeypatch.setattr("token_superposition.data.prepare._SMALL", 1)
+    monkeypatch.setattr(pool, "_FEW_BYTES", 1)
+    monkeypatch.setattr(pool, "_FEW_BYTES_COSTLY", 1)
     monkeypatch.setattr(corpus, "_SMALLEST_PIECE", 4000)
     monkeypatch.setattr(encode, "RUN_BYTES", 3000)
     monkeypatch.setattr(merge, "_RANGE_BYTES", 2000)
@@ -63,6 +64,9 @@ def test_how_the_work_is_cut_changes_nothing(many: Path, tmp_path: Path, monkeyp
     prepare([many], out=tmp_path / "cut", quiet=True, processes=1)
     monkeypatch.undo()
     prepare([many], out=tmp_path / "whole", quiet=True, processes=1)
+    monkeypatch.setattr(corpus, "_SMALLEST_PIECE", 4000)
+    prepare([many], out=tmp_path / "threads", quiet=True, processes=3)
+    assert content(tmp_path / "threads") == content(tmp_path / "whole")
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
     texts = documents(tmp_path / "whole", "train") + documents(tmp_path / "whole", "validation")
     assert len(texts) == 460

@@ -55,7 +55,7 @@ from token_superposition.files import naming, write_json
 
 _TRAINING_BYTES = 2**27  # of text that a tokenizer is trained on
 _SPOOL = "standard input"
-_SMALL = 2**23  # bytes of sources that are not worth a second process
+_SHARD_OF_HUB = 2**29  # bytes: nobody knows
 
 
 def prepare(
@@ -187,8 +187,6 @@ def _make(
     pieces = corpus.pieces()
     plan = {"request": request, "pieces": [asdict(piece) for piece in pieces], "changed": corpus.newest}
     finished = workplace.plan({**plan, "stdin": spooled}, keep={_SPOOL})
-    if corpus.total_bytes < _SMALL and size is None and not any(piece.kind == "hub" for piece in pieces):
-        processes = 1
     if codec is None:
         try:
             codec = load_tokenizer(workplace.path)  # of an attempt before
@@ -205,7 +203,9 @@ def _make(
         progress.report(number, Progress(pieces[number].size, sum(run.documents for run in runs), tokens))
     encoder = Encoder(workplace.path, codec, corpus.reading, request["seed"])
     waiting = [(number, piece) for number, piece in enumerate(pieces) if number not in finished]
-    for number, result in encode_pieces(encoder, waiting, processes, workplace.lock, progress.report):
+    size_left = sum(_SHARD_OF_HUB if piece.kind == "hub" else piece.size for _, piece in waiting)
+    encoded = encode_pieces(encoder, waiting, processes, size_left, workplace.lock, progress.report)
+    for number, result in encoded:
         workplace.finish(number, result)
         finished[number] = result
         workplace.keep = len(pieces) > 1

@@ -1,7 +1,11 @@
 """Encoding by several processes: pieces go out in order, results come back as they are done.
 
+To start a process takes a quarter of a second. Where that is much of what there is to do, pieces are encoded
+in this one: by threads where encoding is copying, hashing and decompressing, during which Python lets others
+go on, and one after the other where the tokenizer has threads of its own.
+
 Of what goes wrong, the first in the order of the pieces is raised, whoever was faster: a corpus with two
-faults is always answered with the same one. One process means this one.
+faults is always answered with the same one.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,6 +32,7 @@ from token_superposition.data.sources import Piece
 from token_superposition.errors import RunError, UserError
 
 Numbered = tuple[int, Piece]
+_FEW_BYTES, _FEW_BYTES_COSTLY = 2**29, 2**22
 _PROGRAM = "from token_superposition.data.prepare.worker import main; main()"
 
 
@@ -36,7 +42,12 @@ def available_cores() -> int:
 
 
 def encode_pieces(
-    encoder: Encoder, pieces: Sequence[Numbered], processes: int, lock: int, report: Callable[[int, Progress], None]
+    encoder: Encoder,
+    pieces: Sequence[Numbered],
+    processes: int,
+    num_bytes: int,
+    lock: int,
+    report: Callable[[int, Progress], None],
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Encode pieces; yields a piece's number and result as soon as it is done.
 
@@ -44,6 +55,7 @@ def encode_pieces(
         encoder: what encodes.
         pieces: with their numbers, which ascend.
         processes: how many at once; threads of the tokenizer where there are more than pieces.
+        num_bytes: of all sources, on the disk.
         lock: a descriptor that the processes keep open, so that a lock on it lasts as long as the last of them.
         report: called with a piece's number and how far it has come.
 
@@ -53,10 +65,24 @@ def encode_pieces(
         RunError: where a process was killed.
     """
     workers = min(processes, len(pieces))
-    if workers <= 1:
+    costly = encoder.tokenizer.is_costly
+    if workers <= 1 or (costly and num_bytes < _FEW_BYTES_COSTLY):
         with tokenizer_threads(processes):
             for number, piece in pieces:
                 yield number, encoder.encode(number, piece, partial(report, number))
+        return
+    if not costly and num_bytes < _FEW_BYTES:
+        with ThreadPoolExecutor(workers) as threads:
+            futures = [
+                (number, threads.submit(encoder.encode, number, piece, partial(report, number)))
+                for number, piece in pieces
+            ]
+            try:
+                for number, future in futures:
+                    yield number, future.result()
+            except BaseException:
+                threads.shutdown(cancel_futures=True)
+                raise
         return
     tell(encoder)
     with _Processes(workers, max(1, processes // workers), encoder.folder, lock) as pool:

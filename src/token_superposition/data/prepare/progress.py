@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,9 +24,14 @@ class Sum:
         self._show = show
         self._parts: dict[int, Progress] = {}
         self._whole = Progress()
+        self._lock = threading.Lock()
 
     def report(self, number: int, progress: Progress) -> None:
         """A piece has come so far."""
+        with self._lock:
+            self._add(number, progress)
+
+    def _add(self, number: int, progress: Progress) -> None:
         before = self._parts.get(number, Progress())
         self._parts[number] = Progress(progress.done, progress.documents, progress.tokens)
         self._whole = self._whole.plus(progress).plus(Progress(-before.done, -before.documents, -before.tokens))

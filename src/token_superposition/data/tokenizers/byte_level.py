@@ -24,6 +24,7 @@ class ByteTokenizer:
     end_of_document_id: int = 256
     end_token: str = END_OF_DOCUMENT
     encoded_dtype: np.dtype[Any] = np.dtype(np.uint8)
+    is_costly: bool = False
     is_exact: bool = True
 
     @property

@@ -70,6 +70,11 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def is_costly(self) -> bool:
+        """Whether encoding takes far longer than reading, so that a process for it soon pays."""
+        ...
+
+    @property
     def is_exact(self) -> bool:
         """Whether `byte_lengths` of the ids of any text add up to the text's bytes."""
         ...

@@ -83,6 +83,10 @@ class SubwordTokenizer:
         self._spelt = sorted((token for token in special if len(token) > 1), key=len, reverse=True)
         self._vocabulary: dict[str, int] = vocabulary
 
+    @property
+    def is_costly(self) -> bool:
+        return True
+
     @functools.cached_property
     def is_exact(self) -> bool:
         own = self._definition
