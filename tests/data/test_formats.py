@@ -185,7 +185,7 @@ def test_a_record_that_is_too_long(form: str, tmp_path: Path) -> None:
     path.write_bytes(WRITE[form](["short", "x" * 3000, "short too"]))
     message = complaint(path, max_document_bytes=1000)
     assert f"a{form}:2" in message
-    assert "--max-document-bytes" in message or "field limit" in message or "field larger" in message
+    assert "--max-document-bytes" in message
     if form != ".csv":  # where a row of it goes on is not known
         found = Corpus([path], on_error="skip", max_document_bytes=1000)
         assert [document.text for document in found.documents()] == [b"short", b"short too"]

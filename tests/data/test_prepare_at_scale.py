@@ -196,7 +196,7 @@ def test_of_several_faults_the_first_is_said(many: Path, tmp_path: Path) -> None
     for processes in (1, 2, 3):
         message = complaint([many], out=tmp_path / "data", processes=processes, quiet=True)
         assert "0.jsonl:101: is not UTF-8" in message
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["text"]  # a mistake leaves nothing
+        assert not (tmp_path / "data").exists()
     summaries = [
         prepare([many], out=tmp_path / str(processes), processes=processes, on_error="skip", quiet=True)
         for processes in (1, 3)
@@ -204,6 +204,31 @@ def test_of_several_faults_the_first_is_said(many: Path, tmp_path: Path) -> None
     assert content(tmp_path / "1") == content(tmp_path / "3")
     assert summaries[0]["skipped"]["documents_not_utf8"] == 3
     assert "0.jsonl:101" in summaries[0]["skipped"]["first"]
+
+
+def test_a_bad_document_found_late_costs_nothing_that_is_finished(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (many / "again.jsonl").open("ab") as file:
+        file.write(b"no\n")
+    write_corpus(many / "z.jsonl", corpus_texts(40, seed=9))
+    options: dict[str, Any] = {"processes": 1, "quiet": True}
+    whole = prepare([many], out=tmp_path / "whole", on_error="skip", **options)
+    with monkeypatch.context() as patch:
+        done = stop_after(10**6, patch, KeyboardInterrupt())
+        assert "again.jsonl:31: is not JSON" in complaint([many], out=tmp_path / "data", **options)
+        more = stop_after(10**6, patch, KeyboardInterrupt())
+        summary = prepare([many], out=tmp_path / "data", on_error="skip", **options)
+    assert len(done) > 3
+    assert more
+    assert not set(done) & set(more)
+    assert content(tmp_path / "data") == content(tmp_path / "whole")
+    assert summary["skipped"] == whole["skipped"]
+    with monkeypatch.context() as patch:  # and skipped pieces are no answer to who wants to know
+        stop_after(len(done) + 1, patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            prepare([many], out=tmp_path / "other", on_error="skip", **options)
+    assert "again.jsonl:31: is not JSON" in complaint([many], out=tmp_path / "other", **options)
 
 
 def test_a_killed_process_is_said(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ def inspect(folder: Path) -> dict[str, Any]:
     description = read_description(folder)
     datasets = {split: TokenDataset.open(folder, split) for split in SPLITS}
     verify(list(datasets.values()))
-    request = description.get("request", {})
+    request = _object(description.get("request"))
     return {
         "folder": str(folder),
         "sources": request.get("sources"),
@@ -37,7 +37,7 @@ def inspect(folder: Path) -> dict[str, Any]:
             name: _split(dataset, len(description["splits"][name]["shards"])) for name, dataset in datasets.items()
         },
         "duplicates_dropped": description.get("duplicates_dropped"),
-        "skipped": description.get("skipped"),
+        "skipped": _object(description.get("skipped")),
         "verified": True,
     }
 
@@ -52,11 +52,14 @@ def lines_of(found: dict[str, Any]) -> list[str]:
             f"{split['tokens_per_document']:,.1f} tokens per document"
         )
     lines += [f"{name} begins: {split['sample']!r}" for name, split in found["splits"].items()]
-    skipped = {name: count for name, count in (found["skipped"] or {}).items() if count}
-    if found["duplicates_dropped"] or skipped:
-        dropped = f"duplicates dropped: {found['duplicates_dropped']:,}" if found["duplicates_dropped"] else ""
-        lines.append("; ".join(filter(None, [dropped, *(f"{name}: {count}" for name, count in skipped.items())])))
-    return lines
+    counts = {"duplicates_dropped": found["duplicates_dropped"], **found["skipped"]}
+    said = [f"{name.replace('_', ' ')}: {count}" for name, count in counts.items() if count]
+    return [*lines, "; ".join(said)] if said else lines
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """A part of dataset.json that nothing depends on, and that anybody may have changed."""
+    return value if isinstance(value, dict) else {}
 
 
 def _split(dataset: TokenDataset, shards: int) -> dict[str, Any]:

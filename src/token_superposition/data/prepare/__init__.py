@@ -185,8 +185,10 @@ def _make(
     if codec is None and corpus.reading.cut_tokens is not None:
         raise UserError("token files (.bin) need the tokenizer that wrote them; name it with --tokenizer")
     pieces = corpus.pieces()
-    plan = {"request": request, "pieces": [asdict(piece) for piece in pieces], "changed": corpus.newest}
-    finished = workplace.plan({**plan, "stdin": spooled}, keep={_SPOOL})
+    same = {key: value for key, value in request.items() if key != "on_error"}
+    plan = {"request": same, "pieces": [asdict(piece) for piece in pieces], "changed": corpus.newest}
+    with_bad = corpus.reading.on_error == "skip"
+    finished = workplace.plan({**plan, "stdin": spooled}, keep={_SPOOL}, with_bad=with_bad)
     if codec is None:
         try:
             codec = load_tokenizer(workplace.path)  # of an attempt before
@@ -212,7 +214,11 @@ def _make(
     skipped, runs = _collect(corpus, pieces, finished)
     limits = Limits(**{name: request[name] for name in Limits.__annotations__})
     merge = Merge(workplace.path, runs, codec, limits)
-    census = merge.census()
+    try:
+        census = merge.census()
+    except UserError:  # too little text: there is nothing to go on with
+        workplace.keep = False
+        raise
     width = 2 if codec.vocab_size <= 2**16 else 4
     splits = merge.write(census, processes, lambda progress: show("writing", progress, width * census.tokens))
     return {

@@ -5,9 +5,9 @@ one leaves its workplace, but not its lock, to the next.
 
 What is finished stays finished. For each piece that was encoded lies here a file that names its runs, written
 whole or not at all; `plan.json` says for what. A process that is to do just the same (the same sources by
-size and time, the same settings and tokenizer; the number of processes is no matter) goes on with what it
-finds, any other begins anew. The workplace is kept where somebody stopped the work, or a disk was full, and
-there is more than one piece. After a mistake in the input, and of one piece, nothing is left.
+size and time, the same settings and tokenizer; the number of processes is no matter, nor whether bad documents
+are skipped) goes on with what it finds, any other begins anew. The workplace is kept where the work stopped
+(somebody stopped it, a disk was full, a document was bad) when one piece of several was finished.
 """
 
 from __future__ import annotations
@@ -48,8 +48,13 @@ class Workplace:
         self.lock = lock
         self.keep = False
 
-    def plan(self, plan: dict[str, Any], keep: set[str]) -> dict[int, dict[str, Any]]:
+    def plan(self, plan: dict[str, Any], keep: set[str], *, with_bad: bool) -> dict[int, dict[str, Any]]:
         """Say what is going to be done; returns the results, by number, of pieces that are finished already.
+
+        Args:
+            plan: what is going to be done.
+            keep: files that stay.
+            with_bad: whether pieces in which something bad was skipped count as finished.
 
         What else is in the folder is removed, but for the files named in `keep`, and the tokenizer where it is of the
         same plan.
@@ -62,7 +67,8 @@ class Workplace:
             for file in sorted(self.path.glob("piece-*.json")):
                 result = self._read(file)
                 with contextlib.suppress(LookupError, TypeError, ValueError):  # damaged: done again
-                    if all(Run(**run).is_whole(self.path) for run in result["runs"]) and "skipped" in result:
+                    whole_runs = all(Run(**run).is_whole(self.path) for run in result["runs"])
+                    if whole_runs and (with_bad or result["skipped"]["first"] is None):
                         finished[int(file.stem.removeprefix("piece-"))] = result
         whole |= {path.name for number in finished for path in self._files(number, finished[number])}
         self.clear(keep=whole)
@@ -120,8 +126,8 @@ def open_workplace(out: Path) -> Iterator[Workplace]:
         workplace = Workplace(path, lock)
         try:
             yield workplace
-        except BaseException as error:
-            if isinstance(error, UserError) or not workplace.keep:
+        except BaseException:
+            if not workplace.keep:
                 shutil.rmtree(path, ignore_errors=True)
                 remove_empty(made)
             raise

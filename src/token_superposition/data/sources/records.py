@@ -95,8 +95,11 @@ def read_csv(piece: Piece, reading: Reading, skipped: Skipped) -> Iterator[Docum
                 try:
                     row = next(rows, None)
                 except csv.Error as error:  # where it goes on is not known
-                    message = f"{origin}: is not CSV ({error}, line {rows.line_num}); mend it, {SKIP_HINT}"
-                    reading.bad(skipped, "files_damaged", message)
+                    if "field limit" in str(error):
+                        is_too_long(reading.max_document_bytes + 1, origin, reading, skipped)
+                    else:
+                        message = f"{origin}: is not CSV ({error}, line {rows.line_num}); mend it, {SKIP_HINT}"
+                        reading.bad(skipped, "files_damaged", message)
                     return
                 if row is None:
                     return
