@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from token_superposition import __version__
 from token_superposition.bench.command import add_bench_command
+from token_superposition.data.commands import add_data_commands
 from token_superposition.errors import RunError, UserError, machine_trouble, one_line
 from token_superposition.use.commands import add_use_commands
 
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--quiet", action="store_true", help="no progress on standard error")
         return command
 
+    add_data_commands(add)
     _add_training(add)
     add_use_commands(add)
     add_bench_command(add)
@@ -116,14 +118,6 @@ def _add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
     demo.add_argument("--seeds", type=int, default=1, help="seeds of each arm (default: %(default)s)")
     demo.add_argument("--jobs", type=int, help="runs at once (default: as the cores bear)")
     _add_sweep(demo)
-
-    prepare = add("prepare", _prepare, "turn text into token shards")
-    prepare.add_argument("sources", nargs="+", metavar="SOURCE", help="'python', text files, folders, .jsonl, .parquet")
-    prepare.add_argument("--out", type=Path, required=True, help="folder to write")
-    prepare.add_argument("--tokenizer", default="bytes", help="(default: %(default)s)")
-    prepare.add_argument("--text-key", default="text", help="column of .jsonl and .parquet (default: %(default)s)")
-    prepare.add_argument("--seed", type=int, default=0, help="of the documents' order (default: %(default)s)")
-    prepare.add_argument("--overwrite", action="store_true", help="replace an earlier data set in the folder")
 
     overridable = "any key of the configuration can follow, such as --train.learning_rate 1e-3"
     train = add("train", _train, "train one run, or go on with it")
@@ -158,23 +152,6 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
         help="tune each arm first, such as train.learning_rate=1e-3,2e-3,4e-3; several make a grid",
     )
     command.add_argument("--sweep-seeds", type=int, metavar="N", help="seeds to tune with, of their own (default: 1)")
-
-
-def _prepare(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any], str]:
-    from token_superposition.data.prepare import prepare
-
-    result = prepare(
-        options.sources,
-        tokenizer=options.tokenizer,
-        out=options.out,
-        seed=options.seed,
-        text_key=options.text_key,
-        overwrite=options.overwrite,
-        quiet=options.quiet,
-    )
-    splits = result["splits"]
-    lines = [f"{name}: {split['tokens']:,} tokens, {split['bytes']:,} bytes" for name, split in splits.items()]
-    return result, "\n".join([f"data set in {options.out}", *lines])
 
 
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from token_superposition.data import shards
+from token_superposition.data import shard_file
 from token_superposition.data.prepare import prepare
 from token_superposition.data.shards import ShardHeader, ShardWriter, TokenDataset
 from token_superposition.data.tokenizers import ByteTokenizer
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines.append({"text": "long " * 100})
     (base / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "_BLOCK_TOKENS", BLOCK_TOKENS)
+        patch.setattr(shard_file, "BLOCK_TOKENS", BLOCK_TOKENS)
         prepare([base / "a.jsonl"], out=base / "data", max_shard_tokens=MAX_SHARD_TOKENS, quiet=True)
     return base / "data"
 
@@ -95,7 +95,11 @@ def test_what_a_data_set_says_of_itself(folder: Path) -> None:
     names = [path.name for path in folder.glob("train-*")]
     assert len(names) > 20
     sizes = [ShardHeader.read(folder / name) for name in names]
-    assert all(size.num_tokens <= MAX_SHARD_TOKENS or size.num_documents == 1 for size in sizes)
+    assert all(size.num_tokens <= MAX_SHARD_TOKENS for size in sizes)
+    assert sum(size.num_documents == 0 for size in sizes) == 2  # the long document goes through two of them
+    np.testing.assert_array_equal(
+        dataset.document_ends(), np.flatnonzero(ids == dataset.tokenizer.end_of_document_id) + 1
+    )
 
 
 def test_the_fingerprint_is_the_datas(folder: Path, copy: Path) -> None:
@@ -123,12 +127,13 @@ def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tokens", [0, 63, 64, 65, 199])
 def test_a_flipped_bit_is_found_with_its_place(copy: Path, tokens: int) -> None:
     place = 256 + 2 * tokens
-    path = max(copy.glob("train-*"), key=lambda path: path.stat().st_size)  # the long document's
+    path = max(copy.glob("train-*"), key=lambda path: ShardHeader.read(path).num_tokens)  # a full one
     data = bytearray(path.read_bytes())
     data[place] ^= 8
     path.write_bytes(data)
-    first = 256 + 2 * (tokens // BLOCK_TOKENS * BLOCK_TOKENS)
-    assert f"{path}: is damaged between bytes {first} and {first + 2 * BLOCK_TOKENS - 1} " in complaint(copy)
+    first = tokens // BLOCK_TOKENS * BLOCK_TOKENS
+    last = min(first + BLOCK_TOKENS, MAX_SHARD_TOKENS) - 1
+    assert f"{path}: is damaged between bytes {256 + 2 * first} and {257 + 2 * last} " in complaint(copy)
 
 
 def test_a_damaged_checksum_or_header_is_found(copy: Path) -> None:
@@ -148,6 +153,7 @@ def test_files_that_are_not_what_they_should_be(copy: Path) -> None:
         (good[:-1], "is cut short: "),
         (good[:-1], f"{len(good) - 1:,} bytes where its header says {len(good):,}"),
         (good + b"\0", "is too long: "),
+        (good[:-1] + bytes([good[-1] ^ 1]), "(its document index)"),
         (good[:100], "is cut short inside its header (100 bytes)"),
         (b"", "is not a token shard"),
         (b"PK" + good[2:], "is not a token shard"),

@@ -81,5 +81,11 @@ def test_what_cannot_be_loaded_is_said_in_a_line(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_told_what_is_known() -> None:
-    with pytest.raises(UserError, match=r"^tokenizer 'byte' is not known; did you mean 'bytes'\? \(known: bytes\)$"):
+    with pytest.raises(UserError, match=r"^tokenizer 'byte' is not known; did you mean 'bytes'\? \(known: bytes, bpe:"):
         make_tokenizer("byte")
+    with pytest.raises(UserError, match=r"^tokenizer '\.\./gone' is not known \(known: bytes, bpe:"):
+        make_tokenizer("../gone")
+    with pytest.raises(
+        UserError, match=r"^tokenizer 'gpt2' is not known: no such folder here, and the .* hub does not"
+    ):
+        make_tokenizer("gpt2")

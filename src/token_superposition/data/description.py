@@ -55,4 +55,8 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 
 def _is_counted(entry: object) -> bool:
-    return isinstance(entry, dict) and all(is_whole_number(entry.get(key)) for key in ("tokens", "bytes", "documents"))
+    # `counted_bytes`, where it is there, stands for what the tokens' lengths add up to: see TokenDataset.count_bytes.
+    return isinstance(entry, dict) and all(
+        is_whole_number(entry.get(key, 0 if key == "counted_bytes" else None))
+        for key in ("tokens", "bytes", "documents", "counted_bytes")
+    )

@@ -2,7 +2,8 @@
 
     config.yaml             the resolved configuration
     run.json                what was fixed when the run started: its stages, its data
-    tokenizer.json          the data's tokenizer, so that the run can be used without its data
+    tokenizer.json          the data's tokenizer, so that the run can be used without its data;
+                            of a subword tokenizer there is tokenizer_config.json too
     metrics.jsonl           a line per logged step and per validation
     summary.json            the result, written when the run is done
     diverged.json           instead of a result: why the run stopped, where it came to no numbers any more
@@ -37,7 +38,7 @@ from token_superposition.run.metrics import MetricsFile, is_number
 from token_superposition.yaml_keys import read_yaml
 
 # What is written when a run starts; a kill before config.yaml, which comes last of these, may leave the others.
-_BEFORE_CONFIG = ("lock", "run.json", "tokenizer.json")
+_BEFORE_CONFIG = ("lock", "run.json", "tokenizer.json", "tokenizer_config.json")
 _NEW = "name another folder for a new run"
 # The numbers that every summary has.
 FIGURES = (

@@ -14,7 +14,7 @@ from typing import Any
 
 from token_superposition.data.description import DATASET_FILE
 from token_superposition.data.shards import TokenDataset
-from token_superposition.data.sources import PYTHON, Corpus
+from token_superposition.data.sources import Corpus
 from token_superposition.errors import UserError
 from token_superposition.model.validation import ScoredTokens, Validator
 from token_superposition.use.load import UsableModel
@@ -136,8 +136,7 @@ def _open(
         tokens = TokenDataset.open(path, split)
         _check_tokenizer(loaded, path, tokens.tokenizer.fingerprint, tokens.tokenizer.name)
     else:
-        source = PYTHON if each.source == PYTHON else path
-        corpus = Corpus([source], text_key=text_key, pieces=False)
+        corpus = Corpus([each.source], text_key=text_key, pieces=False)
         tokens = EncodedText(corpus, loaded.tokenizer, max_tokens // length * length + 1)
     if tokens.num_tokens <= length:
         raise UserError(

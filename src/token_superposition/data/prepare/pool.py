@@ -1,0 +1,191 @@
+"""Encoding by several processes: pieces go out in order, results come back as they are done.
+
+To start a process takes a quarter of a second. Where that is much of what there is to do, pieces are encoded
+in this one: by threads where encoding is copying, hashing and decompressing, during which Python lets others
+go on, and one after the other where the tokenizer has threads of its own.
+
+Of what goes wrong, the first in the order of the pieces is raised, whoever was faster: a corpus with two
+faults is always answered with the same one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import token_superposition
+from token_superposition.data.prepare.encode import Encoder, Progress
+from token_superposition.data.prepare.worker import tell
+from token_superposition.data.sources import Piece
+from token_superposition.errors import RunError, UserError
+
+Numbered = tuple[int, Piece]
+_FEW_BYTES, _FEW_BYTES_COSTLY = 2**29, 2**22
+_PROGRAM = "from token_superposition.data.prepare.worker import main; main()"
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def encode_pieces(
+    encoder: Encoder,
+    pieces: Sequence[Numbered],
+    processes: int,
+    num_bytes: int,
+    lock: int,
+    report: Callable[[int, Progress], None],
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Encode pieces; yields a piece's number and result as soon as it is done.
+
+    Args:
+        encoder: what encodes.
+        pieces: with their numbers, which ascend.
+        processes: how many at once; threads of the tokenizer where there are more than pieces.
+        num_bytes: of all sources, on the disk.
+        lock: a descriptor that the processes keep open, so that a lock on it lasts as long as the last of them.
+        report: called with a piece's number and how far it has come.
+
+    Raises:
+        UserError: for what is wrong with a source.
+        OSError: for what the machine refuses.
+        RunError: where a process was killed.
+    """
+    workers = min(processes, len(pieces))
+    costly = encoder.tokenizer.is_costly
+    if workers <= 1 or (costly and num_bytes < _FEW_BYTES_COSTLY):
+        with tokenizer_threads(processes):
+            for number, piece in pieces:
+                yield number, encoder.encode(number, piece, partial(report, number))
+        return
+    if not costly and num_bytes < _FEW_BYTES:
+        with ThreadPoolExecutor(workers) as threads:
+            futures = [
+                (number, threads.submit(encoder.encode, number, piece, partial(report, number)))
+                for number, piece in pieces
+            ]
+            try:
+                for number, future in futures:
+                    yield number, future.result()
+            except BaseException:
+                threads.shutdown(cancel_futures=True)
+                raise
+        return
+    tell(encoder)
+    with _Processes(workers, max(1, processes // workers), encoder.folder, lock) as pool:
+        waiting = list(reversed(pieces))
+        busy: dict[int, int] = {}  # the piece of each process
+        failed: dict[int, Exception] = {}
+        for worker in range(workers):
+            busy[worker] = pool.send(worker, waiting.pop())
+        while busy:
+            worker, answer = pool.answers.get()
+            if answer is None:
+                raise pool.death(worker)
+            number = answer["number"]
+            if "progress" in answer:
+                report(number, Progress(**answer["progress"]))
+                continue
+            del busy[worker]
+            if "result" in answer:
+                yield number, answer["result"]
+            elif "wrong" in answer:
+                failed[number] = UserError(answer["wrong"])
+            else:
+                failed[number] = OSError(*answer["refused"])
+            if waiting and not failed:
+                busy[worker] = pool.send(worker, waiting.pop())
+        if failed:
+            raise failed[min(failed)]
+
+
+@contextlib.contextmanager
+def tokenizer_threads(threads: int) -> Iterator[None]:
+    """Hugging Face tokenizers in this process use that many threads, or none of their own."""
+    before = {name: os.environ.get(name) for name in _thread_variables(1)}
+    os.environ.update(_thread_variables(threads))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _thread_variables(threads: int) -> dict[str, str]:
+    return {"TOKENIZERS_PARALLELISM": "true" if threads > 1 else "false", "RAYON_NUM_THREADS": str(threads)}
+
+
+class _Processes:
+    """Some processes of `worker`; `answers` holds what they say, with the process's number, and None at its end."""
+
+    def __init__(self, count: int, threads: int, folder: Path, lock: int) -> None:
+        self.answers: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()
+        self._processes: list[subprocess.Popen[str]] = []
+        root = str(Path(token_superposition.__file__).parents[1])
+        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **_thread_variables(threads)}
+        for number in range(count):
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _PROGRAM, str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                pass_fds=(lock,),
+                text=True,
+                encoding="utf-8",
+            )
+            self._processes.append(process)
+            threading.Thread(target=self._listen, args=(number, process), daemon=True).start()
+
+    def __enter__(self) -> _Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.kill()
+        for process in self._processes:
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                with contextlib.suppress(OSError):
+                    if stream is not None:
+                        stream.close()
+
+    def send(self, worker: int, numbered: Numbered) -> int:
+        """Give a process a piece; returns the piece's number."""
+        number, piece = numbered
+        stream = self._processes[worker].stdin
+        with contextlib.suppress(BrokenPipeError):  # dead: its end is among the answers
+            if stream is not None:
+                stream.write(json.dumps({"number": number, "piece": asdict(piece)}) + "\n")
+                stream.flush()
+        return number
+
+    def death(self, worker: int) -> RunError:
+        """Why a process ended that should not have."""
+        code = self._processes[worker].wait()
+        if code < 0:
+            name = signal.Signals(-code).name
+            return RunError(f"a process that encodes was killed ({name}): out of memory? try fewer --processes")
+        return RunError(f"a process that encodes ended with exit code {code}; what it said stands above")
+
+    def _listen(self, number: int, process: subprocess.Popen[str]) -> None:
+        with contextlib.suppress(ValueError, OSError):  # closed while it is read
+            for line in process.stdout or ():
+                self.answers.put((number, json.loads(line)))
+        self.answers.put((number, None))

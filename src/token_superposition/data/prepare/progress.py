@@ -1,0 +1,82 @@
+"""What preparing shows on a terminal: a bar with MB/s, documents, tokens and the time left."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from token_superposition.data.prepare.encode import Progress
+
+_SECONDS_BETWEEN_UPDATES = 0.1
+
+# Called with what is being done, how far it is, and of how many bytes.
+Show = Callable[[str, Progress, int], None]
+
+
+class Sum:
+    """Adds up how far pieces have come."""
+
+    def __init__(self, show: Callable[[Progress], None]) -> None:
+        self._show = show
+        self._parts: dict[int, Progress] = {}
+        self._whole = Progress()
+        self._lock = threading.Lock()
+
+    def report(self, number: int, progress: Progress) -> None:
+        """A piece has come so far."""
+        with self._lock:
+            self._add(number, progress)
+
+    def _add(self, number: int, progress: Progress) -> None:
+        before = self._parts.get(number, Progress())
+        self._parts[number] = Progress(progress.done, progress.documents, progress.tokens)
+        self._whole = self._whole.plus(progress).plus(Progress(-before.done, -before.documents, -before.tokens))
+        self._show(self._whole)
+
+
+@contextlib.contextmanager
+def progress_bar(quiet: bool) -> Iterator[Show]:
+    """A bar on standard error where that is a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TransferSpeedColumn(),
+        TextColumn("{task.fields[words]}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, Any] = {}
+        next_update = 0.0
+
+        def show(what: str, progress: Progress, total: int) -> None:
+            nonlocal next_update
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, words="")
+            elif time.monotonic() < next_update and progress.done < total:
+                return
+            next_update = time.monotonic() + _SECONDS_BETWEEN_UPDATES
+            words = ""
+            if progress.documents:
+                words = f"{progress.documents:,} documents, {progress.tokens / 1e6:,.1f}M tokens"
+            bar.update(tasks[what], completed=progress.done, total=total, words=words)
+
+        yield show

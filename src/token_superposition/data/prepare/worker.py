@@ -1,0 +1,72 @@
+"""A process that encodes pieces: `main` is run with the workplace's folder as its one argument.
+
+It reads a line of JSON from standard input for each piece and answers with lines of JSON: progress, and at
+last a result or an error. JSON, and not Python's own way to send things between processes, because nothing
+that was read is ever to be unpickled, and because such a process needs nothing of its parent's program.
+
+What it is told first is in the folder: `worker.json` and the tokenizer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from token_superposition.data.prepare.encode import Encoder, Progress
+from token_superposition.data.sources import Piece, Reading
+from token_superposition.data.tokenizers import load_tokenizer
+from token_superposition.errors import UserError
+from token_superposition.files import read_object, write_json
+
+_TOLD = "worker.json"
+
+
+def tell(encoder: Encoder) -> None:
+    """Leave in its folder what a process needs to encode as this encoder does."""
+    write_json(encoder.folder / _TOLD, {"reading": asdict(encoder.reading), "seed": encoder.seed})
+
+
+def told(folder: Path) -> Encoder:
+    """The encoder that was told about in a folder."""
+    values = read_object(folder / _TOLD, "start again")
+    return Encoder(folder, load_tokenizer(folder), Reading(**values["reading"]), values["seed"])
+
+
+def piece_from(values: dict[str, Any]) -> Piece:
+    """A piece that was sent as JSON."""
+    return Piece(**{**values, "files": tuple(values["files"])})
+
+
+def _say(**answer: Any) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Encode what comes in, until nothing more does or the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent ends its processes
+    with contextlib.suppress(BrokenPipeError):
+        _encode_what_comes_in()
+
+
+def _encode_what_comes_in() -> None:
+    encoder = told(Path(sys.argv[1]))
+    for line in sys.stdin:
+        order = json.loads(line)
+        number = order["number"]
+        piece = piece_from(order["piece"])
+
+        def report(progress: Progress, number: int = number) -> None:
+            _say(number=number, progress=asdict(progress))
+
+        try:
+            _say(number=number, result=encoder.encode(number, piece, report))
+        except UserError as error:
+            _say(number=number, wrong=str(error))
+        except OSError as error:
+            _say(number=number, refused=[error.errno, error.strerror, str(error.filename or "")])

@@ -1,0 +1,66 @@
+"""Data sets of the Hugging Face hub (extra `hub`), streamed: `hf:NAME`, `hf:NAME:SPLIT`, `hf:NAME:CONFIG:SPLIT`.
+
+NAME is a name on the hub or a local folder that `datasets` can load; the split is `train` where none is given.
+A data set comes in shards (its files), which are the pieces: several processes read different ones, and a
+restart does not fetch again what was finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from token_superposition.data.sources.document import Document, Piece, Reading, Skipped, no_column, text_of
+from token_superposition.errors import UserError
+
+PREFIX = "hf:"
+
+
+def num_shards(source: str) -> int:
+    """How many shards a data set has.
+
+    Raises:
+        UserError: where it cannot be had.
+    """
+    return int(_load(source).num_shards)
+
+
+def read_hub(piece: Piece, reading: Reading, skipped: Skipped) -> Iterator[Document]:
+    """The documents of some shards."""
+    whole = _load(piece.source)
+    number = 0
+    for shard in range(piece.start or 0, piece.stop or whole.num_shards):
+        part = whole.shard(num_shards=whole.num_shards, index=shard) if whole.num_shards > 1 else whole
+        where = f"{piece.source}, shard {shard}"
+        try:
+            for number, row in enumerate(part, start=1):
+                if reading.text_key not in row:
+                    raise no_column(piece.source, reading.text_key, row)
+                text = text_of(row[reading.text_key], f"{where}, row {number}", reading, skipped)
+                if text is not None:
+                    yield Document(text, f"{piece.source}:{shard}:{number}")
+        except UserError:
+            raise
+        except Exception as error:  # of a connection, of a file's format: its libraries raise dozens of kinds
+            message = f"{where}: cannot be read after row {number} ({_line(error)})"
+            reading.bad(skipped, "files_damaged", message)
+        skipped.bytes_done += 1
+
+
+def _load(source: str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"{source}: needs an extra: pip install 'token-superposition[hub]'") from None
+    name, *rest = source.removeprefix(PREFIX).split(":")
+    if not name or len(rest) > 2 or not all(rest):
+        raise UserError(f"{source}: write hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
+    config, split = rest if len(rest) == 2 else (None, *(rest or ["train"]))
+    try:
+        return datasets.load_dataset(name, config, split=split, streaming=True)
+    except Exception as error:  # no such name, no rights, no network, no split
+        raise UserError(f"{source}: cannot be loaded ({_line(error)})") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,222 @@
+"""Subword tokenizers: whatever Hugging Face `tokenizers` can say in a tokenizer.json, trained here or elsewhere.
+
+What defines one is that file's content and the end token. From the file is taken out what is not the
+tokenizer's own: truncation, padding, and the template that puts special tokens about a text, for here
+documents are ended by us and begun by nobody. It is saved in the same form, with the little beside it that
+transformers needs, so the folder of a data set can be named wherever a tokenizer folder can.
+
+Text that looks like a special token stays text. `encode_special_tokens` sees to it where a special token is
+looked for in the text. A vocabulary that holds "</s>" as one of its pieces finds it nonetheless; then the
+text is cut inside it.
+
+A long document is encoded in segments that end at a line's end: an encoding takes some hundred bytes a token
+in memory, and segments are what several threads can share.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from token_superposition.data.tokenizers.byte_level import byte_characters
+from token_superposition.data.tokenizers.interface import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, padded
+from token_superposition.errors import UserError, did_you_mean
+from token_superposition.files import write_json, write_text
+
+OURS = "token_superposition"  # the key of tokenizer_config.json that is for us
+_SEGMENT_CHARACTERS = 2**18
+_BATCH_CHARACTERS = 2**21
+_NOT_ITS_OWN = ("truncation", "padding", "post_processor")
+_BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_LINE_END = re.compile(r"\S\n(?=\S)")  # alone: a run of white space may be cut into tokens as a whole
+_SPACE = "\u2581"  # what SentencePiece writes a space as
+
+
+class SubwordTokenizer:
+    """A tokenizer of Hugging Face `tokenizers`.
+
+    Args:
+        name: what the user calls it.
+        definition: the content of its tokenizer.json.
+        end_token: the token that ends a document.
+
+    Raises:
+        UserError: where the definition is none, or has no such token.
+    """
+
+    def __init__(self, name: str, definition: dict[str, Any], end_token: str) -> None:
+        from tokenizers import AddedToken
+        from tokenizers import Tokenizer as Backend
+
+        self.name = name
+        self.end_token = end_token
+        self._definition = _own(definition, end_token)
+        try:
+            self._backend = Backend.from_str(json.dumps(self._definition))
+            vocabulary = self._backend.get_vocab(with_added_tokens=True)
+            if end_token in vocabulary and end_token not in _special(self._definition):
+                self._backend.add_special_tokens([AddedToken(end_token, special=True, normalized=False)])
+                self._definition = _own(json.loads(self._backend.to_str()), end_token)
+        except Exception as error:  # whatever its parser makes of what it does not know
+            raise UserError(f"tokenizer {name!r}: its {TOKENIZER_FILE} cannot be used ({error})") from None
+        if end_token not in vocabulary:
+            near = did_you_mean(end_token, _special(self._definition))
+            raise UserError(f"tokenizer {name!r} has no token {end_token!r}{near}; name another with --end-token")
+        self._backend.encode_special_tokens = True
+        self.num_ids: int = 1 + max(vocabulary.values())
+        self.vocab_size = padded(self.num_ids)
+        self.end_of_document_id: int = vocabulary[end_token]
+        self.encoded_dtype: np.dtype[Any] = np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
+        model = self._definition["model"]
+        unknown = vocabulary.get(model.get("unk_token"), model.get("unk_id"))
+        special = {token: vocabulary[token] for token in _special(self._definition)}
+        self._never_text = np.zeros(self.num_ids, dtype=bool)  # ids that no text may give
+        self._never_text[[place for place in special.values() if place != unknown]] = True
+        self._spelt = sorted((token for token in special if len(token) > 1), key=len, reverse=True)
+        self._vocabulary: dict[str, int] = vocabulary
+
+    @property
+    def is_costly(self) -> bool:
+        return True
+
+    @functools.cached_property
+    def is_exact(self) -> bool:
+        own = self._definition
+        splitters = own.get("pre_tokenizer") or {}
+        splitters = splitters.get("pretokenizers", [splitters])
+        keep = all(
+            each.get("type") in ("ByteLevel", "Split", "Digits")
+            and each.get("behavior") != "Removed"
+            and not each.get("add_prefix_space")
+            for each in splitters
+        )
+        strip = any(token.get(side) for token in own["added_tokens"] for side in ("lstrip", "rstrip"))
+        byte_level = any(each.get("type") == "ByteLevel" for each in splitters)
+        whole = set(byte_characters()) <= set(self._vocabulary)
+        return own.get("normalizer") is None and byte_level and keep and whole and not strip
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        content = json.dumps([self._definition, self.end_token], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def encode(self, text: str) -> NDArray[np.unsignedinteger[Any]]:
+        return self._encode([text])[0]
+
+    def encode_documents(self, texts: Sequence[bytes]) -> list[NDArray[np.unsignedinteger[Any]]]:
+        encoded: list[NDArray[np.unsignedinteger[Any]]] = []
+        batch: list[str] = []
+        size = 0
+        for text in texts:
+            batch.append(text.decode("utf-8"))
+            size += len(batch[-1])
+            if size >= _BATCH_CHARACTERS:
+                encoded += self._encode(batch)
+                batch, size = [], 0
+        return [*encoded, *self._encode(batch)]
+
+    def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
+        values = np.asarray(ids, dtype=np.int64)
+        if values.size and not 0 <= values.min() <= values.max() < self.vocab_size:
+            raise ValueError(f"an id is not in [0, {self.vocab_size}): {values.min()} to {values.max()}")
+        text: str = self._backend.decode(values[values < self.num_ids].tolist(), skip_special_tokens=True)
+        return text
+
+    def byte_lengths(self) -> NDArray[np.int64]:
+        return self._lengths
+
+    @functools.cached_property
+    def _lengths(self) -> NDArray[np.int64]:
+        added = {token["content"]: bool(token["special"]) for token in self._definition["added_tokens"]}
+        pipeline = json.dumps([self._definition.get("decoder"), self._definition.get("pre_tokenizer")])
+        byte_level = set(byte_characters()) if '"ByteLevel"' in pipeline else set()
+        lengths = np.zeros(self.vocab_size, dtype=np.int64)
+        for token, place in self._vocabulary.items():
+            if token in added:
+                lengths[place] = 0 if added[token] else len(token.encode("utf-8"))
+            elif byte_level.issuperset(token) and byte_level:
+                lengths[place] = len(token)
+            elif _BYTE_PIECE.fullmatch(token):
+                lengths[place] = 1
+            else:
+                lengths[place] = len(token.removeprefix("##").replace(_SPACE, " ").encode("utf-8"))
+        lengths.flags.writeable = False
+        return lengths
+
+    def save(self, folder: Path) -> None:
+        write_text(folder / TOKENIZER_FILE, json.dumps(self._definition, ensure_ascii=False) + "\n")
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": self.end_token,
+            "split_special_tokens": True,
+            "clean_up_tokenization_spaces": False,
+            "model_input_names": ["input_ids", "attention_mask"],
+            OURS: {"name": self.name, "fingerprint": self.fingerprint},
+        }
+        write_json(folder / TOKENIZER_CONFIG_FILE, config)
+
+    def backend(self) -> Any:
+        from tokenizers import Tokenizer as Backend
+
+        return Backend.from_str(json.dumps(self._definition))
+
+    def _encode(self, texts: list[str]) -> list[NDArray[np.unsignedinteger[Any]]]:
+        segments = [list(_segments(text)) for text in texts]
+        flat = [segment for parts in segments for segment in parts]
+        encoded = iter(self._backend.encode_batch_fast(flat, add_special_tokens=False))
+        whole = []
+        for text, parts in zip(texts, segments, strict=True):
+            ids = [np.array(next(encoded).ids, dtype=self.encoded_dtype) for _ in parts]
+            joined = ids[0] if len(ids) == 1 else np.concatenate(ids or [np.empty(0, dtype=self.encoded_dtype)])
+            if self._never_text[joined].any():
+                joined = self._encode_apart(text)
+            joined.flags.writeable = False
+            whole.append(joined)
+        return whole
+
+    def _encode_apart(self, text: str) -> NDArray[np.unsignedinteger[Any]]:
+        """Encode a text in which the vocabulary finds a special token: cut after its first character."""
+        pattern = "|".join(f"(?<={re.escape(token[0])})(?={re.escape(token[1:])})" for token in self._spelt)
+        parts = re.split(pattern, text) if pattern else [text]
+        ids = [
+            np.array(part.ids, dtype=self.encoded_dtype)
+            for part in self._backend.encode_batch_fast(parts, add_special_tokens=False)
+        ]
+        joined = np.concatenate(ids)
+        return joined[~self._never_text[joined]]  # a special token of one character has no inside: it is dropped
+
+
+def _own(definition: dict[str, Any], end_token: str) -> dict[str, Any]:
+    """The definition without what is not the tokenizer's own, its end token special."""
+    own = {**definition, **dict.fromkeys(_NOT_ITS_OWN)}
+    added = definition.get("added_tokens")
+    if not isinstance(added, list) or not all(isinstance(token, dict) and "content" in token for token in added):
+        added = []
+    own["added_tokens"] = [
+        {**token, "special": bool(token.get("special")) or token["content"] == end_token} for token in added
+    ]
+    return own
+
+
+def _special(definition: dict[str, Any]) -> list[str]:
+    return [token["content"] for token in definition["added_tokens"] if token["special"]]
+
+
+def _segments(text: str) -> Iterator[str]:
+    """A text in parts that end where a line does; one without line ends in parts of a fixed length."""
+    start = 0
+    while len(text) - start > 2 * _SEGMENT_CHARACTERS:
+        end = _LINE_END.search(text, start + _SEGMENT_CHARACTERS, start + 2 * _SEGMENT_CHARACTERS)
+        stop = end.end() if end else start + 2 * _SEGMENT_CHARACTERS
+        yield text[start:stop]
+        start = stop
+    if start < len(text):
+        yield text[start:] if start else text
