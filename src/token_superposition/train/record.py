@@ -127,7 +127,7 @@ class Recorder:
         self.skipped += 1
         stage = self.schedule.stages[done.span.stage]
         rows = np.arange(done.span.first_row, done.span.first_row + done.span.num_rows)
-        starts = self.trainer.stream.locate(done.span.stage, rows).tolist()
+        starts = [place.start for place in self.trainer.stream.locate(done.span.stage, rows)]
         length = self.trainer.stream.row_length(stage)
         loss, grad_norm = (str(value.item()) for value in done.result[:2])
         self.emit(
@@ -252,7 +252,6 @@ class Recorder:
             "switch_step": self.schedule.switch_step,
             "seed": trainer.config.train.seed,
             "unique_raw_tokens": coverage.unique_raw_tokens,
-            "skipped_tokens": coverage.skipped_tokens,
             "epochs": coverage.epochs,
             "skipped_steps": self.skipped,
             "parameters": trainer.num_parameters,

@@ -126,7 +126,7 @@ def what_is_odd(config: RunConfig, stream: TokenStream) -> list[str]:
     if coverage.epochs > 1:
         said.append(
             f"the run reads {coverage.raw_tokens:,} raw tokens, {coverage.epochs:.2f} epochs of the "
-            f"{stream.corpus.num_tokens:,} in {config.data.path}: text repeats; more text, a smaller "
+            f"{coverage.corpus_tokens:,} in {config.data.path}: text repeats; more text, a smaller "
             "bag_size or ratio, or mode output_only would avoid that"
         )
     if schedule.switch_step == 0 and (config.superposition.bag_size > 1 or config.superposition.stages):
