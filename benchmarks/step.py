@@ -58,8 +58,8 @@ def bare_loop(trainer: Trainer) -> Callable[[Tensor, Tensor], None]:
     model = build_model(
         config.model.architecture,
         config.model.config,
-        vocab_size=trainer.dataset.tokenizer.vocab_size,
-        end_of_document_id=trainer.dataset.tokenizer.end_of_document_id,
+        vocab_size=trainer.corpora.tokenizer.vocab_size,
+        end_of_document_id=trainer.corpora.tokenizer.end_of_document_id,
         seed=0,
     )
     model.train()

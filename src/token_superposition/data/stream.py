@@ -100,6 +100,10 @@ class Coverage:
         """Passes over the corpus, as a fraction."""
         return self.raw_tokens / self.corpus_tokens
 
+    def counters(self) -> dict[str, float]:
+        """What is logged of it."""
+        return {"raw_tokens": self.raw_tokens, "unique_raw_tokens": self.unique_raw_tokens, "epochs": self.epochs}
+
 
 class RowPlace(NamedTuple):
     """Where a row lies: its source, and the token there that it starts with."""

@@ -12,15 +12,14 @@ from typing import Any
 
 import yaml
 
-from token_superposition.data.shards import TokenDataset
-from token_superposition.data.stream import TokenStream
 from token_superposition.model.build import check_length, model_cost, sketch_model
 from token_superposition.model.device import DTYPES
 from token_superposition.model.memory import abstract, estimate_memory
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig
+from token_superposition.train.corpora import Corpora, Validators
 from token_superposition.train.optimizer import states_kept
-from token_superposition.train.preflight import check_data, make_validators
+from token_superposition.train.preflight import check_data
 from token_superposition.train.resume import check_unchanged, settle_config, what_is_odd
 
 _BAGS_SHOWN = 12
@@ -31,8 +30,9 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
 
     Returns:
         `config` (resolved), `parameters`, `stages`, `switch_step`, `flops_per_position`, `flops`, `positions`,
-        `raw_tokens`, `unique_raw_tokens`, `epochs`, `memory` (bytes; see `MemoryEstimate`), `first_batch` (its
-        shapes, and the first bags of its first row as pairs of input and target text) and `warnings`.
+        `raw_tokens`, `unique_raw_tokens`, `epochs`, `sources` (these three of each source of a mixture), `memory`
+        (bytes; see `MemoryEstimate`), `first_batch` (its shapes, and the first bags of its first row as pairs of input
+        and target text) and `warnings`.
 
     Raises:
         UserError: for what the run itself would be refused for.
@@ -43,23 +43,17 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
     config = settle_config(config, folder)
     check_data(config)
     train, schedule = config.train, config.schedule()
-    dataset = TokenDataset.open(config.data.path, "train")
-    make_validators(config, dataset)
-    stream = TokenStream(
-        dataset,
-        schedule,
-        sequence_length=train.sequence_length,
-        rows_per_step=train.batch_size,
-        seed=train.seed,
-    )
-    batch, coverage = stream.batch(0), stream.coverage()
+    corpora = Corpora.open(config.data)
+    Validators(config, corpora)
+    stream = corpora.stream(config, schedule)
+    batch, coverage, sources = stream.batch(0), stream.coverage(), stream.coverages()
     rows = train.micro_batch_size or train.batch_size
     with abstract():
         model = sketch_model(
             config.model.architecture,
             config.model.config,
-            vocab_size=dataset.tokenizer.vocab_size,
-            end_of_document_id=dataset.tokenizer.end_of_document_id,
+            vocab_size=corpora.tokenizer.vocab_size,
+            end_of_document_id=corpora.tokenizer.end_of_document_id,
         )
         check_length(model, train.sequence_length)
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -71,7 +65,7 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
             dtype=DTYPES[train.dtype],
             optimizer_states=states_kept(model, train),
         )
-    decode = dataset.tokenizer.decode
+    decode = corpora.tokenizer.decode
     positions = schedule.positions(train.positions_per_step)
     return {
         "config": config.model_dump(mode="json"),
@@ -84,8 +78,9 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
         "positions": positions,
         "raw_tokens": coverage.raw_tokens,
         "unique_raw_tokens": coverage.unique_raw_tokens,
-        "train_tokens": dataset.num_tokens,
+        "train_tokens": corpora.num_tokens,
         "epochs": coverage.epochs,
+        "sources": {name: each.counters() for name, each in sources.items()} if len(sources) > 1 else {},
         "memory": {**asdict(memory), "total": memory.total},
         "first_batch": {
             "ids_shape": list(batch.ids.shape),
@@ -118,6 +113,10 @@ def describe(result: dict[str, Any]) -> str:
             f"positions     {result['positions']:,}",
             f"raw tokens    {result['raw_tokens']:,}, {result['unique_raw_tokens']:,} of them different: "
             f"{result['epochs']:.2f} epochs of {result['train_tokens']:,}",
+            *(
+                f"              {name}: {each['raw_tokens']:,}, {each['epochs']:.2f} epochs"
+                for name, each in result["sources"].items()
+            ),
             f"FLOPs         {result['flops']:.3g} ({result['flops_per_position']:,} a position)",
             f"memory        about {_size(memory['total'])}"
             f"{' without activations' if memory['activations'] is None else ''}: {parts}",

@@ -66,9 +66,9 @@ def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, An
         fixed_now = {
             "id": run_id,
             "stages": schedule.as_dicts(),
-            "data_fingerprint": trainer.dataset.fingerprint,
+            "data_fingerprint": trainer.corpora.fingerprint,
         }
-        trainer.dataset.tokenizer.save(folder.path)
+        trainer.corpora.tokenizer.save(folder.path)
         folder.write_config(config.model_dump(mode="json"), fixed_now)
         folder.clear_diverged()
         state = trainer.load(checkpoint) if checkpoint else {"step": 0, "wall_seconds": 0.0, "skipped_steps": 0}

@@ -23,8 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from token_superposition.data.shards import TokenDataset
-from token_superposition.data.stream import Batch, TokenStream
+from token_superposition.data.stream import Batch
 from token_superposition.errors import UserError
 from token_superposition.model.build import build_model, check_length, model_cost
 from token_superposition.model.device import DTYPES, resolve_device
@@ -36,9 +35,9 @@ from token_superposition.objective.slot_weights import slot_weights
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.checkpoint import load_checkpoint
 from token_superposition.train.config import RunConfig
+from token_superposition.train.corpora import Corpora, Validators
 from token_superposition.train.device import make_deterministic
 from token_superposition.train.optimizer import build_learning_rate, build_optimizers
-from token_superposition.train.preflight import make_validators
 
 
 class StepResult(NamedTuple):
@@ -80,20 +79,14 @@ class Trainer:
         if isinstance(train.num_threads, int):
             torch.set_num_threads(train.num_threads)
         make_deterministic(train.deterministic)
-        self.dataset = TokenDataset.open(config.data.path, "train")
-        self.stream = TokenStream(
-            self.dataset,
-            schedule,
-            sequence_length=train.sequence_length,
-            rows_per_step=train.batch_size,
-            seed=train.seed,
-        )
-        self.validator, self.further_validators = make_validators(config, self.dataset)
+        self.corpora = Corpora.open(config.data)
+        self.stream = self.corpora.stream(config, schedule)
+        self.validators = Validators(config, self.corpora)
         model = build_model(
             config.model.architecture,
             config.model.config,
-            vocab_size=self.dataset.tokenizer.vocab_size,
-            end_of_document_id=self.dataset.tokenizer.end_of_document_id,
+            vocab_size=self.corpora.tokenizer.vocab_size,
+            end_of_document_id=self.corpora.tokenizer.end_of_document_id,
             seed=train.seed,
             scale_residual_init=config.model.scale_residual_init,
             bytes_a_parameter=WEIGHT_BYTES if self.device.type == "cuda" else TRAINED_BYTES,
@@ -150,19 +143,19 @@ class Trainer:
         return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
 
     def validate(self, max_tokens: int) -> tuple[ValidationResult, dict[str, ValidationResult]]:
-        """Next-token loss on the first tokens of the validation set, whatever the phase, and of the further ones."""
-        first, *others = (
-            validator.run(self.model.model, max_tokens, self.device, self.dtype)
-            for validator in (self.validator, *self.further_validators.values())
-        )
-        return first, dict(zip(self.further_validators, others, strict=True))
+        """Next-token loss on the first tokens of the validation set, whatever the phase, and of others by name."""
+        return self.validators.run(self.model.model, max_tokens, self.device, self.dtype)
 
-    def counters(self, steps_done: int) -> dict[str, int]:
-        """Positions, raw tokens and FLOPs of the first `steps_done` steps."""
+    def counters(self, steps_done: int) -> dict[str, Any]:
+        """Positions, tokens and FLOPs of the first `steps_done` steps; of a mixture, each source's tokens too."""
         positions = self.schedule.positions(self.config.train.positions_per_step, steps_done)
+        coverage, sources = self.stream.coverage(steps_done), self.stream.coverages(steps_done)
         return {
             "positions": positions,
-            "raw_tokens": self.schedule.raw_tokens(self.config.train.positions_per_step, steps_done),
+            "raw_tokens": coverage.raw_tokens,
+            "unique_raw_tokens": coverage.unique_raw_tokens,
+            "epochs": coverage.epochs,
+            **({"sources": {name: each.counters() for name, each in sources.items()}} if len(sources) > 1 else {}),
             "flops": positions * self.flops_per_position,
         }
 
