@@ -94,6 +94,7 @@ class RunSampler:
             rows_per_step=batch_size * batches_per_step,
             seed=seed,
         )
+        self.rows: Any = self.stream.rows[0]  # row numbers, of rows of row numbers
 
     def set_epoch(self, epoch: int) -> None:
         """Go on with that epoch's steps."""
@@ -108,7 +109,7 @@ class RunSampler:
             index = self.schedule.index_at(step)
             rows_per_step = self.stream.rows_per_step
             first = (step - self.schedule.starts[index]) * rows_per_step
-            rows = self.stream.rows[0].raw_rows(index, np.arange(first, first + rows_per_step))
+            rows = self.rows.raw_rows(index, np.arange(first, first + rows_per_step))
             keys = [self._key(self.schedule.stages[index], row) for row in rows.tolist()]
             yield from (keys[n : n + self.batch_size] for n in range(0, len(keys), self.batch_size))
 

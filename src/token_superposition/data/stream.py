@@ -5,7 +5,7 @@ token where the one before stopped, and the next epoch at the row where the last
 order a stage reads its rows, `windows` where they lie in the corpus.
 
 The rows of a run are numbered through all its steps. In a mixture each number belongs to one source (`mixture`), and
-each source has its own order and its own epochs.
+each source has its own order and its own epochs. Where documents are to be kept apart, rows come from `documents`.
 
 Where a batch lies is a pure function of its step: the whole state of the stream is a stage and a row number, both
 derived from the step, and the order depends on neither ranks nor workers (rank k of n takes rows k, k + n, ...), so
@@ -19,13 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from token_superposition.data.documents import DocumentRows
 from token_superposition.data.mixture import Interleaving
 from token_superposition.data.windows import Tokens, WindowRows
 from token_superposition.errors import UserError
@@ -67,6 +68,8 @@ class Batch:
         ids: inputs, int64, (B, L, s); s = 1 where inputs are plain tokens.
         targets: (B, L, k), aligned with the inputs.
         span: its place in the stream, over all ranks.
+        position_ids: (B, L), restarting with each document; None where documents are not kept apart. Where they are,
+            -100 in `ids` is padding.
     """
 
     step: int
@@ -74,6 +77,7 @@ class Batch:
     ids: Tensor
     targets: Tensor
     span: Span
+    position_ids: Tensor | None = None
 
     @property
     def bag_size(self) -> int:
@@ -89,11 +93,13 @@ class Coverage:
         raw_tokens: read as inputs, repetitions included.
         unique_raw_tokens: read at least once.
         corpus_tokens: that there are.
+        padding_tokens: slots of bags left free at the ends of documents.
     """
 
     raw_tokens: int
     unique_raw_tokens: int
     corpus_tokens: int
+    padding_tokens: int = 0
 
     @property
     def epochs(self) -> float:
@@ -102,7 +108,8 @@ class Coverage:
 
     def counters(self) -> dict[str, float]:
         """What is logged of it."""
-        return {"raw_tokens": self.raw_tokens, "unique_raw_tokens": self.unique_raw_tokens, "epochs": self.epochs}
+        keys = ("raw_tokens", "unique_raw_tokens", "epochs", "padding_tokens")
+        return {key: getattr(self, key) for key in keys}
 
 
 class RowPlace(NamedTuple):
@@ -123,6 +130,7 @@ class TokenStream:
         seed: of the windows' order.
         rank, world_size: which rows this process takes.
         block_windows: windows that rows are shuffled over.
+        end_of_document_id: keep documents, which end with it, apart; see `documents`.
 
     Raises:
         UserError: where a corpus is shorter than one row.
@@ -140,6 +148,7 @@ class TokenStream:
         rank: int = 0,
         world_size: int = 1,
         block_windows: int = _BLOCK_WINDOWS,
+        end_of_document_id: int | None = None,
     ) -> None:
         if rows_per_step % world_size:
             raise ValueError(f"{rows_per_step} rows a step do not divide over {world_size} ranks")
@@ -150,10 +159,10 @@ class TokenStream:
         self.rank = rank
         self.world_size = world_size
         self.interleaving = Interleaving([source.weight for source in self.sources])
-        for source in self.sources:
-            self._check_length(source)
-        self.rows = [
-            WindowRows(
+        make: Any = WindowRows if end_of_document_id is None else DocumentRows
+        more = {} if end_of_document_id is None else {"end_of_document_id": end_of_document_id}
+        self.rows: list[WindowRows | DocumentRows] = [
+            make(
                 source.corpus,
                 schedule.stages,
                 [self._rows_of_stage(number, index) for index in range(len(schedule.stages))],
@@ -162,12 +171,14 @@ class TokenStream:
                 # Rows of a step come from different windows.
                 block_windows=max(block_windows, rows_per_step),
                 seed=seed,
+                **more,
             )
             for number, source in enumerate(self.sources)
         ]
+        self._check_lengths()
 
     def row_length(self, stage: Stage) -> int:
-        """Tokens of a row of a stage, its look-ahead included."""
+        """Tokens of a row of a stage, its look-ahead included; at most, where documents are kept apart."""
         return stage.input_bag_size * self.sequence_length + stage.bag_size
 
     def locate(self, stage_index: int, rows: NDArray[np.int64]) -> list[RowPlace]:
@@ -190,9 +201,14 @@ class TokenStream:
         rows = np.arange(first_row + self.rank, first_row + self.rows_per_step, self.world_size)
         ids = torch.empty(len(rows), length, stage.input_bag_size, dtype=torch.int64)
         targets = torch.empty(len(rows), length, stage.num_targets, dtype=torch.int64)
+        positions = torch.empty(len(rows), length, dtype=torch.int64)
+        restart = None
         for number, here, inner in self._by_source(index, rows):
-            ids[here], targets[here], _ = self.rows[number].read(index, inner)
-        return Batch(step, stage, ids, targets, Span(index, first_row, self.rows_per_step))
+            ids[here], targets[here], restart = self.rows[number].read(index, inner)
+            if restart is not None:
+                positions[here] = restart
+        span = Span(index, first_row, self.rows_per_step)
+        return Batch(step, stage, ids, targets, span, None if restart is None else positions)
 
     def batches(self, first_step: int = 0) -> Iterator[Batch]:
         """Every batch from `first_step` to the run's end."""
@@ -206,6 +222,7 @@ class TokenStream:
             sum(part.raw_tokens for part in parts),
             sum(part.unique_raw_tokens for part in parts),
             sum(part.corpus_tokens for part in parts),
+            sum(part.padding_tokens for part in parts),
         )
 
     def coverages(self, step: int | None = None) -> dict[str, Coverage]:
@@ -213,14 +230,15 @@ class TokenStream:
         end = self.schedule.total_steps if step is None else step
         found = {}
         for number, source in enumerate(self.sources):
-            raw_tokens = 0
+            raw_tokens, slots = 0, 0
             for index, (start, stage) in enumerate(zip(self.schedule.starts, self.schedule.stages, strict=True)):
                 first, last = (min(max(at, start), start + stage.steps) * self.rows_per_step for at in (start, end))
                 rows = self.interleaving.count(number, last) - self.interleaving.count(number, first)
                 raw_tokens += self.rows[number].tokens_read(index, int(rows))
+                slots += int(rows) * stage.input_bag_size * self.sequence_length
             # An epoch ends before the next one begins, so nothing is read twice before all was read once.
             there = source.corpus.num_tokens
-            found[source.name] = Coverage(raw_tokens, min(raw_tokens, there), there)
+            found[source.name] = Coverage(raw_tokens, min(raw_tokens, there), there, slots - raw_tokens)
         return found
 
     def _by_source(
@@ -242,12 +260,19 @@ class TokenStream:
         first, last = (self.interleaving.count(source, row) for row in ends)
         return int(last - first)
 
-    def _check_length(self, source: Source) -> None:
-        bag_size = max(stage.input_bag_size for stage in self.schedule.stages)
-        needed, there = bag_size * self.sequence_length, source.corpus.num_tokens
-        if there < needed:
-            raise UserError(
-                f"the training data{f' of source {source.name!r}' if source.name else ''} has {there:,} tokens, but "
-                f"one row of this run takes {needed:,} (train.sequence_length {self.sequence_length} times the bag "
-                f"size {bag_size}): prepare more text, or lower train.sequence_length or the bag size"
-            )
+    def _check_lengths(self) -> None:
+        for source, rows in zip(self.sources, self.rows, strict=True):
+            for stage, order in zip(self.schedule.stages, rows.orders, strict=True):
+                if order.epoch >= order.stride:
+                    continue
+                size = stage.input_bag_size
+                there = f"{source.corpus.num_tokens:,} tokens"
+                needed = f"{order.stride:,}"
+                if isinstance(rows, DocumentRows):
+                    there += f", {order.epoch:,} bags of {size} in documents of their own"
+                    needed = f"{order.stride:,} bags"
+                raise UserError(
+                    f"the training data{f' of source {source.name!r}' if source.name else ''} has {there}, but one row "
+                    f"of this run takes {needed} (train.sequence_length {self.sequence_length}, bag size {size}): "
+                    "prepare more text, or lower train.sequence_length or the bag size"
+                )

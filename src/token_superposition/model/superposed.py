@@ -16,6 +16,7 @@ used outside a forward is an error.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -73,13 +74,20 @@ class SuperposedLM(nn.Module):
             raise TypeError(f"{name} is not a Hugging Face causal language model")
         self.model = model
         self.z_loss = z_loss
+        self.documents_apart = False
         if verify:
             known = refusal(model.config)
             if known is not None:
                 raise TypeError(known)
             self._verify()
 
-    def forward(self, ids: Tensor, targets: Tensor, slot_weights: Tensor | None = None) -> SuperposedOutput:
+    def forward(
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        slot_weights: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> SuperposedOutput:
         """The loss of one batch.
 
         Args:
@@ -87,6 +95,8 @@ class SuperposedLM(nn.Module):
             targets: (B, L) next tokens or (B, L, k) next bags, aligned with the inputs (already shifted);
                 -100 is ignored.
             slot_weights: (k,), or None for uniform.
+            position_ids: (B, L), restarting at 0 with each document, for rows that keep documents apart; a negative id
+                is then a bag's slot without a token. Attention stays within documents if `documents_apart` is set.
 
         Returns:
             The loss and the weight it stands for.
@@ -103,20 +113,57 @@ class SuperposedLM(nn.Module):
             weight_sums.append(weight_sum)
             return loss
 
-        inputs = self.embed(ids)
+        inputs = self.embed(ids, padded=position_ids is not None)
+        if position_ids is not None:
+            inputs |= self._document_inputs(position_ids)
         with loss_replaced(self.model, loss_function):
             output = self.model(**inputs, labels=targets, use_cache=False)
         if not weight_sums:
             raise TypeError(f"{type(self.model).__name__} computes its loss without its loss_function")
         return SuperposedOutput(output.loss, weight_sums[0], _expert_loads(self.model.config, output))
 
-    def embed(self, ids: Tensor) -> dict[str, Tensor]:
-        """The model's input arguments for tokens (B, L), tokens (B, L, 1) or bags (B, L, s)."""
+    def embed(self, ids: Tensor, *, padded: bool = False) -> dict[str, Tensor]:
+        """The model's input arguments for tokens (B, L), tokens (B, L, 1) or bags (B, L, s), maybe `padded`."""
         if ids.dim() == 2:
             return {"input_ids": ids}
         if ids.shape[-1] == 1:
             return {"input_ids": ids.squeeze(-1)}
-        return {"inputs_embeds": mean_embedding(self.model.get_input_embeddings(), ids)}  # type: ignore[operator]
+        embedding = self.model.get_input_embeddings()  # type: ignore[operator]
+        return {"inputs_embeds": mean_embedding(embedding, ids, padded=padded)}
+
+    def _document_inputs(self, position_ids: Tensor) -> dict[str, Tensor]:
+        """Positions, where the model takes any. Without a mask beside them, transformers keeps documents apart."""
+        if "position_ids" not in inspect.signature(self.model.forward).parameters:
+            return {}
+        mask = {} if self.documents_apart else {"attention_mask": torch.ones_like(position_ids)}
+        return {"position_ids": position_ids, **mask}
+
+    @torch.no_grad()
+    def keep_documents_apart(self) -> None:
+        """From here on, attention in rows with `position_ids` stays within documents.
+
+        Raises:
+            TypeError: where this model's attention does not: it has a backend that takes no notice of positions that
+                restart, layers that carry a state along the row, or no positions at all.
+        """
+        self.documents_apart = True
+        weight = self.model.get_input_embeddings().weight  # type: ignore[operator]
+        position_ids = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 0, 1]], device=weight.device)
+        first_BL = (torch.arange(8, device=weight.device) == position_ids).cummin(dim=1).values  # the first document
+        ids_BL = torch.linspace(weight.shape[0] - 1, 0, 16, device=weight.device).long().view(2, 8)
+        other_BL = torch.where(first_BL & (position_ids < 2), ids_BL.flip(0), ids_BL)
+        with evaluating(self.model):
+            logits, others = (
+                self.model(input_ids=ids, **self._document_inputs(position_ids), use_cache=False).logits.float()
+                for ids in (ids_BL, other_BL)
+            )
+        moved_BL = (logits - others).abs().amax(dim=-1) > 1e-5 * logits.abs().max()
+        config: Any = self.model.config
+        name = f"{type(self.model).__name__} with {config._attn_implementation} attention"
+        if moved_BL[~first_BL].any():
+            raise TypeError(f"{name} lets a document see the one before it in its row")
+        if not moved_BL[first_BL & (position_ids >= 2)].any():
+            raise TypeError(f"{name} has no weights yet that would tell whether documents see each other")
 
     @torch.no_grad()
     def _verify(self) -> None:
@@ -166,21 +213,26 @@ class SuperposedLM(nn.Module):
             )
 
 
-def mean_embedding(module: nn.Module, ids_BLs: Tensor) -> Tensor:
-    """The mean of an embedding module's own outputs over each bag, (B, L, d)."""
+def mean_embedding(module: nn.Module, ids_BLs: Tensor, *, padded: bool = False) -> Tensor:
+    """The mean of an embedding module's own outputs over each bag, (B, L, d); see `bag_embedding` for `padded`."""
     scale = embedding_scale(module)
     if scale is not None:
         known: Any = module
-        mean_BLd = bag_embedding(ids_BLs, known.weight, padding_idx=known.padding_idx)
+        mean_BLd = bag_embedding(ids_BLs, known.weight, padding_idx=known.padding_idx, padded=padded)
         return mean_BLd if isinstance(scale, float) and scale == 1.0 else mean_BLd * scale
     # A module we do not know is asked for one slot at a time: slower, and right whatever it does.
-    total_BLd = module(ids_BLs[..., 0])
+    real_BLs = ids_BLs >= 0
+    if padded:
+        ids_BLs = ids_BLs.clamp(min=0)
+    total_BLd = module(ids_BLs[..., 0])  # a bag's first slot is never free
     dtype = total_BLd.dtype
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     total_BLd = total_BLd.to(wide)
     for slot in range(1, ids_BLs.shape[-1]):
-        total_BLd = total_BLd + module(ids_BLs[..., slot]).to(wide)
-    return (total_BLd / ids_BLs.shape[-1]).to(dtype)
+        more_BLd = module(ids_BLs[..., slot]).to(wide)
+        total_BLd = total_BLd + (more_BLd * real_BLs[..., slot, None] if padded else more_BLd)
+    count = real_BLs.sum(dim=-1, keepdim=True) if padded else ids_BLs.shape[-1]
+    return (total_BLd / count).to(dtype)
 
 
 def loss_and_weight(

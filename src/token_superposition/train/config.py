@@ -115,6 +115,12 @@ class DataConfig(_Section):
     path: Annotated[str, AfterValidator(_path)] | None = Field(
         None, description="the folder that `tst prepare` wrote", validate_default=True
     )
+    bag_boundary: Literal["stream", "document"] = Field(
+        "stream", description="document: no bag and no target crosses the end of a document; short bags are padded"
+    )
+    attention_boundary: Literal["row", "document"] = Field(
+        "row", description="document: positions see their own document only; needs bag_boundary document"
+    )
     verify: bool = Field(True, description="read all of it when a run starts and compare its checksums")
     validation_sets: dict[str, str] = Field(
         default_factory=dict, description="further validation sets: a name, and the prepared folder whose split it is"
@@ -142,7 +148,11 @@ class DataConfig(_Section):
         return path
 
     @model_validator(mode="after")
-    def _names_differ(self) -> DataConfig:
+    def _fits(self) -> DataConfig:
+        if self.attention_boundary == "document" and self.bag_boundary != "document":
+            raise ValueError(
+                "attention_boundary: document needs bag_boundary: document, or bags would see two documents at once"
+            )
         twice = sorted(self.sources.keys() & self.validation_sets.keys())
         if twice:
             raise ValueError(f"validation_sets.{twice[0]}: a source has this name, and is validated anyway")

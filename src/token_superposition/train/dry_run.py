@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from token_superposition.model.build import check_length, model_cost, sketch_model
 from token_superposition.model.device import DTYPES
@@ -30,7 +31,7 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
 
     Returns:
         `config` (resolved), `parameters`, `stages`, `switch_step`, `flops_per_position`, `flops`, `positions`,
-        `raw_tokens`, `unique_raw_tokens`, `epochs`, `sources` (these three of each source of a mixture), `memory`
+        `raw_tokens`, `unique_raw_tokens`, `epochs`, `padding_tokens`, `sources` (these of each source), `memory`
         (bytes; see `MemoryEstimate`), `first_batch` (its shapes, and the first bags of its first row as pairs of input
         and target text) and `warnings`.
 
@@ -65,7 +66,10 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
             dtype=DTYPES[train.dtype],
             optimizer_states=states_kept(model, train),
         )
-    decode = corpora.tokenizer.decode
+
+    def decode(ids: Tensor) -> str:
+        return corpora.tokenizer.decode(ids[ids >= 0].tolist())
+
     positions = schedule.positions(train.positions_per_step)
     return {
         "config": config.model_dump(mode="json"),
@@ -76,17 +80,15 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
         "flops_per_position": flops_per_position,
         "flops": positions * flops_per_position,
         "positions": positions,
-        "raw_tokens": coverage.raw_tokens,
-        "unique_raw_tokens": coverage.unique_raw_tokens,
+        **coverage.counters(),
         "train_tokens": corpora.num_tokens,
-        "epochs": coverage.epochs,
         "sources": {name: each.counters() for name, each in sources.items()} if len(sources) > 1 else {},
         "memory": {**asdict(memory), "total": memory.total},
         "first_batch": {
             "ids_shape": list(batch.ids.shape),
             "targets_shape": list(batch.targets.shape),
             "bags": [
-                [decode(ids.tolist()), decode(targets.tolist())]
+                [decode(ids), decode(targets)]
                 for ids, targets in zip(batch.ids[0, :_BAGS_SHOWN], batch.targets[0, :_BAGS_SHOWN], strict=True)
             ],
         },
@@ -112,7 +114,8 @@ def describe(result: dict[str, Any]) -> str:
             f"stages        {stages}",
             f"positions     {result['positions']:,}",
             f"raw tokens    {result['raw_tokens']:,}, {result['unique_raw_tokens']:,} of them different: "
-            f"{result['epochs']:.2f} epochs of {result['train_tokens']:,}",
+            f"{result['epochs']:.2f} epochs of {result['train_tokens']:,}"
+            + (f"; {result['padding_tokens']:,} slots are padding" if result["padding_tokens"] else ""),
             *(
                 f"              {name}: {each['raw_tokens']:,}, {each['epochs']:.2f} epochs"
                 for name, each in result["sources"].items()

@@ -98,6 +98,14 @@ class Trainer:
             self.model = SuperposedLM(model.to(self.device), z_loss=train.z_loss)
         except TypeError as error:
             raise UserError(f"model.architecture: {error}") from error
+        if config.data.attention_boundary == "document":
+            try:
+                self.model.keep_documents_apart()
+            except TypeError as error:
+                raise UserError(
+                    f"data.attention_boundary: document: {error}; leave it out (data.bag_boundary: document keeps bags "
+                    "and targets within documents all the same), or take another model.architecture"
+                ) from error
         self.model.train()
         self.optimizers = build_optimizers(model, train, self.device)
         self.learning_rate = build_learning_rate(train)
@@ -111,7 +119,9 @@ class Trainer:
         """The run's batches from a step on, pinned for CUDA."""
         for batch in self.stream.batches(first_step):
             if self.pinned:
-                yield replace(batch, ids=batch.ids.pin_memory(), targets=batch.targets.pin_memory())
+                names = ("ids", "targets", "position_ids")
+                parts = {name: part for name in names if (part := getattr(batch, name)) is not None}
+                yield replace(batch, **{name: part.pin_memory() for name, part in parts.items()})
             else:
                 yield batch
 
@@ -123,10 +133,11 @@ class Trainer:
             weights = weights.to(self.device)
         rows = self.config.train.micro_batch_size or len(batch.ids)
         loss, loads = torch.zeros((), device=self.device), []
-        for ids, targets in zip(batch.ids.split(rows), batch.targets.split(rows), strict=True):
-            ids, targets = (part.to(self.device, non_blocking=self.pinned) for part in (ids, targets))
+        parts = [batch.ids, batch.targets, *([] if batch.position_ids is None else [batch.position_ids])]
+        for micro in zip(*(part.split(rows) for part in parts), strict=True):
+            ids, targets, *positions = (part.to(self.device, non_blocking=self.pinned) for part in micro)
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-                output = self.model(ids, targets, weights)
+                output = self.model(ids, targets, weights, *positions)
             part = output.loss * (output.weight_sum / weight_sum.clamp(min=1e-30))
             part.backward()
             loss += part.detach()
@@ -152,9 +163,7 @@ class Trainer:
         coverage, sources = self.stream.coverage(steps_done), self.stream.coverages(steps_done)
         return {
             "positions": positions,
-            "raw_tokens": coverage.raw_tokens,
-            "unique_raw_tokens": coverage.unique_raw_tokens,
-            "epochs": coverage.epochs,
+            **coverage.counters(),
             **({"sources": {name: each.counters() for name, each in sources.items()}} if len(sources) > 1 else {}),
             "flops": positions * self.flops_per_position,
         }
