@@ -158,6 +158,13 @@ def test_neighbouring_rows_come_from_different_windows() -> None:
     assert len(set(windows.tolist())) == len(windows)
 
 
+def test_they_do_so_in_a_step_of_more_rows_than_a_block_has_windows() -> None:
+    stream = make([Stage(2, 2), Stage(1, 4)], num_tokens=10_000, block_windows=2, rows_per_step=8)
+    for batch in stream.batches():
+        windows = batch.ids[:, 0, 0] // stream.rows[0].window
+        assert len(set(windows.tolist())) == 8
+
+
 def test_latent_shapes_are_equal_in_both_phases() -> None:
     stream = make([Stage(4, 1), Stage(1, 1)])
     superposed, plain = stream.batches()

@@ -2,8 +2,8 @@
 
 A bag row of bag size s is a group of s consecutive rows: s times L token ids, folded into L bags. What its last
 bag predicts lies in the row after the group; where there is none, the last bag is ignored. Groups are shuffled,
-rows inside a group never, so neighbours in a bag are neighbours in the text (but for a group across the data set's
-end, which goes on at its beginning).
+rows inside a group never, so neighbours in a bag are neighbours in the text. (But for a group across the data set's
+end, which goes on at its beginning, and where a stage's bag size does not divide what the one before left.)
 
 For a map-style data set the groups are dealt out by `TokenStream`, whose "tokens" here are row numbers: each row is
 read once a pass over the data, whatever the mix of bag sizes, and where a step's rows lie is a pure function

@@ -50,8 +50,7 @@ class RowOrder:
 
     def end(self) -> int:
         """The unit after the last row's; of a stage that ends."""
-        assert self.num_rows is not None
-        return self.origin + self.num_rows * self.stride
+        return self.origin + (self.num_rows or 0) * self.stride
 
     def block_start(self, row: int) -> int:
         """The first row of the block that a row is in: those before it lie side by side, without a gap."""

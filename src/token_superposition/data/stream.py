@@ -17,8 +17,8 @@ early can never be trained in the wrong one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -100,6 +100,11 @@ class Coverage:
     unique_raw_tokens: int
     corpus_tokens: int
     padding_tokens: int = 0
+
+    @classmethod
+    def of_all(cls, parts: Iterable[Coverage]) -> Coverage:
+        """The sum of several corpora's."""
+        return cls(*(sum(column) for column in zip(*(astuple(part) for part in parts), strict=True)))
 
     @property
     def epochs(self) -> float:
@@ -217,13 +222,7 @@ class TokenStream:
 
     def coverage(self, step: int | None = None) -> Coverage:
         """What is read of all sources together before `step` (in all, without it)."""
-        parts = self.coverages(step).values()
-        return Coverage(
-            sum(part.raw_tokens for part in parts),
-            sum(part.unique_raw_tokens for part in parts),
-            sum(part.corpus_tokens for part in parts),
-            sum(part.padding_tokens for part in parts),
-        )
+        return Coverage.of_all(self.coverages(step).values())
 
     def coverages(self, step: int | None = None) -> dict[str, Coverage]:
         """What is read of each source before `step` (in all, without it), by its name."""

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from token_superposition.data.stream import Batch
+from token_superposition.data.stream import Batch, Coverage
 from token_superposition.errors import UserError
 from token_superposition.model.build import build_model, check_length, model_cost
 from token_superposition.model.device import DTYPES, resolve_device
@@ -160,10 +160,10 @@ class Trainer:
     def counters(self, steps_done: int) -> dict[str, Any]:
         """Positions, tokens and FLOPs of the first `steps_done` steps; of a mixture, each source's tokens too."""
         positions = self.schedule.positions(self.config.train.positions_per_step, steps_done)
-        coverage, sources = self.stream.coverage(steps_done), self.stream.coverages(steps_done)
+        sources = self.stream.coverages(steps_done)
         return {
             "positions": positions,
-            **coverage.counters(),
+            **Coverage.of_all(sources.values()).counters(),
             **({"sources": {name: each.counters() for name, each in sources.items()}} if len(sources) > 1 else {}),
             "flops": positions * self.flops_per_position,
         }
