@@ -83,6 +83,60 @@ def test_bags_equal_five_lines(family: str, tied: bool, weights: str | None) -> 
     torch.testing.assert_close(ours.weight_sum, 3 * 12 * (torch.tensor(4.0) if w is None else w.sum()))
 
 
+def documents() -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of two documents in bags of 3: their last bags are short, and predict nothing."""
+    ids, targets = split_inputs_and_targets(rows(3)[:, :39], 3)
+    position_ids = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5, 6]).expand(3, -1)
+    ids, targets = ids.clone(), targets.clone()
+    ids[:, 4, 1:] = ids[:, 11, 2:] = -100
+    targets[:, 3, 1:] = targets[:, 4] = targets[:, 10, 2:] = targets[:, 11] = -100
+    return ids, targets, position_ids
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gemma2", "gpt2"])
+def test_padded_bags_equal_a_few_lines(family: str, apart: bool) -> None:
+    model = tiny_model(family, tied=False)
+    superposed = SuperposedLM(model)
+    if apart:
+        superposed.keep_documents_apart()
+        superposed.model.config.output_router_logits = False  # its loss is over the whole row
+    ids, targets, position_ids = documents()
+    module = model.get_input_embeddings()  # type: ignore[operator]
+    means = [module(bag[bag >= 0]).mean(dim=0) for bag in ids.flatten(0, 1)]
+    embeddings = torch.stack(means).view(3, 12, -1)
+    first = torch.arange(12) < 5
+    if apart:  # each document in rows of its own
+        parts = [model(inputs_embeds=embeddings[:, part]) for part in (first, ~first)]
+        logits, extra = torch.cat([part.logits for part in parts], dim=1), torch.zeros(())
+    else:
+        output = model(
+            inputs_embeds=embeddings, position_ids=position_ids, attention_mask=torch.ones(3, 12, dtype=torch.long)
+        )
+        logits, extra = output.logits, router_term(output)
+    total = F.cross_entropy(logits.unsqueeze(2).expand(-1, -1, 3, -1).flatten(0, 2), targets.flatten(), reduction="sum")
+    expected = total / (targets >= 0).sum() + extra
+    expected.backward()
+    wanted = gradients(model)
+    ours = superposed(ids, targets, None, position_ids)
+    torch.testing.assert_close(ours.loss, expected, rtol=2e-6, atol=0)
+    assert ours.weight_sum == (targets >= 0).sum()
+    ours.loss.backward()
+    assert_same_gradients(gradients(model), wanted, 2e-6)
+
+
+def test_what_marks_padding_changes_no_bit() -> None:
+    outcomes = []
+    for marker in (-100, -1):
+        model = tiny_model("llama", tied=True)
+        ids, targets, position_ids = documents()
+        loss = SuperposedLM(model)(ids.where(ids >= 0, marker), targets, None, position_ids).loss
+        loss.backward()
+        outcomes.append((loss, gradients(model)))
+    assert torch.equal(outcomes[0][0], outcomes[1][0])
+    assert all(torch.equal(gradient, outcomes[1][1][name]) for name, gradient in outcomes[0][1].items())
+
+
 def test_the_router_loss_is_there() -> None:
     model = tiny_model("qwen3_moe", tied=False)
     inputs, targets = split_inputs_and_targets(rows(4), 4)
@@ -221,6 +275,12 @@ def test_an_unknown_embedding_module_is_asked_itself() -> None:
     model.set_input_embeddings(unknown)  # type: ignore[operator]
     ids = rows(3)[:, :12].view(3, 4, 3)
     torch.testing.assert_close(SuperposedLM(model).embed(ids)["inputs_embeds"], unknown(ids).mean(dim=2))
+    short = ids.clone()
+    short[0, 1, 2] = short[2, 3, 1] = short[2, 3, 2] = -100
+    mean = SuperposedLM(model).embed(short, padded=True)["inputs_embeds"]
+    expected = unknown(ids).mean(dim=2)
+    expected[0, 1], expected[2, 3] = unknown(ids[0, 1, :2]).mean(dim=0), unknown(ids[2, 3, 0])
+    torch.testing.assert_close(mean, expected)
 
 
 def test_a_hooked_embedding_is_asked_itself() -> None:

@@ -97,18 +97,19 @@ def test_the_sum_is_in_float32_for_a_bfloat16_weight() -> None:
     assert torch.equal(bag_embedding(ids, weight), weight.float()[ids].mean(dim=2).bfloat16())
 
 
-def test_same_gradient_every_run() -> None:
+@pytest.mark.parametrize("padded", [False, True])
+def test_same_gradient_every_run(padded: bool) -> None:
     # Trap 18: W[ids] in a backward on several threads is not.
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         torch.manual_seed(0)
-        ids = torch.randint(0, 2, (256, 128, 4))
+        ids = torch.randint(-1 if padded else 0, 2, (256, 128, 4))
         upstream = torch.randn(256, 128, 96)
         gradients = []
         for _ in range(8):
             weight = torch.ones(2, 96, requires_grad=True)
-            bag_embedding(ids, weight).backward(upstream)
+            bag_embedding(ids, weight, padded=padded).backward(upstream)
             gradients.append(weight.grad)
         assert all(torch.equal(gradients[0], gradient) for gradient in gradients[1:])
     finally:
@@ -135,3 +136,46 @@ def test_the_embedding_holds_no_tensor_s_times_larger() -> None:
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         bag_embedding(ids, weight).sum()
     assert max(saved) <= max(weight.numel(), ids.numel()) < ids.numel() * 64
+
+
+@settings(deadline=None)
+@given(
+    bag_size=st.integers(1, 5),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    seed=st.integers(0, 99),
+)
+def test_padding_weighs_nothing_in_a_bags_mean_or_gradient(bag_size: int, dtype: torch.dtype, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, 11, (3, 4, bag_size), generator=generator)
+    real = torch.randint(1, bag_size + 1, (3, 4, 1), generator=generator) > torch.arange(bag_size)
+    padded = torch.where(real, ids, -100)
+    weight = torch.randn(11, 6, generator=generator).to(dtype).requires_grad_()
+    reference = weight.detach().double().requires_grad_()
+    mean = bag_embedding(padded, weight, padded=True)
+    rows = [reference[bag[bag >= 0]].mean(dim=0) for bag in padded.view(-1, bag_size)]
+    expected = torch.stack(rows).view(3, 4, 6)
+    tolerance = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close(mean.double(), expected, rtol=tolerance, atol=tolerance)
+    direction = torch.randn(3, 4, 6, generator=generator, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(mean, weight, direction.to(dtype))
+    (wanted,) = torch.autograd.grad(expected, reference, direction.to(dtype).double())
+    torch.testing.assert_close(gradient.double(), wanted, rtol=4 * tolerance, atol=4 * tolerance)
+    # A full bag is the bag it always was, to the last bit, whatever stands beside it.
+    full = real.all(dim=-1)
+    assert torch.equal(mean[full], bag_embedding(ids, weight)[full])
+
+
+def test_what_marks_padding_changes_nothing() -> None:
+    ids = torch.tensor([[[3, 4, 5], [6, 7, -100], [8, -100, -100], [-100, -100, -100]]])
+    outcomes = []
+    for marker in (-100, -1, -7):
+        torch.manual_seed(0)
+        weight = torch.randn(9, 6, requires_grad=True)
+        mean = bag_embedding(torch.where(ids < 0, marker, ids), weight, padded=True)
+        (gradient,) = torch.autograd.grad(mean, weight, torch.ones_like(mean))
+        assert not gradient[:3].any()  # of tokens that are in no bag
+        assert not mean[0, 3].any()  # an empty bag
+        outcomes.append((mean, gradient))
+    for mean, gradient in outcomes:
+        assert torch.equal(mean, outcomes[0][0])
+        assert torch.equal(gradient, outcomes[0][1])

@@ -221,7 +221,7 @@ def test_other_data_under_the_same_path_is_refused(
     small_run: dict[str, Any], whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (whole / "summary.json").unlink()
-    monkeypatch.setattr("token_superposition.train.resume.TokenDataset", Other)
+    monkeypatch.setattr("token_superposition.train.resume.Corpora", Other)
     with pytest.raises(UserError, match="is not the data that the run"):
         go(small_run, whole)
 
@@ -331,6 +331,7 @@ def test_a_validation_set_of_another_tokenizer_is_refused(
         dataset = original(small_run["data"]["path"] if folder == "other" else folder, split)
         if folder == "other":
             dataset.tokenizer = Others()  # type: ignore[assignment]
+            dataset.folder = Path(folder)
         return dataset
 
     monkeypatch.setattr(TokenDataset, "open", opened)
@@ -385,7 +386,7 @@ def test_a_run_that_is_done_is_not_taken_for_a_longer_one_or_other_data(
         go(small_run, whole, train__total_steps=24)
     with pytest.raises(UserError, match=r"logging.validation_tokens 1024"):
         go(small_run, whole, logging__validation_tokens=512)
-    monkeypatch.setattr("token_superposition.train.resume.TokenDataset", Other)
+    monkeypatch.setattr("token_superposition.train.resume.Corpora", Other)
     with pytest.raises(UserError, match="is not the data that the run"):
         go(small_run, whole)
 
@@ -394,6 +395,7 @@ class Other:
     """Stands for a data set that was prepared again, of other text."""
 
     fingerprint = "another"
+    place = "elsewhere"
 
     @classmethod
     def open(cls, *_: Any) -> type[Other]:

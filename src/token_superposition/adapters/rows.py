@@ -2,7 +2,8 @@
 
 A bag row of bag size s is a group of s consecutive rows: s times L token ids, folded into L bags. What its last
 bag predicts lies in the row after the group; where there is none, the last bag is ignored. Groups are shuffled,
-rows inside a group never, so neighbours in a bag are neighbours in the text.
+rows inside a group never, so neighbours in a bag are neighbours in the text. (But for a group across the data set's
+end, which goes on at its beginning, and where a stage's bag size does not divide what the one before left.)
 
 For a map-style data set the groups are dealt out by `TokenStream`, whose "tokens" here are row numbers: each row is
 read once a pass over the data, whatever the mix of bag sizes, and where a step's rows lie is a pure function
@@ -33,17 +34,17 @@ _IGNORED = -100
 
 
 class Key(NamedTuple):
-    """A row to be made: its stage, and the number of the data set's row that it starts with."""
+    """A row to be made: its stage, and the numbers of the data set's rows that it takes, and the one after them."""
 
     stage: Stage
-    start: int
+    numbers: tuple[int, ...]
 
 
 class _RowNumbers:
-    """What `TokenStream` deals out: as many "tokens" as there are rows, and a look-ahead that nobody reads."""
+    """What `TokenStream` deals out: a "token" a row, its number."""
 
-    def __init__(self, num_rows: int, look_ahead: int) -> None:
-        self.num_tokens = num_rows + look_ahead
+    def __init__(self, num_rows: int) -> None:
+        self.num_tokens = num_rows
 
     def read(self, start: int, length: int) -> NDArray[np.int64]:
         return np.arange(start, start + length)
@@ -74,10 +75,11 @@ class RunSampler:
         steps_per_epoch: int,
         seed: int,
     ) -> None:
-        if num_rows < schedule.input_period:
+        group = max(stage.input_bag_size for stage in schedule.stages)
+        if num_rows < group:
             raise UserError(
-                f"the training data has {num_rows} rows, but a group of this run takes {schedule.input_period} "
-                "(the bag sizes' least common multiple): more rows, or a smaller bag_size"
+                f"the training data has {num_rows} rows, but a group of this run takes {group}: "
+                "more rows, or a smaller bag_size"
             )
         self.schedule = schedule
         self.batch_size = batch_size
@@ -86,12 +88,13 @@ class RunSampler:
         self.batches_per_step = batches_per_step
         self.first_step = 0
         self.stream = TokenStream(
-            _RowNumbers(num_rows, max(stage.bag_size for stage in schedule.stages)),
+            _RowNumbers(num_rows),
             schedule,
             sequence_length=1,
             rows_per_step=batch_size * batches_per_step,
             seed=seed,
         )
+        self.rows: Any = self.stream.rows[0]  # row numbers, of rows of row numbers
 
     def set_epoch(self, epoch: int) -> None:
         """Go on with that epoch's steps."""
@@ -106,9 +109,15 @@ class RunSampler:
             index = self.schedule.index_at(step)
             rows_per_step = self.stream.rows_per_step
             first = (step - self.schedule.starts[index]) * rows_per_step
-            starts = self.stream.locate(index, np.arange(first, first + rows_per_step)).tolist()
-            keys = [Key(self.schedule.stages[index], start) for start in starts]
+            rows = self.rows.raw_rows(index, np.arange(first, first + rows_per_step))
+            keys = [self._key(self.schedule.stages[index], row) for row in rows.tolist()]
             yield from (keys[n : n + self.batch_size] for n in range(0, len(keys), self.batch_size))
+
+    @staticmethod
+    def _key(stage: Stage, row: list[int]) -> Key:
+        group = stage.input_bag_size
+        followed = row[group] == row[group - 1] + 1  # not where the next is the data set's first again
+        return Key(stage, tuple(row[: group + followed]))
 
 
 class BagRows(Dataset[Any]):
@@ -123,11 +132,10 @@ class BagRows(Dataset[Any]):
         return len(self.rows)
 
     def __getitem__(self, key: Key) -> Any:
-        stage, start = key
+        stage, numbers = key
         if stage.bag_size == 1:
-            return self.rows[start]
-        stop = min(start + stage.input_bag_size + 1, len(self.rows))  # the row after the group, if there is one
-        return bag_feature([self.rows[number][self.column] for number in range(start, stop)], stage)
+            return self.rows[numbers[0]]
+        return bag_feature([self.rows[number][self.column] for number in numbers], stage)
 
 
 class BagStream(IterableDataset[Any]):

@@ -158,7 +158,11 @@ class SuperpositionMixin:
         )
         passes = sampler.stream.coverage().epochs
         if passes > 1:
-            logger.warning("the run reads its training data %.2f times: text repeats", passes)
+            logger.warning(
+                "the run reads its training data %.2f times: text repeats; mode output_only, a smaller bag size or "
+                "ratio, fewer steps or more text would read it less often",
+                passes,
+            )
         return trainer.accelerator.prepare(
             DataLoader(BagRows(rows, sampler, self._token_column), batch_sampler=sampler, **options)
         )

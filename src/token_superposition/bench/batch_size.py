@@ -21,12 +21,12 @@ import torch
 from token_superposition.bench.memory import measure_memory, micro_batches_tried
 from token_superposition.bench.progress import Progress
 from token_superposition.bench.subject import Subject
-from token_superposition.data.shards import TokenDataset
 from token_superposition.errors import UserError
 from token_superposition.model.build import check_length, sketch_model
 from token_superposition.model.device import DTYPES
 from token_superposition.model.memory import abstract, estimate_memory
 from token_superposition.model.size import available_memory, gigabytes
+from token_superposition.train.corpora import Corpora
 from token_superposition.train.optimizer import states_kept
 
 MARGIN = 0.1  # of the memory, left free: fragments, other processes, longer validations
@@ -111,7 +111,7 @@ class _Machine:
 
     def _estimate(self, rows: int) -> int | None:
         config, stage = self._subject.config, self._subject.schedule.stages[-1]
-        tokenizer = TokenDataset.open(config.data.path, "train").tokenizer
+        tokenizer = Corpora.open(config.data).tokenizer
         with abstract():
             model = sketch_model(
                 config.model.architecture,

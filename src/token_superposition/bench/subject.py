@@ -105,19 +105,20 @@ def opened(path: Path | None, overrides: Mapping[str, Any], bag_sizes: Sequence[
         schedule = Schedule([_stage(config, bag_size) for bag_size in sorted(bag_sizes)])
         check_batch(config)
         random_data = None
-        if not Path(config.data.path).exists():
+        missing = [folder for folder in given.data.folders if not Path(folder).exists()]
+        if missing:
             if "data.path" in overrides:
                 raise UserError(
-                    f"--data.path: {given.data.path}: no such folder; make it with: tst prepare SOURCE --out "
-                    f"{given.data.path}, or leave the option out to read random tokens"
+                    f"--data.path: {missing[0]}: no such folder; make it with: tst prepare SOURCE --out {missing[0]}, or "
+                    "leave the option out to read random tokens"
                 )
             vocab_size = _write_random(place / "data", config, schedule)
-            random_data = "no configuration was given" if path is None else f"{given.data.path} is not there"
+            random_data = "no configuration was given" if path is None else f"{missing[0]} is not there"
             random_data += f": reading random tokens of a vocabulary of {vocab_size:,}"
             if path is not None and "vocab_size" not in config.model.config:
                 random_data += ", that of bytes (--model.config.vocab_size names another)"
             values = config.model_dump(mode="json", exclude_unset=True)
-            config = parse_config(values, {"data.path": str(place / "data")})
+            config = parse_config({**values, "data": {"path": str(place / "data")}})
         yield Subject(config, schedule, random_data)
 
 

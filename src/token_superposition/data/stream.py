@@ -1,19 +1,15 @@
-"""The stream: from a corpus of tokens to the batches of a run, exactly once an epoch, from any step.
+"""The stream: from a corpus of tokens, or a mixture of several, to the batches of a run, from any step.
 
-The corpus is one sequence of tokens, cut into windows of W = L * lcm(the run's input bag sizes) tokens, so
-that a window holds a whole number of rows of every stage. A stateless seeded permutation orders the
-windows, another one each epoch; "window q" counts on through the epochs.
+Every token is an input exactly once an epoch, whatever the bag sizes, batch sizes and ranks: a stage goes on at the
+token where the one before stopped, and the next epoch at the row where the last one ended. `order` says in which
+order a stage reads its rows, `windows` where they lie in the corpus.
 
-Rows that stand next to each other come from different windows. An epoch is cut into blocks of G windows,
-the last of which takes what is left, so that no block reaches into the next epoch. A stage whose inputs have
-bag size s cuts a window into m = W / (s * L) rows: row r of a block (0 <= r < G * m) is slot r // G of
-window r % G. A row's look-ahead, the targets past its last bag, is what follows it physically in the
-corpus. The next stage starts with the first block the stage before did not touch.
+The rows of a run are numbered through all its steps. In a mixture each number belongs to one source (`mixture`), and
+each source has its own order and its own epochs. Where documents are to be kept apart, rows come from `documents`.
 
-So each token is an input once an epoch, but for two remainders, both counted: the corpus's tail, shorter
-than a window, and the rows left in a stage's last block. Where a batch lies is a pure function of its
-step: the whole state of the stream is a stage and a row number, both derived from the step, and the order
-depends on neither ranks nor workers (rank k of n takes rows k, k + n, ...).
+Where a batch lies is a pure function of its step: the whole state of the stream is a stage and a row number, both
+derived from the step, and the order depends on neither ranks nor workers (rank k of n takes rows k, k + n, ...), so
+that a run may go on with another number of them.
 
 A `Batch` carries its step and stage; nobody downstream asks again which phase it is, so a batch fetched
 early can never be trained in the wrong one.
@@ -21,35 +17,36 @@ early can never be trained in the wrong one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from token_superposition.data.permutation import permute
+from token_superposition.data.documents import DocumentRows
+from token_superposition.data.mixture import Interleaving
+from token_superposition.data.windows import Tokens, WindowRows
 from token_superposition.errors import UserError
-from token_superposition.objective.bags import split_inputs_and_targets
 from token_superposition.plan.stages import Schedule, Stage
 
-# Windows in a block: more mixes the corpus better, fewer leave less unread when a stage ends. The largest
-# number up to the first that leaves at most the second, as a share of the corpus, is taken.
-_BLOCK_WINDOWS, _UNREAD = 1024, 0.01
-
-_Ints = Any  # an int or an int64 array: the arithmetic is the same
+_BLOCK_WINDOWS = 1024  # windows that rows are shuffled over, at least
 
 
-class Tokens(Protocol):
-    """What the stream reads: a prepared corpus, or anything that copies out a span of token ids."""
+class Source(NamedTuple):
+    """One corpus of a mixture.
 
-    @property
-    def num_tokens(self) -> int: ...
+    Attributes:
+        name: for messages and counters.
+        corpus: its tokens.
+        weight: of its rows, in any unit.
+    """
 
-    def read(self, start: int, length: int) -> NDArray[np.int64]: ...
+    name: str
+    corpus: Tokens
+    weight: float = 1
 
 
 @dataclass(frozen=True)
@@ -71,6 +68,8 @@ class Batch:
         ids: inputs, int64, (B, L, s); s = 1 where inputs are plain tokens.
         targets: (B, L, k), aligned with the inputs.
         span: its place in the stream, over all ranks.
+        position_ids: (B, L), restarting with each document; None where documents are not kept apart. Where they are,
+            -100 in `ids` is padding.
     """
 
     step: int
@@ -78,6 +77,7 @@ class Batch:
     ids: Tensor
     targets: Tensor
     span: Span
+    position_ids: Tensor | None = None
 
     @property
     def bag_size(self) -> int:
@@ -87,46 +87,41 @@ class Batch:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What a run reads, in raw tokens.
+    """What a run reads of a corpus, or of all of a mixture.
 
     Attributes:
         raw_tokens: read as inputs, repetitions included.
         unique_raw_tokens: read at least once.
-        skipped_tokens: rows passed over at the ends of stages.
-        tail_tokens: the corpus's end that no window covers.
-        epochs: passes over the corpus, as a fraction.
+        corpus_tokens: that there are.
+        padding_tokens: slots of bags left free at the ends of documents.
     """
 
     raw_tokens: int
     unique_raw_tokens: int
-    skipped_tokens: int
-    tail_tokens: int
-    epochs: float
+    corpus_tokens: int
+    padding_tokens: int = 0
 
-
-@dataclass(frozen=True)
-class _Blocks:
-    """Epochs of `num_windows` windows, each cut into blocks of `size` of them; both are numbered on and on.
-
-    The last block of an epoch is up to twice as large: a short one would put neighbours of a window side by side.
-    """
-
-    num_windows: int
-    size: int
+    @classmethod
+    def of_all(cls, parts: Iterable[Coverage]) -> Coverage:
+        """The sum of several corpora's."""
+        return cls(*(sum(column) for column in zip(*(astuple(part) for part in parts), strict=True)))
 
     @property
-    def per_epoch(self) -> int:
-        return max(1, self.num_windows // self.size)
+    def epochs(self) -> float:
+        """Passes over the corpus, as a fraction."""
+        return self.raw_tokens / self.corpus_tokens
 
-    def first_window(self, block: _Ints) -> _Ints:
-        """The window that a block starts with."""
-        return block // self.per_epoch * self.num_windows + block % self.per_epoch * self.size
+    def counters(self) -> dict[str, float]:
+        """What is logged of it."""
+        keys = ("raw_tokens", "unique_raw_tokens", "epochs", "padding_tokens")
+        return {key: getattr(self, key) for key in keys}
 
-    def holding(self, window: _Ints) -> _Ints:
-        """The block that a window lies in."""
-        within = np.minimum(window % self.num_windows // self.size, self.per_epoch - 1)
-        block: _Ints = window // self.num_windows * self.per_epoch + within
-        return block
+
+class RowPlace(NamedTuple):
+    """Where a row lies: its source, and the token there that it starts with."""
+
+    source: int
+    start: int
 
 
 def _empty(*shape: int) -> Tensor:
@@ -138,25 +133,26 @@ def _empty(*shape: int) -> Tensor:
 
 
 class TokenStream:
-    """The batches of a run over a corpus.
+    """The batches of a run over a corpus or a mixture.
 
     Args:
-        corpus: the training tokens.
+        corpus: the training tokens, or the sources of a mixture.
         schedule: the run's stages.
         sequence_length: L, latent positions a row.
         rows_per_step: B over all ranks and micro-batches.
         seed: of the windows' order.
         rank, world_size: which rows this process takes.
-        block_windows: G; chosen by the corpus's size without it.
+        block_windows: windows that rows are shuffled over.
+        end_of_document_id: keep documents, which end with it, apart; see `documents`.
 
     Raises:
-        UserError: where the corpus is shorter than one row.
-        ValueError: where the ranks do not divide the rows.
+        UserError: where a corpus is shorter than one row.
+        ValueError: where the ranks do not divide the rows, or the weights are no proportion of a few rows.
     """
 
     def __init__(
         self,
-        corpus: Tokens,
+        corpus: Tokens | Sequence[Source],
         schedule: Schedule,
         *,
         sequence_length: int,
@@ -164,93 +160,68 @@ class TokenStream:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
-        block_windows: int | None = None,
+        block_windows: int = _BLOCK_WINDOWS,
+        end_of_document_id: int | None = None,
     ) -> None:
         if rows_per_step % world_size:
             raise ValueError(f"{rows_per_step} rows a step do not divide over {world_size} ranks")
-        self.corpus = corpus
+        self.sources = tuple(corpus) if isinstance(corpus, Sequence) else (Source("", corpus),)
         self.schedule = schedule
         self.sequence_length = sequence_length
         self.rows_per_step = rows_per_step
-        self.seed = seed
         self.rank = rank
         self.world_size = world_size
-        self.window = sequence_length * schedule.input_period
-        look_ahead = max(stage.bag_size for stage in schedule.stages)
-        self.num_windows = (corpus.num_tokens - look_ahead) // self.window
-        if self.num_windows < 1:
-            raise UserError(
-                f"the training data has {corpus.num_tokens:,} tokens, but one window of this run takes "
-                f"{self.window + look_ahead:,} (train.sequence_length {sequence_length} times the bag sizes' "
-                f"least common multiple {schedule.input_period}, and a look-ahead of {look_ahead}): "
-                "prepare more text, or lower train.sequence_length or the bag size"
+        self.interleaving = Interleaving([source.weight for source in self.sources])
+        make: Any = WindowRows if end_of_document_id is None else DocumentRows
+        more = {} if end_of_document_id is None else {"end_of_document_id": end_of_document_id}
+        self.rows: list[WindowRows | DocumentRows] = [
+            make(
+                source.corpus,
+                schedule.stages,
+                [self._rows_of_stage(number, index) for index in range(len(schedule.stages))],
+                sequence_length=sequence_length,
+                window=sequence_length * schedule.input_period,
+                # Rows of a step come from different windows.
+                block_windows=max(block_windows, rows_per_step),
+                seed=seed,
+                **more,
             )
-        self.blocks = _Blocks(self.num_windows, block_windows or self._choose_block())
-
-    def rows_per_window(self, stage: Stage) -> int:
-        """m: rows of a stage that fill a window."""
-        return self.window // (stage.input_bag_size * self.sequence_length)
+            for number, source in enumerate(self.sources)
+        ]
+        self._check_lengths()
 
     def row_length(self, stage: Stage) -> int:
-        """Tokens of a row of a stage, its look-ahead included."""
+        """Tokens of a row of a stage, its look-ahead included; at most, where documents are kept apart."""
         return stage.input_bag_size * self.sequence_length + stage.bag_size
 
-    def _first_windows(self, blocks: _Blocks) -> list[int]:
-        """The window that each stage starts with, and at the end the first that the run does not touch."""
-        firsts = [0]
-        for stage in self.schedule.stages:
-            last = firsts[-1] + (stage.steps * self.rows_per_step - 1) // self.rows_per_window(stage)
-            firsts.append(int(blocks.first_window(blocks.holding(last) + 1)))
-        return firsts
-
-    def _choose_block(self) -> int:
-        """G, never under the rows of a step. The last stage leaves nothing unread, so the run may get longer."""
-        size = _BLOCK_WINDOWS
-        read = [stage.steps * self.rows_per_step / self.rows_per_window(stage) for stage in self.schedule.stages]
-        while size > self.rows_per_step:
-            taken = self._first_windows(_Blocks(self.num_windows, size))[-2]
-            if taken - sum(read[:-1]) <= _UNREAD * self.num_windows:
-                break
-            size //= 2
-        return max(size, self.rows_per_step)
-
-    @cached_property
-    def first_windows(self) -> list[int]:
-        """The window that each stage starts with, and at the end the first that the run does not touch."""
-        return self._first_windows(self.blocks)
-
-    def locate(self, stage_index: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where rows of a stage start in the corpus, in tokens.
+    def locate(self, stage_index: int, rows: NDArray[np.int64]) -> list[RowPlace]:
+        """Where rows of a stage lie.
 
         Args:
             stage_index: the stage.
             rows: row numbers within the stage, counted from 0 over all ranks.
         """
-        stage = self.schedule.stages[stage_index]
-        per_window, first = self.rows_per_window(stage), self.first_windows[stage_index]
-        block = self.blocks.holding(first + rows // per_window)
-        start, end = self.blocks.first_window(block), self.blocks.first_window(block + 1)
-        slot, window = np.divmod(rows - (start - first) * per_window, end - start)
-        epoch, index = np.divmod(start + window, self.num_windows)
-        place = np.empty_like(index)
-        for number in np.unique(epoch):  # one or two
-            here = epoch == number
-            place[here] = permute(index[here], self.num_windows, self.seed, int(number))
-        return place * self.window + slot * (stage.input_bag_size * self.sequence_length)
+        places = np.empty((len(rows), 2), dtype=np.int64)
+        for number, here, inner in self._by_source(stage_index, rows):
+            places[here] = np.stack([np.full(len(inner), number), self.rows[number].starts(stage_index, inner)], axis=1)
+        return [RowPlace(*place) for place in places.tolist()]
 
     def batch(self, step: int) -> Batch:
         """The batch of one step; raises ValueError where the run has no such step."""
-        stage_index = self.schedule.index_at(step)
-        stage = self.schedule.stages[stage_index]
-        first_row = (step - self.schedule.starts[stage_index]) * self.rows_per_step
+        index = self.schedule.index_at(step)
+        stage, length = self.schedule.stages[index], self.sequence_length
+        first_row = (step - self.schedule.starts[index]) * self.rows_per_step
         rows = np.arange(first_row + self.rank, first_row + self.rows_per_step, self.world_size)
-        length = self.row_length(stage)
-        raw = np.empty((len(rows), length), dtype=np.int64)
-        for row, start in zip(raw, self.locate(stage_index, rows), strict=True):
-            row[:] = self.corpus.read(int(start), length)
-        parts = split_inputs_and_targets(torch.from_numpy(raw), stage.bag_size, stage.mode)
-        ids, targets = (_empty(*part.shape).copy_(part) for part in parts)  # whole: to be pinned, copied at once
-        return Batch(step, stage, ids, targets, Span(stage_index, first_row, self.rows_per_step))
+        ids = _empty(len(rows), length, stage.input_bag_size)
+        targets = _empty(len(rows), length, stage.num_targets)
+        positions = _empty(len(rows), length)
+        restart = None
+        for number, here, inner in self._by_source(index, rows):
+            ids[here], targets[here], restart = self.rows[number].read(index, inner)
+            if restart is not None:
+                positions[here] = restart
+        span = Span(index, first_row, self.rows_per_step)
+        return Batch(step, stage, ids, targets, span, None if restart is None else positions)
 
     def batches(self, first_step: int = 0) -> Iterator[Batch]:
         """Every batch from `first_step` to the run's end."""
@@ -258,38 +229,57 @@ class TokenStream:
             yield self.batch(step)
 
     def coverage(self, step: int | None = None) -> Coverage:
-        """What is read before `step` (in all, without it)."""
-        end = self.schedule.total_steps if step is None else step
-        capacity = self.num_windows * self.window
-        raw_tokens = self.schedule.raw_tokens(self.rows_per_step * self.sequence_length, end)
-        touched, skipped = 0, 0  # tokens of the windows taken, and those of them passed over
-        for index, (start, stage) in enumerate(zip(self.schedule.starts, self.schedule.stages, strict=True)):
-            steps = min(max(end - start, 0), stage.steps)
-            taken = (self.first_windows[index + 1] - self.first_windows[index]) * self.window
-            read = steps * self.rows_per_step * stage.input_bag_size * self.sequence_length
-            if steps == stage.steps and end > start + steps:  # the next stage has begun: the rest is lost
-                touched, skipped = touched + taken, skipped + taken - read
-            else:
-                touched += read
-        return Coverage(
-            raw_tokens=raw_tokens,
-            unique_raw_tokens=self._unique(end) if touched > capacity else raw_tokens,
-            skipped_tokens=skipped,
-            tail_tokens=self.corpus.num_tokens - capacity,
-            epochs=touched / capacity,
-        )
+        """What is read of all sources together before `step` (in all, without it)."""
+        return Coverage.of_all(self.coverages(step).values())
 
-    def _unique(self, end: int) -> int:
-        """Distinct input tokens read before step `end`, by marking pieces of L tokens."""
-        seen = np.zeros(self.num_windows * self.schedule.input_period, dtype=bool)
-        chunk = max(1, (1 << 20) // self.rows_per_step)
-        for index, (start, stage) in enumerate(zip(self.schedule.starts, self.schedule.stages, strict=True)):
-            steps = min(max(end - start, 0), stage.steps)
-            for first in range(0, steps, chunk):
-                rows = np.arange(first * self.rows_per_step, min(first + chunk, steps) * self.rows_per_step)
-                pieces = self.locate(index, rows) // self.sequence_length
-                for offset in range(stage.input_bag_size):
-                    seen[pieces + offset] = True
-                if seen.all():
-                    break
-        return int(seen.sum()) * self.sequence_length
+    def coverages(self, step: int | None = None) -> dict[str, Coverage]:
+        """What is read of each source before `step` (in all, without it), by its name."""
+        end = self.schedule.total_steps if step is None else step
+        found = {}
+        for number, source in enumerate(self.sources):
+            raw_tokens, slots = 0, 0
+            for index, (start, stage) in enumerate(zip(self.schedule.starts, self.schedule.stages, strict=True)):
+                first, last = (min(max(at, start), start + stage.steps) * self.rows_per_step for at in (start, end))
+                rows = self.interleaving.count(number, last) - self.interleaving.count(number, first)
+                raw_tokens += self.rows[number].tokens_read(index, int(rows))
+                slots += int(rows) * stage.input_bag_size * self.sequence_length
+            # An epoch ends before the next one begins, so nothing is read twice before all was read once.
+            there = source.corpus.num_tokens
+            found[source.name] = Coverage(raw_tokens, min(raw_tokens, there), there, slots - raw_tokens)
+        return found
+
+    def _by_source(
+        self, stage_index: int, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """For each source that rows of a stage come from: its number, which of them, their numbers in the source."""
+        first = self.schedule.starts[stage_index] * self.rows_per_step
+        sources = self.interleaving.sources(first + rows)
+        for number in np.unique(sources).tolist():
+            here = np.flatnonzero(sources == number)
+            before, until = (self.interleaving.count(number, row) for row in (first, first + rows[here]))
+            yield number, here, until - before
+
+    def _rows_of_stage(self, source: int, stage_index: int) -> int | None:
+        """How many rows a stage takes from a source; None for the last stage, which may get longer."""
+        if stage_index == len(self.schedule.stages) - 1:
+            return None
+        ends = (self.schedule.starts[index] * self.rows_per_step for index in (stage_index, stage_index + 1))
+        first, last = (self.interleaving.count(source, row) for row in ends)
+        return int(last - first)
+
+    def _check_lengths(self) -> None:
+        for source, rows in zip(self.sources, self.rows, strict=True):
+            for stage, order in zip(self.schedule.stages, rows.orders, strict=True):
+                if order.epoch >= order.stride:
+                    continue
+                size = stage.input_bag_size
+                there = f"{source.corpus.num_tokens:,} tokens"
+                needed = f"{order.stride:,}"
+                if isinstance(rows, DocumentRows):
+                    there += f", {order.epoch:,} bags of {size} in documents of their own"
+                    needed = f"{order.stride:,} bags"
+                raise UserError(
+                    f"the training data{f' of source {source.name!r}' if source.name else ''} has {there}, but one row "
+                    f"of this run takes {needed} (train.sequence_length {self.sequence_length}, bag size {size}): "
+                    "prepare more text, or lower train.sequence_length or the bag size"
+                )

@@ -68,6 +68,32 @@ def check_takes_bags(model: Any, embed: Callable[[Tensor], dict[str, Tensor]], l
         raise TypeError(f"{name} cannot be superposed: it looks ids up outside its input embedding too, in {others[0]}")
 
 
+@torch.no_grad()
+def check_documents_apart(model: Any, document_inputs: Callable[[Tensor], dict[str, Tensor]]) -> None:
+    """Raise TypeError where a token changed in one document of a row moves the logits of another.
+
+    Args:
+        model: a Hugging Face causal language model.
+        document_inputs: from position ids (B, L), restarting with each document, to the model's arguments.
+    """
+    weight = model.get_input_embeddings().weight
+    position_ids = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 0, 1]], device=weight.device)
+    first_BL = (torch.arange(8, device=weight.device) == position_ids).cummin(dim=1).values  # the first document
+    ids_BL = torch.linspace(weight.shape[0] - 1, 0, 16, device=weight.device).long().view(2, 8)
+    other_BL = torch.where(first_BL & (position_ids < 2), ids_BL.flip(0), ids_BL)
+    with evaluating(model):
+        logits, others = (
+            model(input_ids=ids, **document_inputs(position_ids), use_cache=False).logits.float()
+            for ids in (ids_BL, other_BL)
+        )
+    moved_BL = (logits - others).abs().amax(dim=-1) > 1e-5 * logits.abs().max()
+    name = f"{type(model).__name__} with {model.config._attn_implementation} attention"
+    if moved_BL[~first_BL].any():
+        raise TypeError(f"{name} lets a document see the one before it in its row")
+    if not moved_BL[first_BL & (position_ids >= 2)].any():
+        raise TypeError(f"{name} has no weights yet that would tell whether documents see each other")
+
+
 def some_ids(model: Any) -> Tensor:
     """Eight different ids, (1, 8), the padding's among them."""
     weight = model.get_input_embeddings().weight

@@ -15,23 +15,30 @@ from token_superposition.model.families import embedding_scale
 from token_superposition.objective.bags import bag_embedding
 
 
-def mean_embedding(module: nn.Module, ids_BLs: Tensor) -> Tensor:
-    """The mean of an embedding module's own outputs over each bag, (B, L, d)."""
+def mean_embedding(module: nn.Module, ids_BLs: Tensor, *, padded: bool = False) -> Tensor:
+    """The mean of an embedding module's own outputs over each bag, (B, L, d); see `bag_embedding` for `padded`."""
     scale = embedding_scale(module)
     if scale is not None:
         known: Any = module
-        mean_BLd = bag_embedding(ids_BLs, known.weight, padding_idx=known.padding_idx)
+        mean_BLd = bag_embedding(ids_BLs, known.weight, padding_idx=known.padding_idx, padded=padded)
         return mean_BLd if isinstance(scale, float) and scale == 1.0 else mean_BLd * scale
+    real_BLs = ids_BLs >= 0
+    if padded:
+        ids_BLs = ids_BLs.clamp(min=0)
+    count = real_BLs.sum(dim=-1, keepdim=True) if padded else ids_BLs.shape[-1]
     if isinstance(module, nn.Embedding) and _is_sharded(module):
         embedded_BLsd = module(ids_BLs)  # at once: every call of it gathers the weight from all ranks
-        return embedded_BLsd.mean(dim=2, dtype=_wide(embedded_BLsd)).to(embedded_BLsd.dtype)
+        if padded:
+            embedded_BLsd = embedded_BLsd * real_BLs.unsqueeze(-1)
+        return (embedded_BLsd.sum(dim=2, dtype=_wide(embedded_BLsd)) / count).to(embedded_BLsd.dtype)
     # A module we do not know is asked for one slot at a time: slower, and right whatever it does.
-    total_BLd = module(ids_BLs[..., 0])
+    total_BLd = module(ids_BLs[..., 0])  # a bag's first slot is never free
     dtype, wide = total_BLd.dtype, _wide(total_BLd)
     total_BLd = total_BLd.to(wide)
     for slot in range(1, ids_BLs.shape[-1]):
-        total_BLd = total_BLd + module(ids_BLs[..., slot]).to(wide)
-    return (total_BLd / ids_BLs.shape[-1]).to(dtype)
+        more_BLd = module(ids_BLs[..., slot]).to(wide)
+        total_BLd = total_BLd + (more_BLd * real_BLs[..., slot, None] if padded else more_BLd)
+    return (total_BLd / count).to(dtype)
 
 
 def _is_sharded(module: nn.Module) -> bool:

@@ -17,6 +17,7 @@ used outside a forward is an error.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from token_superposition.model.checks import (
+    check_documents_apart,
     check_takes_bags,
     evaluating,
     logits_asked_for,
@@ -95,6 +97,7 @@ class SuperposedLM(nn.Module):
         self.z_loss = z_loss
         self.loss_backend = loss_backend
         self.transform: LogitTransform | None = None
+        self.documents_apart = False
         if verify:
             known = refusal(model.config)
             if known is not None:
@@ -103,7 +106,13 @@ class SuperposedLM(nn.Module):
             if loss_backend != "plain":
                 self.transform = self._find_transform()
 
-    def forward(self, ids: Tensor, targets: Tensor, slot_weights: Tensor | None = None) -> SuperposedOutput:
+    def forward(
+        self,
+        ids: Tensor,
+        targets: Tensor,
+        slot_weights: Tensor | None = None,
+        position_ids: Tensor | None = None,
+    ) -> SuperposedOutput:
         """The loss of one batch.
 
         Args:
@@ -111,6 +120,8 @@ class SuperposedLM(nn.Module):
             targets: (B, L) next tokens or (B, L, k) next bags, aligned with the inputs (already shifted);
                 -100 is ignored.
             slot_weights: (k,), or None for uniform.
+            position_ids: (B, L), restarting at 0 with each document, for rows that keep documents apart; a negative id
+                is then a bag's slot without a token. Attention stays within documents if `documents_apart` is set.
 
         Returns:
             The loss and the weight it stands for.
@@ -128,7 +139,9 @@ class SuperposedLM(nn.Module):
                 computed.append(loss_and_weight(logits, labels, slot_weights, self.z_loss))
             return computed[0][0]
 
-        inputs = self.embed(ids)
+        inputs = self.embed(ids, padded=position_ids is not None)
+        if position_ids is not None:
+            inputs |= self._document_inputs(position_ids)
         taken_over = self.head_gives_loss(backend, targets, slot_weights, computed)
         with loss_replaced(self.model, loss_function), taken_over:
             output = self.model(**inputs, labels=targets, use_cache=False, **logits_asked_for(self.model))
@@ -178,13 +191,31 @@ class SuperposedLM(nn.Module):
 
         return head_taken_over(head, compute)
 
-    def embed(self, ids: Tensor) -> dict[str, Tensor]:
-        """The model's input arguments for tokens (B, L), tokens (B, L, 1) or bags (B, L, s)."""
+    def embed(self, ids: Tensor, *, padded: bool = False) -> dict[str, Tensor]:
+        """The model's input arguments for tokens (B, L), tokens (B, L, 1) or bags (B, L, s), maybe `padded`."""
         if ids.dim() == 2:
             return {"input_ids": ids}
         if ids.shape[-1] == 1:
             return {"input_ids": ids.squeeze(-1)}
-        return {"inputs_embeds": mean_embedding(self.model.get_input_embeddings(), ids)}  # type: ignore[operator]
+        embedding = self.model.get_input_embeddings()  # type: ignore[operator]
+        return {"inputs_embeds": mean_embedding(embedding, ids, padded=padded)}
+
+    def _document_inputs(self, position_ids: Tensor) -> dict[str, Tensor]:
+        """Positions, where the model takes any. Without a mask beside them, transformers keeps documents apart."""
+        if "position_ids" not in inspect.signature(self.model.forward).parameters:
+            return {}
+        mask = {} if self.documents_apart else {"attention_mask": torch.ones_like(position_ids)}
+        return {"position_ids": position_ids, **mask}
+
+    def keep_documents_apart(self) -> None:
+        """From here on, attention in rows with `position_ids` stays within documents.
+
+        Raises:
+            TypeError: where this model's attention does not: it has a backend that takes no notice of positions that
+                restart, layers that carry a state along the row, or no positions at all.
+        """
+        self.documents_apart = True
+        check_documents_apart(self.model, self._document_inputs)
 
     # What stacks ask of a model before they shard it, answered as the model itself would. Unanswered, accelerate
     # makes one FSDP unit of the whole model, and unties tied weights where it loads them on one rank only.

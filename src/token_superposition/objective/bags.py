@@ -18,6 +18,8 @@ from torch import Tensor
 
 from token_superposition.plan.stages import Mode
 
+PADDING = -100  # a slot of a bag without a token, or a target that is none
+
 
 def fold_into_bags(ids_BT: Tensor, bag_size: int) -> Tensor:
     """Fold rows of token ids into bags of `bag_size` contiguous tokens.
@@ -90,7 +92,9 @@ class _FreezeRow(torch.autograd.Function):
         return grad_Vd, None
 
 
-def bag_embedding(ids_BLs: Tensor, weight_Vd: Tensor, *, padding_idx: int | None = None) -> Tensor:
+def bag_embedding(
+    ids_BLs: Tensor, weight_Vd: Tensor, *, padding_idx: int | None = None, padded: bool = False
+) -> Tensor:
     """The plain mean of each bag's embeddings, summed in float32 (float64 for a float64 weight).
 
     No (B, L, s, d) tensor is made, forward or backward. A token that stands in a bag twice counts twice.
@@ -101,6 +105,7 @@ def bag_embedding(ids_BLs: Tensor, weight_Vd: Tensor, *, padding_idx: int | None
         ids_BLs: token ids, (B, L, s), integer.
         weight_Vd: embedding weight, (V, d), floating point.
         padding_idx: a row that takes no gradient, as in `nn.Embedding`; it still counts in the mean.
+        padded: negative ids are slots without a token: a bag's mean is over its others (an empty bag's is 0).
 
     Returns:
         (B, L, d) in the weight's dtype.
@@ -111,8 +116,13 @@ def bag_embedding(ids_BLs: Tensor, weight_Vd: Tensor, *, padding_idx: int | None
     if padding_idx is not None:
         weight_Vd = _FreezeRow.apply(weight_Vd, padding_idx)
     dtype = weight_Vd.dtype
-    if weight_Vd.device.type != "cuda" and dtype in (torch.bfloat16, torch.float16):
-        # Off CUDA the kernel adds in the weight's own dtype, which is not a float32 mean.
+    if (padded or weight_Vd.device.type != "cuda") and dtype in (torch.bfloat16, torch.float16):
+        # Off CUDA the kernel adds in the weight's own dtype, and a sum is rounded to it: neither is a float32 mean.
         weight_Vd = weight_Vd.float()
     bags_NS = ids_BLs.reshape(num_rows * length, bag_size)
+    if padded:
+        real_NS = (bags_NS >= 0).to(weight_Vd.dtype)
+        total_Nd = F.embedding_bag(bags_NS.clamp(min=0), weight_Vd, mode="sum", per_sample_weights=real_NS)
+        mean_Nd = total_Nd / real_NS.sum(dim=1, keepdim=True).clamp(min=1)
+        return mean_Nd.to(dtype).view(num_rows, length, -1)
     return F.embedding_bag(bags_NS, weight_Vd, mode="mean").to(dtype).view(num_rows, length, -1)

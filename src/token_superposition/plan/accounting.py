@@ -38,6 +38,6 @@ class ModelCost:
         return 6 * self.multiplied_parameters + 6 * sequence_length * self.attention_width
 
 
-def bits_per_byte(total_nats: float, num_bytes: int) -> float:
+def bits_per_byte(total_nats: float, num_bytes: float) -> float:
     """Summed loss in nats over the bytes of text it covers, in bits a byte; NaN for no bytes."""
     return total_nats / (math.log(2) * num_bytes) if num_bytes else math.nan

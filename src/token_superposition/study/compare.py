@@ -25,7 +25,6 @@ from typing import Any
 
 import yaml
 
-from token_superposition.data.shards import TokenDataset
 from token_superposition.errors import UserError
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.folder import RunFolder
@@ -36,6 +35,7 @@ from token_superposition.study.sweep import Sweep
 from token_superposition.study.tune import tune
 from token_superposition.study.workers import run_jobs, share_cores, write_job
 from token_superposition.train.config import RunConfig, parse_config, read_yaml, with_keys
+from token_superposition.train.corpora import Corpora
 from token_superposition.train.preflight import check_run
 from token_superposition.train.progress import say, warn
 from token_superposition.train.resume import what_is_odd
@@ -183,7 +183,7 @@ def build_report(study: Study, places: Mapping[str, Path], num_seeds: int) -> di
     train = baseline.train
     stored = RunFolder(places[arms[0]["name"]] / f"seed-{train.seed}").read_config() or {}
     model = stored.get("model", {})  # whose architecture and configuration may be those of what it goes on from
-    dataset = TokenDataset.open(Path(baseline.data.path), "train")
+    corpora = Corpora.open(baseline.data)
     differences = [_difference(arms[0], arm) for arm in arms[1:]]
     return {
         "schema_version": 1,
@@ -196,10 +196,10 @@ def build_report(study: Study, places: Mapping[str, Path], num_seeds: int) -> di
             "init_from": _same_start(study, places, num_seeds),
         },
         "data": {
-            "path": baseline.data.path,
-            "tokenizer": dataset.tokenizer.name,
-            "train_tokens": dataset.num_tokens,
-            "train_bytes": dataset.num_bytes,
+            "path": corpora.place,
+            "tokenizer": corpora.tokenizer.name,
+            "train_tokens": corpora.num_tokens,
+            "train_bytes": corpora.num_bytes,
             "validation_tokens_used": arms[0]["validation_tokens"],
         },
         "settings": {
@@ -251,16 +251,17 @@ def check_request(folder: Path, num_seeds: int, jobs: int | None) -> None:
 
 def _check_arms(study: Study, say: Callable[[str], None] | None) -> list[str]:
     """Refuse an arm that could not run, before any starts; returns what is odd about them."""
-    verified, said = set(), []
+    verified: set[str] = set()
+    said: list[str] = []
     for name, config in study.arms.items():
         data = config.data
-        if data.path in verified:  # once is enough
+        if verified >= set(data.folders):  # once is enough
             config = config.model_copy(update={"data": data.model_copy(update={"verify": False})})
         try:
             stream, source = check_run(config, say)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
-        verified.add(data.path)
+        verified.update(data.folders)
         said += [f"{name}: {text}" for text in what_is_odd(config, stream, source)]
     return said
 

@@ -77,7 +77,7 @@ def _what(error: ErrorDetails, path: Sequence[str], model: type[BaseModel]) -> s
     if kind == "missing":
         known = _known(model)
         inner = [key for key in known if key.startswith(".".join(path) + ".")]
-        meaning = known.get(".".join(path)) or next((f"{key}, {known[key]}" for key in inner if known[key]), "")
+        meaning = known.get(_general(path, known)) or next((f"{key}, {known[key]}" for key in inner if known[key]), "")
         return f"is missing{f'; it takes {meaning}' if meaning else ''}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         what = "is empty" if given is None else "is not a section of keys"
@@ -103,7 +103,7 @@ def _shown(value: Any) -> str:
 def _nearest(path: Sequence[str], model: type[BaseModel]) -> str:
     """The nearest key there is: in the same section, else of that name elsewhere, else all of the section."""
     known = list(_known(model))
-    section, leaf = ".".join("0" if part.isdigit() else part for part in path[:-1]), path[-1]
+    section, leaf = _general(path[:-1], known), path[-1]
     beside = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == section]
     elsewhere = {key.rpartition(".")[2]: key for key in reversed(known)}  # the first of several of a name
     for names, cutoff in ((beside, 0.6), (list(elsewhere), 0.75), (beside, 0.4)):
@@ -112,6 +112,15 @@ def _nearest(path: Sequence[str], model: type[BaseModel]) -> str:
             here = ".".join([*path[:-1], near[0]])
             return f"; did you mean '{here if near[0] in beside else elsewhere[near[0]]}'?"
     return f"; there {'are' if len(beside) > 1 else 'is'} {', '.join(beside)}"
+
+
+def _general(path: Sequence[str], known: Sequence[str] | Mapping[str, str]) -> str:
+    """The path as the keys name it: a number in a list, and a name in a dictionary, is 0."""
+    general = ""
+    for part in path:
+        longer = f"{general}.{part}" if general else part
+        general = longer if longer in known else f"{general}.0"
+    return general
 
 
 def _known(model: type[BaseModel], prefix: str = "") -> dict[str, str]:

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
-from token_superposition.data.shards import TokenDataset
-from token_superposition.data.stream import TokenStream
 from token_superposition.model.build import check_length, model_cost, sketch_model
 from token_superposition.model.device import DTYPES
 from token_superposition.model.memory import abstract, estimate_memory
 from token_superposition.run.checkpoint import newest_checkpoint
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig
+from token_superposition.train.corpora import Corpora, Validators
 from token_superposition.train.init_from import open_source
 from token_superposition.train.optimizer import states_kept
-from token_superposition.train.preflight import check_data, make_validators
+from token_superposition.train.preflight import check_data
 from token_superposition.train.resume import check_unchanged, settle_config, what_is_odd
 
 _BAGS_SHOWN = 12
@@ -33,8 +33,9 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
 
     Returns:
         `config` (resolved), `parameters`, `stages`, `switch_step`, `flops_per_position`, `flops`, `positions`,
-        `raw_tokens`, `unique_raw_tokens`, `epochs`, `memory` (bytes; see `MemoryEstimate`), `first_batch` (its
-        shapes, and the first bags of its first row as pairs of input and target text) and `warnings`.
+        `raw_tokens`, `unique_raw_tokens`, `epochs`, `padding_tokens`, `sources` (these of each source), `memory`
+        (bytes; see `MemoryEstimate`), `first_batch` (its shapes, and the first bags of its first row as pairs of input
+        and target text) and `warnings`.
 
     Raises:
         UserError: for what the run itself would be refused for.
@@ -46,24 +47,18 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
     config = settle_config(config, folder, source)
     check_data(config)
     train, schedule = config.train, config.schedule()
-    dataset = TokenDataset.open(config.data.path, "train")
-    make_validators(config, dataset)
-    stream = TokenStream(
-        dataset,
-        schedule,
-        sequence_length=train.sequence_length,
-        rows_per_step=train.batch_size,
-        seed=train.seed,
-    )
-    batch, coverage = stream.batch(0), stream.coverage()
+    corpora = Corpora.open(config.data)
+    Validators(config, corpora)
+    stream = corpora.stream(config, schedule)
+    batch, coverage, sources = stream.batch(0), stream.coverage(), stream.coverages()
     rows = train.micro_batch_size or train.batch_size
     with abstract():
         model = sketch_model(
             config.model.architecture,
             config.model.config,
-            vocab_size=dataset.tokenizer.vocab_size,
-            end_of_document_id=dataset.tokenizer.end_of_document_id,
-            num_ids=dataset.tokenizer.num_ids,
+            vocab_size=corpora.tokenizer.vocab_size,
+            end_of_document_id=corpora.tokenizer.end_of_document_id,
+            num_ids=corpora.tokenizer.num_ids,
         )
         check_length(model, train.sequence_length)
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -77,7 +72,10 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
             loss_backend=train.loss_backend,
             activation_checkpointing=train.activation_checkpointing,
         )
-    decode = dataset.tokenizer.decode
+
+    def decode(ids: Tensor) -> str:
+        return corpora.tokenizer.decode(ids[ids >= 0].tolist())
+
     positions = schedule.positions(train.positions_per_step)
     return {
         "config": config.model_dump(mode="json"),
@@ -88,16 +86,15 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
         "flops_per_position": flops_per_position,
         "flops": positions * flops_per_position,
         "positions": positions,
-        "raw_tokens": coverage.raw_tokens,
-        "unique_raw_tokens": coverage.unique_raw_tokens,
-        "train_tokens": dataset.num_tokens,
-        "epochs": coverage.epochs,
+        **coverage.counters(),
+        "train_tokens": corpora.num_tokens,
+        "sources": {name: each.counters() for name, each in sources.items()} if len(sources) > 1 else {},
         "memory": {**asdict(memory), "total": memory.total},
         "first_batch": {
             "ids_shape": list(batch.ids.shape),
             "targets_shape": list(batch.targets.shape),
             "bags": [
-                [decode(ids.tolist()), decode(targets.tolist())]
+                [decode(ids), decode(targets)]
                 for ids, targets in zip(batch.ids[0, :_BAGS_SHOWN], batch.targets[0, :_BAGS_SHOWN], strict=True)
             ],
         },
@@ -123,7 +120,12 @@ def describe(result: dict[str, Any]) -> str:
             f"stages        {stages}",
             f"positions     {result['positions']:,}",
             f"raw tokens    {result['raw_tokens']:,}, {result['unique_raw_tokens']:,} of them different: "
-            f"{result['epochs']:.2f} epochs of {result['train_tokens']:,}",
+            f"{result['epochs']:.2f} epochs of {result['train_tokens']:,}"
+            + (f"; {result['padding_tokens']:,} slots are padding" if result["padding_tokens"] else ""),
+            *(
+                f"              {name}: {each['raw_tokens']:,}, {each['epochs']:.2f} epochs"
+                for name, each in result["sources"].items()
+            ),
             f"FLOPs         {result['flops']:.3g} ({result['flops_per_position']:,} a position)",
             f"memory        about {_size(memory['total'])}"
             f"{' without activations' if memory['activations'] is None else ''}: {parts}",

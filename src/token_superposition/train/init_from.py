@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from token_superposition.data.shards import TokenDataset
 from token_superposition.data.tokenizers import Tokenizer
 from token_superposition.errors import UserError
 from token_superposition.model.build import check_keys, resolve_config
@@ -28,6 +27,7 @@ from token_superposition.model.pretrained import check_files, load_weights, read
 from token_superposition.run.origin import Origin, check_usable, read_origin
 from token_superposition.run.trained import TrainedRun, open_trained
 from token_superposition.train.config import ModelConfig, RunConfig
+from token_superposition.train.corpora import Corpora
 
 _KEY = "model.init_from"
 NO_EVIDENCE = (
@@ -92,7 +92,7 @@ def open_source(config: RunConfig) -> Source | None:
     given = config.model.init_from
     if given is None:
         return None
-    tokenizer = TokenDataset.open(config.data.path, "train").tokenizer
+    tokenizer = Corpora.open(config.data).tokenizer
     try:
         source = _open(given, _find(given))
     except UserError as error:

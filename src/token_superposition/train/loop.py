@@ -68,9 +68,9 @@ def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, An
         fixed_now = {
             "id": run_id,
             "stages": schedule.as_dicts(),
-            "data_fingerprint": trainer.dataset.fingerprint,
+            "data_fingerprint": trainer.corpora.fingerprint,
         }
-        trainer.dataset.tokenizer.save(folder.path)
+        trainer.corpora.tokenizer.save(folder.path)
         folder.write_config(config.model_dump(mode="json"), fixed_now)
         folder.clear_diverged()
         state = trainer.load(checkpoint) if checkpoint else trainer.start()

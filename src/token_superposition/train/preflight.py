@@ -8,15 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from token_superposition.data.shards import TokenDataset
 from token_superposition.data.stream import TokenStream
 from token_superposition.data.verify import verify_folder
 from token_superposition.errors import UserError
 from token_superposition.model.build import check_length, outline_model
 from token_superposition.model.device import resolve_device
 from token_superposition.model.size import available_memory, bytes_kept, gigabytes
-from token_superposition.model.validation import Validator
 from token_superposition.train.config import ModelConfig, RunConfig
+from token_superposition.train.corpora import Corpora, Validators
 from token_superposition.train.init_from import Source, open_source, settle_model
 
 _ID_BYTES = 8
@@ -35,29 +34,8 @@ def check_data(config: RunConfig, say: Callable[[str], None] | None = None) -> N
     """
     check_batch(config)
     if config.data.verify:
-        for path in dict.fromkeys([config.data.path, *config.data.validation_sets.values()]):
+        for path in config.data.folders:
             verify_folder(Path(path), say)
-
-
-def make_validators(config: RunConfig, dataset: TokenDataset) -> tuple[Validator, dict[str, Validator]]:
-    """The run's own validation set and its further ones, by name.
-
-    Raises:
-        UserError: where one is missing, shorter than a row, or of another tokenizer than the training data.
-    """
-
-    def make(folder: str) -> Validator:
-        split = TokenDataset.open(folder, "validation")
-        if split.tokenizer.fingerprint != dataset.tokenizer.fingerprint:
-            raise UserError(
-                f"{folder}: was prepared with tokenizer {split.tokenizer.name!r}, the training data in "
-                f"{dataset.folder} with another, {dataset.tokenizer.name!r}; prepare both with the same"
-            )
-        train = config.train
-        batch_size = train.micro_batch_size or train.batch_size
-        return Validator(split, sequence_length=train.sequence_length, batch_size=batch_size)
-
-    return make(config.data.path), {name: make(path) for name, path in config.data.validation_sets.items()}
 
 
 def check_batch(config: RunConfig) -> None:
@@ -83,27 +61,21 @@ def check_run(config: RunConfig, say: Callable[[str], None] | None = None) -> tu
     Raises:
         UserError: where the data, the model and the configuration do not fit each other or this machine.
     """
-    train, path = config.train, Path(config.data.path)
+    train = config.train
     device = resolve_device(train.device)
-    dataset = TokenDataset.open(path, "train")
+    corpora = Corpora.open(config.data)
     check_data(config, say)
-    stream = TokenStream(
-        dataset,
-        config.schedule(),
-        sequence_length=train.sequence_length,
-        rows_per_step=train.batch_size,
-        seed=train.seed,
-    )
-    make_validators(config, dataset)
+    stream = corpora.stream(config, config.schedule())
+    Validators(config, corpora)
     source, part = open_source(config), config.model
     if source is not None:
-        part = ModelConfig(**settle_model(part, source.architecture, source.keys, dataset.tokenizer))
+        part = ModelConfig(**settle_model(part, source.architecture, source.keys, corpora.tokenizer))
     model = outline_model(
         part.architecture,
         part.config,
-        vocab_size=dataset.tokenizer.vocab_size,
-        end_of_document_id=dataset.tokenizer.end_of_document_id,
-        num_ids=dataset.tokenizer.num_ids,
+        vocab_size=corpora.tokenizer.vocab_size,
+        end_of_document_id=corpora.tokenizer.end_of_document_id,
+        num_ids=corpora.tokenizer.num_ids,
         scale_residual_init=part.scale_residual_init,
         bytes_a_parameter=bytes_kept(device, loading=source is not None),
     )

@@ -128,7 +128,8 @@ class Recorder:
         self.skipped += 1
         stage = self.schedule.stages[done.span.stage]
         rows = np.arange(done.span.first_row, done.span.first_row + done.span.num_rows)
-        starts = self.trainer.stream.locate(done.span.stage, rows).tolist()
+        places = self.trainer.stream.locate(done.span.stage, rows)
+        starts, folders = [place.start for place in places], list(self.trainer.corpora.datasets.values())
         length = self.trainer.stream.row_length(stage)
         loss, grad_norm = (str(value.item()) for value in done.result[:2])
         self.emit(
@@ -137,14 +138,21 @@ class Recorder:
                 "phase": stage.phase,
                 "bag_size": stage.bag_size,
                 "skipped_steps": self.skipped,
-                "skipped": {"loss": loss, "grad_norm": grad_norm, "row_starts": starts, "row_tokens": length},
+                "skipped": {
+                    "loss": loss,
+                    "grad_norm": grad_norm,
+                    "row_starts": starts,
+                    "row_tokens": length,
+                    **({"row_sources": [place.source for place in places]} if len(folders) > 1 else {}),
+                },
             }
         )
         limit = self.trainer.config.train.max_skipped_steps
         text = (
             f"step {done.step} of {self.folder.path}: loss {loss}, gradient norm {grad_norm}: skipped "
-            f"({self.skipped} of at most {limit}); its {len(starts)} rows are {length} tokens of "
-            f"{self.trainer.dataset.folder} from token {', '.join(map(str, starts[:3]))}{', ...' * (len(starts) > 3)}"
+            f"({self.skipped} of at most {limit}); its {len(starts)} rows are {length} tokens each, from "
+            f"{', '.join(f'token {place.start} of {folders[place.source].folder}' for place in places[:3])}"
+            f"{', ...' * (len(starts) > 3)}"
         )
         if self.skipped > limit:
             raise TrainingDivergedError(
@@ -163,7 +171,7 @@ class Recorder:
         if values is None:
             return
         trained = self.schedule.lookup(self.done - 1)
-        counters = self.trainer.counters(self.done)
+        counters = {key: value for key, value in self.trainer.counters(self.done).items() if key != "flops"}
         speed = steps * self.trainer.config.train.positions_per_step / seconds
         self.last_logged = {
             "step": self.done,
@@ -171,8 +179,7 @@ class Recorder:
             "bag_size": trained.bag_size,
             **values,
             "learning_rate": self.trainer.learning_rate.at(self.done - 1),
-            "positions": counters["positions"],
-            "raw_tokens": counters["raw_tokens"],
+            **counters,
             "positions_per_second": speed,
             "seconds_per_step": seconds / steps,
             "mfu": speed * self.trainer.flops_per_position / self.peak,
@@ -246,7 +253,6 @@ class Recorder:
         """Validate once more, on more tokens, and write the summary, which says that the run is done."""
         trainer = self.trainer
         validation = self.validate(self.logging.validation_tokens, final=True)
-        coverage = trainer.stream.coverage()
         summary = {
             **self.last_logged,
             **validation,
@@ -255,15 +261,12 @@ class Recorder:
             "stages": self.schedule.as_dicts(),
             "switch_step": self.schedule.switch_step,
             "seed": trainer.config.train.seed,
-            "unique_raw_tokens": coverage.unique_raw_tokens,
-            "skipped_tokens": coverage.skipped_tokens,
-            "epochs": coverage.epochs,
             "skipped_steps": self.skipped,
             "parameters": trainer.num_parameters,
             "loss_backend": trainer.loss_backend,
             "wall_seconds": self.wall_seconds(),
             "peak_memory_bytes": peak_memory_bytes(trainer.device),
-            "data_fingerprint": trainer.dataset.fingerprint,
+            "data_fingerprint": trainer.corpora.fingerprint,
             "init_from": self.init_from,
         }
         self.metrics.sync()

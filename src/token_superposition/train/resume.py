@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from token_superposition.data.shards import TokenDataset
 from token_superposition.data.stream import TokenStream
 from token_superposition.errors import UserError
 from token_superposition.model.device import resolve_device, resolve_dtype
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig, changed_keys, parse_config
+from token_superposition.train.corpora import Corpora
 from token_superposition.train.init_from import NO_EVIDENCE, Source, settle_model
 
 _FREE = (
@@ -60,17 +60,20 @@ def settle_config(config: RunConfig, folder: RunFolder, source: Source | None = 
     if train["num_threads"] == "auto":
         train["num_threads"] = before.get("num_threads") or torch.get_num_threads()
     data = settled["data"]
-    data["path"] = str(Path(data["path"]).resolve())
+    for place in (data, *data["sources"].values()):
+        if place["path"] is not None:
+            place["path"] = str(Path(place["path"]).resolve())
     data["validation_sets"] = {name: str(Path(path).resolve()) for name, path in data["validation_sets"].items()}
     model = stored["model"] if stored else None
     if source is not None:
         model = {"init_from": source.given, "architecture": source.architecture, "config": source.keys}
     if config.model.init_from is not None and model and model["init_from"] == config.model.init_from:
-        tokenizer = TokenDataset.open(data["path"], "train").tokenizer
+        tokenizer = Corpora.open(config.data).tokenizer
         settled["model"] = settle_model(config.model, model["architecture"], model["config"], tokenizer)
     if stored is not None:
         for key in changed_keys(stored, settled):
-            if not key.startswith(_FREE) or key in _RESULT:
+            moved = key.startswith("data.sources.") and key.endswith(".path")
+            if not (key.startswith(_FREE) or moved) or key in _RESULT:
                 old, new = (_value(values, key) for values in (stored, settled))
                 raise UserError(
                     f"{folder.path}: this run was started with {key} {old!r}, and is now given {new!r}; "
@@ -129,21 +132,32 @@ def check_unchanged(config: RunConfig, folder: RunFolder) -> None:
     settled = settle_config(config, folder)
     if summary is not None:
         settle_schedule(settled, fixed, summary["steps"])
-    if TokenDataset.open(settled.data.path, "train").fingerprint != fixed["data_fingerprint"]:
-        raise UserError(f"data.path: {settled.data.path} is not the data that the run in {folder.path} started with")
+    corpora = Corpora.open(settled.data)
+    if corpora.fingerprint != fixed["data_fingerprint"]:
+        key = "data.path" if settled.data.path is not None else "data.sources"
+        raise UserError(f"{key}: {corpora.place} is not the data that the run in {folder.path} started with")
 
 
 def what_is_odd(config: RunConfig, stream: TokenStream, source: Source | None = None) -> list[str]:
     """What to say before a run starts: of what it goes on from, of data that repeats, of superposition at odd times."""
-    coverage, schedule = stream.coverage(), stream.schedule
+    schedule = stream.schedule
     said = [] if source is None else list(source.warnings)
     if config.model.init_from is not None and schedule.switch_step > 0:
         said.append(NO_EVIDENCE)
-    if coverage.epochs > 1:
+    plain = schedule.positions(1) / schedule.raw_tokens(1)
+    for name, coverage in stream.coverages().items():
+        if coverage.epochs <= 1:
+            continue
+        advice = "more text or fewer steps would avoid that"
+        if plain < 1:
+            advice = (
+                f"superposition reads more: mode output_only would come to {plain * coverage.epochs:.2f} epochs, "
+                "and a smaller bag_size or ratio to fewer than now; or take more text"
+            )
         said.append(
-            f"the run reads {coverage.raw_tokens:,} raw tokens, {coverage.epochs:.2f} epochs of the "
-            f"{stream.corpus.num_tokens:,} in {config.data.path}: text repeats; more text, a smaller "
-            "bag_size or ratio, or mode output_only would avoid that"
+            f"the run reads {coverage.raw_tokens:,} raw tokens{f' of source {name}' if name else ''}, "
+            f"{coverage.epochs:.2f} epochs of the {coverage.corpus_tokens:,} in {config.data.mixture[name].path}: "
+            f"text repeats; {advice}"
         )
     if schedule.switch_step == 0 and (config.superposition.bag_size > 1 or config.superposition.stages):
         said.append("superposition lasts no step: its ratio is under half a step; raise it, or take bag_size 1")

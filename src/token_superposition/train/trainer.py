@@ -23,8 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from token_superposition.data.shards import TokenDataset
-from token_superposition.data.stream import Batch, TokenStream
+from token_superposition.data.stream import Batch, Coverage
 from token_superposition.errors import UserError
 from token_superposition.model.build import build_model, check_length, model_cost
 from token_superposition.model.device import DTYPES, resolve_device
@@ -39,10 +38,10 @@ from token_superposition.objective.slot_weights import slot_weights
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.checkpoint import load_checkpoint
 from token_superposition.train.config import RunConfig
+from token_superposition.train.corpora import Corpora, Validators
 from token_superposition.train.device import make_deterministic
 from token_superposition.train.init_from import Source
 from token_superposition.train.optimizer import build_learning_rate, build_optimizers
-from token_superposition.train.preflight import make_validators
 
 
 class StepResult(NamedTuple):
@@ -90,21 +89,15 @@ class Trainer:
                 check_kernel(train.loss_backend)
             except ValueError as error:
                 raise UserError(f"train.{error}") from None
-        self.dataset = TokenDataset.open(config.data.path, "train")
-        self.stream = TokenStream(
-            self.dataset,
-            schedule,
-            sequence_length=train.sequence_length,
-            rows_per_step=train.batch_size,
-            seed=train.seed,
-        )
-        self.validator, self.further_validators = make_validators(config, self.dataset)
+        self.corpora = Corpora.open(config.data)
+        self.stream = self.corpora.stream(config, schedule)
+        self.validators = Validators(config, self.corpora)
         model = build_model(
             config.model.architecture,
             config.model.config,
-            vocab_size=self.dataset.tokenizer.vocab_size,
-            end_of_document_id=self.dataset.tokenizer.end_of_document_id,
-            num_ids=self.dataset.tokenizer.num_ids,
+            vocab_size=self.corpora.tokenizer.vocab_size,
+            end_of_document_id=self.corpora.tokenizer.end_of_document_id,
+            num_ids=self.corpora.tokenizer.num_ids,
             seed=train.seed,
             scale_residual_init=config.model.scale_residual_init,
             bytes_a_parameter=bytes_kept(self.device, loading=source is not None),
@@ -117,6 +110,14 @@ class Trainer:
             self.model = SuperposedLM(model.to(self.device), z_loss=train.z_loss, loss_backend=train.loss_backend)
         except TypeError as error:
             raise UserError(f"model.architecture: {error}") from error
+        if config.data.attention_boundary == "document":
+            try:
+                self.model.keep_documents_apart()
+            except TypeError as error:
+                raise UserError(
+                    f"data.attention_boundary: document: {error}; leave it out (data.bag_boundary: document keeps bags "
+                    "and targets within documents all the same), or take another model.architecture"
+                ) from error
         self.model.train()
         if train.activation_checkpointing:
             checkpoint_activations(model)
@@ -134,7 +135,9 @@ class Trainer:
         """The run's batches from a step on, pinned for CUDA."""
         for batch in self.stream.batches(first_step):
             if self.pinned:
-                yield replace(batch, ids=batch.ids.pin_memory(), targets=batch.targets.pin_memory())
+                names = ("ids", "targets", "position_ids")
+                parts = {name: part for name in names if (part := getattr(batch, name)) is not None}
+                yield replace(batch, **{name: part.pin_memory() for name, part in parts.items()})
             else:
                 yield batch
 
@@ -146,10 +149,11 @@ class Trainer:
             weights = weights.to(self.device)
         rows = self.config.train.micro_batch_size or len(batch.ids)
         loss, loads = torch.zeros((), device=self.device), []
-        for ids, targets in zip(batch.ids.split(rows), batch.targets.split(rows), strict=True):
-            ids, targets = (part.to(self.device, non_blocking=self.pinned) for part in (ids, targets))
+        parts = [batch.ids, batch.targets, *([] if batch.position_ids is None else [batch.position_ids])]
+        for micro in zip(*(part.split(rows) for part in parts), strict=True):
+            ids, targets, *positions = (part.to(self.device, non_blocking=self.pinned) for part in micro)
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-                output = self.model(ids, targets, weights)
+                output = self.model(ids, targets, weights, *positions)
             part = output.loss * (output.weight_sum / weight_sum.clamp(min=1e-30))
             part.backward()
             loss += part.detach()
@@ -166,20 +170,18 @@ class Trainer:
         return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
 
     def validate(self, max_tokens: int) -> tuple[ValidationResult, dict[str, ValidationResult]]:
-        """Next-token loss on the first tokens of the validation set, whatever the phase, and of the further ones."""
+        """Next-token loss on the first tokens of the validation set, whatever the phase, and of others by name."""
         with eager():
-            first, *others = (
-                validator.run(self.model.model, max_tokens, self.device, self.dtype)
-                for validator in (self.validator, *self.further_validators.values())
-            )
-        return first, dict(zip(self.further_validators, others, strict=True))
+            return self.validators.run(self.model.model, max_tokens, self.device, self.dtype)
 
-    def counters(self, steps_done: int) -> dict[str, int]:
-        """Positions, raw tokens and FLOPs of the first `steps_done` steps."""
+    def counters(self, steps_done: int) -> dict[str, Any]:
+        """Positions, tokens and FLOPs of the first `steps_done` steps; of a mixture, each source's tokens too."""
         positions = self.schedule.positions(self.config.train.positions_per_step, steps_done)
+        sources = self.stream.coverages(steps_done)
         return {
             "positions": positions,
-            "raw_tokens": self.schedule.raw_tokens(self.config.train.positions_per_step, steps_done),
+            **Coverage.of_all(sources.values()).counters(),
+            **({"sources": {name: each.counters() for name, each in sources.items()}} if len(sources) > 1 else {}),
             "flops": positions * self.flops_per_position,
         }
 

@@ -227,7 +227,9 @@ def _figures(loaded: UsableModel, origin: Origin) -> dict[str, Any]:
         "bag_size": schedule.bag_size,
         "switch_step": schedule.switch_step,
         "positions": positions,
-        "raw_tokens": schedule.raw_tokens(positions_per_step, origin.step),
+        "raw_tokens": scored["raw_tokens"]  # fewer than the schedule's, where bags are padded
+        if scored.get("step") == origin.step
+        else schedule.raw_tokens(positions_per_step, origin.step),
         "unique_raw_tokens": summary.get("unique_raw_tokens"),
         "flops": positions * model_cost(loaded.model).flops_per_position(origin.sequence_length),
         "validation_loss": scored.get("validation_loss"),

@@ -1,0 +1,209 @@
+"""Document-safe rows: no bag and no target crosses the end of a document.
+
+Each document is cut into bags of its own, the last of which may be short: its free slots are padding (-100), which
+weighs nothing in the bag's mean or in the loss. A bag predicts the next bag of its document as far as there is one, and
+the document's last bag predicts nothing. A row is L bags side by side, whatever documents they are of, so that the
+latent shape is what it always is; what is read is less by the padding, which is counted.
+
+The corpus is an order of documents: windows of whole documents, each of those that start within W tokens, in the order
+of a stateless seeded permutation, another one each epoch. What a stage calls a unit (see `order`) is a bag of its own
+size, numbered through that order. A stage that starts inside a document cuts bags from there on, so every token is an
+input exactly once an epoch here too, whatever the mix of bag sizes: nothing is left between stages or epochs.
+
+Which document a bag number lies in is found by search in running counts: one number a document and bag size, and one a
+window and epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from token_superposition.data.order import RowOrder
+from token_superposition.data.permutation import permute
+from token_superposition.data.windows import Tokens
+from token_superposition.objective.bags import PADDING, split_inputs_and_targets
+from token_superposition.plan.stages import Stage
+
+_Ints = NDArray[np.int64]
+_CHUNK = 2**22  # tokens read at once where ends are looked for
+_MOST_LAYOUTS = 8
+
+
+class _Bags(NamedTuple):
+    """Bags by their places: the token each starts with, the one after its document's last, and how many tokens come
+    before it through all epochs."""
+
+    starts: _Ints
+    ends: _Ints
+    before: _Ints
+
+
+class _Origin(NamedTuple):
+    """Where a stage starts: an epoch, a document, the token there, and the bags from it to the document's end."""
+
+    epoch: int
+    document: int
+    token: int
+    num_bags: int
+
+
+class DocumentRows:
+    """The rows that the stages of a run take from one corpus; as `WindowRows`, whose arguments these are.
+
+    Args:
+        end_of_document_id: the last token of each document.
+    """
+
+    def __init__(
+        self,
+        corpus: Tokens,
+        stages: Sequence[Stage],
+        num_rows: Sequence[int | None],
+        *,
+        sequence_length: int,
+        window: int,
+        block_windows: int,
+        seed: int,
+        end_of_document_id: int,
+    ) -> None:
+        self.corpus = corpus
+        self.stages = stages
+        self.sequence_length = sequence_length
+        self.seed = seed
+        self.ends = document_ends(corpus, end_of_document_id)
+        self._starts = np.concatenate([[0], self.ends[:-1]])
+        first = np.unique(np.searchsorted(self._starts, np.arange(0, corpus.num_tokens, window)))
+        self._edges = np.append(first[first < len(self.ends)], len(self.ends))  # documents that windows start with
+        lengths = self.ends - self._starts
+        # by bag size: the bags before each document
+        self._bags_before = {
+            size: np.concatenate([[0], np.cumsum(-(-lengths // size))])
+            for size in {stage.input_bag_size for stage in stages}
+        }
+        self._layouts: dict[tuple[int, int], tuple[_Ints, _Ints]] = {}
+        self.orders: list[RowOrder] = []
+        self._origins: list[_Origin] = []
+        before = 0
+        for index, (stage, rows) in enumerate(zip(stages, num_rows, strict=True)):
+            size = stage.input_bag_size
+            unit, origin = self._origin(before, size)
+            per_window = max(1, window // (size * sequence_length))
+            epoch = int(self._bags_before[size][-1])
+            order = RowOrder(unit, sequence_length, epoch, rows, per_window, block_windows)
+            self.orders.append(order)
+            self._origins.append(origin)
+            if rows is not None:
+                before = int(self._bags(index, np.array([order.end()])).before[0])
+
+    def starts(self, stage_index: int, rows: _Ints) -> _Ints:
+        """The tokens that rows of a stage start with; rows count from 0 in each stage."""
+        return self._bags(stage_index, self.orders[stage_index].units(rows)).starts
+
+    def read(self, stage_index: int, rows: _Ints) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of a stage.
+
+        Returns:
+            Inputs (B, L, s), -100 where a bag is padded; targets (B, L, k), -100 where there is none; and positions
+            (B, L), which restart with each document.
+        """
+        stage, length = self.stages[stage_index], self.sequence_length
+        size = stage.input_bag_size
+        units = self.orders[stage_index].units(rows)[:, None] + np.arange(length)
+        starts, ends, _ = self._bags(stage_index, units)
+        begins = np.ones_like(units, dtype=bool)  # a document, or the row
+        begins[:, 1:] = (ends[:, 1:] != ends[:, :-1]) | (starts[:, 1:] <= starts[:, :-1])
+        places = np.broadcast_to(np.arange(length), units.shape)
+        positions = places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
+        ids_BLs = torch.empty(*units.shape, size, dtype=torch.int64)
+        targets_BLk = torch.empty(*units.shape, stage.num_targets, dtype=torch.int64)
+        pieces = np.flatnonzero(begins)
+        for piece, after in zip(pieces, np.append(pieces[1:], units.size), strict=True):
+            row, place = divmod(int(piece), length)
+            num_bags, start = int(after - piece), int(starts[row, place])
+            raw = np.full(num_bags * size + stage.bag_size, PADDING, dtype=np.int64)
+            there = min(len(raw), int(ends[row, place]) - start)
+            raw[:there] = self.corpus.read(start, there)
+            parts = split_inputs_and_targets(torch.from_numpy(raw)[None], stage.bag_size, stage.mode)
+            for whole, part in zip((ids_BLs, targets_BLk), parts, strict=True):
+                whole[row, place : place + num_bags] = part[0]
+        return ids_BLs, targets_BLk, torch.from_numpy(positions)
+
+    def tokens_read(self, stage_index: int, num_rows: int) -> int:
+        """Tokens of the first rows of a stage."""
+        if num_rows == 0:
+            return 0
+        order = self.orders[stage_index]
+        whole = order.block_start(num_rows - 1)  # rows before it lie side by side
+        units = order.units(np.arange(whole, num_rows))
+        marks = np.concatenate([units, units + order.stride, [order.origin, order.origin + whole * order.stride]])
+        before = self._bags(stage_index, marks).before
+        first, last = before[: len(units)], before[len(units) : -2]
+        return int((last - first).sum() + before[-1] - before[-2])
+
+    def _bags(self, stage_index: int, units: _Ints) -> _Bags:
+        """Bags of a stage by their numbers."""
+        size, origin = self.stages[stage_index].input_bag_size, self._origins[stage_index]
+        bags_before = self._bags_before[size]
+        epochs, within = np.divmod(units, bags_before[-1])
+        starts, ends, before = (np.empty_like(units) for _ in range(3))
+        for epoch in np.unique(epochs).tolist():  # one or two
+            here = epochs == epoch
+            windows, counts = self._layout(epoch, size)
+            place = np.searchsorted(counts, within[here], side="right") - 1
+            window = self._edges[windows[place]]
+            number = bags_before[window] + within[here] - counts[place]
+            document = np.searchsorted(bags_before, number, side="right") - 1
+            start = self._starts[document] + (number - bags_before[document]) * size
+            if epoch == origin.epoch:  # bags of the document that the stage starts in count from there
+                late = number - (bags_before[document + 1] - origin.num_bags)
+                start = np.where(document == origin.document, origin.token + late * size, start)
+            starts[here], ends[here] = start, self.ends[document]
+            tokens_before = self._layout(epoch, 1)[1][place] + start - self._starts[window]
+            before[here] = epoch * self.corpus.num_tokens + tokens_before
+        return _Bags(starts, ends, before)
+
+    def _origin(self, before: int, size: int) -> tuple[int, _Origin]:
+        """The number of the bag that starts after so many tokens, through all epochs, and its place."""
+        epoch, within = divmod(before, self.corpus.num_tokens)
+        windows, counts = self._layout(epoch, 1)
+        place = int(np.searchsorted(counts, within, side="right")) - 1
+        window = int(self._edges[windows[place]])
+        token = int(self._starts[window] + within - counts[place])
+        document = int(np.searchsorted(self.ends, token, side="right"))
+        num_bags = -(-(int(self.ends[document]) - token) // size)
+        bags_before, bag_counts = self._bags_before[size], self._layout(epoch, size)[1]
+        number = bag_counts[place] + bags_before[document + 1] - bags_before[window] - num_bags
+        return int(epoch * bags_before[-1] + number), _Origin(epoch, document, token, num_bags)
+
+    def _layout(self, epoch: int, size: int) -> tuple[_Ints, _Ints]:
+        """The windows of an epoch in their order, and how many bags (tokens, for 1) come before each there."""
+        if (epoch, size) not in self._layouts:
+            count = len(self._edges) - 1
+            order = permute(np.arange(count), count, self.seed, epoch)
+            before = self._bags_before[size][self._edges] if size > 1 else self._token_edges()
+            counts = np.concatenate([[0], np.cumsum(np.diff(before)[order])[:-1]])
+            while len(self._layouts) >= _MOST_LAYOUTS:
+                del self._layouts[next(iter(self._layouts))]
+            self._layouts[epoch, size] = order, counts
+        return self._layouts[epoch, size]
+
+    def _token_edges(self) -> _Ints:
+        return np.append(self._starts, self.corpus.num_tokens)[self._edges]
+
+
+def document_ends(corpus: Tokens, end_of_document_id: int) -> _Ints:
+    """For each document, the number of the token after its last; reads the whole corpus once."""
+    found = []
+    for start in range(0, corpus.num_tokens, _CHUNK):
+        tokens = corpus.read(start, min(_CHUNK, corpus.num_tokens - start))
+        found.append(np.flatnonzero(tokens == end_of_document_id) + start + 1)
+    ends = np.concatenate(found)
+    if not len(ends) or ends[-1] != corpus.num_tokens:
+        ends = np.append(ends, corpus.num_tokens)
+    return ends
