@@ -109,8 +109,8 @@ def opened(path: Path | None, overrides: Mapping[str, Any], bag_sizes: Sequence[
         if missing:
             if "data.path" in overrides:
                 raise UserError(
-                    f"--data.path: {missing[0]}: no such folder; make it with: tst prepare SOURCE --out {missing[0]}, or "
-                    "leave the option out to read random tokens"
+                    f"--data.path: {missing[0]}: no such folder; make it with: tst prepare SOURCE --out {missing[0]}, "
+                    "or leave the option out to read random tokens"
                 )
             vocab_size = _write_random(place / "data", config, schedule)
             random_data = "no configuration was given" if path is None else f"{missing[0]} is not there"
