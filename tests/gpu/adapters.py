@@ -205,6 +205,7 @@ class Checks:
 
     def run(self, name: str, check: Callable[[], dict[str, Any]], skipped: str | None) -> None:
         start = time.perf_counter()
+        torch.backends.cuda.matmul.allow_tf32 = False  # accelerate turns it on for whatever follows a compiled model
         if skipped:
             result: dict[str, Any] = {"outcome": "skipped", "reason": skipped}
         else:
