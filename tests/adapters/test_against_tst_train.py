@@ -34,9 +34,10 @@ class Recording(Recorded, SuperpositionTrainer):
 
 def corpus_rows(run: Trainer) -> list[dict[str, Any]]:
     """The run's corpus as a data set: `ids` to make bags of, and rows of one token more for recovery."""
-    length, stream = run.config.train.sequence_length, run.stream
-    number = stream.num_windows * run.schedule.input_period + 1  # and one for the last group to look ahead into
-    tokens = torch.from_numpy(stream.corpus.read(0, number * length + 1))
+    length, period = run.config.train.sequence_length, run.schedule.input_period
+    (corpus,) = run.corpora.datasets.values()
+    number = corpus.num_tokens // (length * period) * period + 1  # and one for the last group to look ahead into
+    tokens = torch.from_numpy(corpus.read(0, number * length + 1))
     rows = [tokens[start : start + length + 1] for start in range(0, number * length, length)]
     return [{"ids": row[:-1], "input_ids": row, "labels": row} for row in rows]
 

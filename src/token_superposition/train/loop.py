@@ -29,6 +29,13 @@ from token_superposition.train.record import Recorder
 from token_superposition.train.resume import check_unchanged, settle_config, settle_schedule, what_is_odd
 from token_superposition.train.trainer import Trainer
 
+_LOSS = {
+    "plain": "from full logits",
+    "chunked": "in slices, so that its logits are never all in memory",
+    "liger": "by Liger's kernel",
+    "torch": "by torch's kernel",
+}
+
 
 def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, Any]:
     """Train a run in its folder, from its start or from where it stopped; a run that is done stays as it is.
@@ -79,13 +86,10 @@ def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, An
         discard_newer(folder.checkpoints, steps_done)
         for text in what_is_odd(config, trainer.stream, source):
             warn(text)
-        if not quiet:
-            slices = "in slices, so that its logits are never all in memory"
-            how = {"plain": "from full logits", "chunked": slices}
-            kernel = f"by the kernel of {trainer.loss_backend}"
-            say(f"the loss is computed {how.get(trainer.loss_backend, kernel)} (train.loss_backend)")
+        record = Recorder(trainer, folder, state, run_id=run_id, quiet=quiet)
+        record.progress.say(f"the loss is computed {_LOSS[trainer.loss_backend]} (train.loss_backend)")
         try:
-            return _run(trainer, Recorder(trainer, folder, state, run_id=run_id, quiet=quiet))
+            return _run(trainer, record)
         except TrainingDivergedError as error:
             folder.write_diverged(str(error))
             raise
