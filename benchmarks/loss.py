@@ -38,7 +38,7 @@ def sum_of_cross_entropies(hidden: Tensor, weight: Tensor, targets: Tensor) -> T
 def make_kinds(rows: int, vocab: int, width: int) -> dict[str, Callable[[], None]]:
     """The kinds of work, by name."""
     torch.manual_seed(0)
-    hidden, weight = torch.randn(rows, width), torch.randn(vocab, width) * 0.02
+    hidden, weight = torch.randn(rows, width), torch.randn(vocab, width).mul_(0.02)
     targets = torch.randint(0, vocab, (rows, BAG_SIZE))
     inputs = [hidden.requires_grad_(), weight.requires_grad_()]
 
@@ -59,7 +59,7 @@ def make_kinds(rows: int, vocab: int, width: int) -> dict[str, Callable[[], None
 def embedding_kinds(rows: int, vocab: int, width: int) -> dict[str, Callable[[], None]]:
     """The input side: the mean of a bag's embeddings, ours against a gather and a mean."""
     torch.manual_seed(0)
-    weight = (torch.randn(vocab, width) * 0.02).requires_grad_()
+    weight = torch.randn(vocab, width).mul_(0.02).requires_grad_()
     ids = torch.randint(0, vocab, (1, rows, BAG_SIZE))
 
     def backward(embed: Callable[[], Tensor]) -> None:

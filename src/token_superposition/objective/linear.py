@@ -32,7 +32,7 @@ ChosenBackend = Literal["plain", "chunked", "liger", "torch"]
 
 # Below this many logits the loss takes the plain path: nothing to save, and at bag size 1 the bits of a bare loop.
 _FEW_LOGITS = 2**22
-_CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
+_CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**29}
 
 
 def linear_multi_hot_cross_entropy(
@@ -68,7 +68,7 @@ def linear_multi_hot_cross_entropy(
             (`one_target.py`), for logits without a softcap and reduction `mean` or `sum`; `auto` is plain for few
             logits and chunked for many.
         chunk_bytes: memory for a chunk's logits; more is a little faster. The result does not depend on it beyond
-            rounding. 128 MiB if not given (512 MiB on CUDA).
+            rounding. 256 MiB if not given (512 MiB on CUDA).
 
     Returns:
         float32 (float64 for float64 inputs): a scalar, or (N,) for `none`.

@@ -45,12 +45,13 @@ def sliced_total(
 
     Targets name a token even where they weigh nothing. Gradients not asked for are empty. A softcap of 0 is none.
     """
-    wide, dtype = weights_Ns.dtype, hidden_Nd.dtype
-    weight = weight_Vd[:vocab_size].to(dtype)
+    wide = weights_Ns.dtype
+    weight = weight_Vd[:vocab_size].to(hidden_Nd.dtype)
     total = hidden_Nd.new_zeros((), dtype=wide)
     grad_hidden = torch.empty_like(hidden_Nd) if for_hidden else hidden_Nd.new_empty(0)
-    grad_weight = _zeros(weight_Vd, wide) if for_weight else weight_Vd.new_empty(0)
-    grad_bias = _zeros(bias_V, wide) if for_weight and bias_V is not None else weight_Vd.new_empty(0)
+    grad_weight = torch.empty_like(weight_Vd, dtype=wide) if for_weight else weight_Vd.new_empty(0)
+    biased = for_weight and bias_V is not None
+    grad_bias = weight_Vd.new_zeros(weight_Vd.shape[0] if biased else 0, dtype=wide)
     buffer_CV = hidden_Nd.new_empty(chunk_rows, vocab_size)
     for start in range(0, hidden_Nd.shape[0], chunk_rows):
         rows = slice(start, start + chunk_rows)
@@ -63,9 +64,11 @@ def sliced_total(
         if for_hidden:
             torch.mm(logits_CV, weight, out=grad_hidden[rows])
         if for_weight:
-            _add_product(grad_weight[:vocab_size], logits_CV, hidden_Cd)
+            _add_product(grad_weight[:vocab_size], logits_CV, hidden_Cd, first=start == 0)
         if grad_bias.numel():
             grad_bias[:vocab_size] += logits_CV.sum(dim=0, dtype=wide)
+    if for_weight:
+        grad_weight[vocab_size if hidden_Nd.shape[0] else 0 :] = 0
     if logit_scale != 1:
         for gradient in (grad_hidden, grad_weight, grad_bias):
             gradient *= logit_scale
@@ -219,15 +222,14 @@ def _few_rows(
     return losses
 
 
-def _add_product(total_Vd: Tensor, gradient_CV: Tensor, hidden_Cd: Tensor) -> None:
-    """`total += gradient.T @ hidden`, added up in the total's dtype."""
+def _add_product(total_Vd: Tensor, gradient_CV: Tensor, hidden_Cd: Tensor, *, first: bool) -> None:
+    """`total += gradient.T @ hidden`, added up in the total's dtype; the first one is put there."""
     if gradient_CV.dtype == torch.float16:
         gradient_CV, hidden_Cd = gradient_CV.float(), hidden_Cd.float()
     if gradient_CV.dtype == total_Vd.dtype:
-        total_Vd.addmm_(gradient_CV.t(), hidden_Cd)
+        # beta 0 does not read what is there.
+        total_Vd.addmm_(gradient_CV.t(), hidden_Cd, beta=0 if first else 1)
+    elif first:
+        total_Vd.copy_(gradient_CV.t() @ hidden_Cd)
     else:
         total_Vd += gradient_CV.t() @ hidden_Cd
-
-
-def _zeros(like: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros_like(like, dtype=dtype)
