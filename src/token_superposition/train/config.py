@@ -320,6 +320,11 @@ class RunConfig(_Section):
         raw_tokens = self.schedule().raw_tokens(self.train.positions_per_step)
         if raw_tokens > _MOST_RAW_TOKENS:
             raise ValueError(f"the run would read {raw_tokens:.0e} tokens; lower train.total_steps or train.batch_size")
+        if self.train.loss_backend == "liger" and self.data.bag_boundary == "document":
+            raise ValueError(
+                "train.loss_backend liger takes bags that are all full, and data.bag_boundary document leaves some "
+                "short; take auto"
+            )
         return self
 
     def schedule(self) -> Schedule:
