@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tests.conftest import TINY, tiny_model
 from token_superposition import SuperposedLM, slot_weights, split_inputs_and_targets
 from token_superposition.model.families import embedding_scale
+from token_superposition.objective import linear
 
 FAMILIES = [(family, tied) for family in TINY for tied in (True, False)]
 VOCAB = 67
@@ -312,7 +313,9 @@ def test_what_is_no_causal_language_model_is_refused() -> None:
         SuperposedLM(nn.Linear(2, 2))
 
 
-def test_a_model_with_a_loss_of_its_own_is_refused() -> None:
+@pytest.mark.parametrize("few", [2**22, 0])  # also where the head computes the loss, and nobody asks for it
+def test_a_model_with_a_loss_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    monkeypatch.setattr(linear, "_FEW_LOGITS", few)
     model = tiny_model("llama", tied=False)
     superposed = SuperposedLM(model)
     original = model.forward

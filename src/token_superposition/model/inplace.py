@@ -49,6 +49,7 @@ def bags_accepted(
     own: Any = model.loss_function
     # Of the forward that is running; empty between forwards, or torch.compile would compile anew.
     computed: list[tuple[Tensor, Tensor]] = []
+    asked: list[bool] = []
     taken_over = contextlib.ExitStack()
 
     def take_bags(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -67,6 +68,7 @@ def bags_accepted(
     def loss_function(logits: Tensor, labels: Tensor, *rest: Any, **options: Any) -> Tensor:
         if not _are_bags(labels):
             return own(logits, labels, *rest, **options)
+        asked.append(True)
         if not computed:
             weights = None if slot_weights is None else slot_weights.to(logits.device)
             computed.append(loss_and_weight(logits, labels.to(logits.device), weights, z_loss))
@@ -77,9 +79,11 @@ def bags_accepted(
     def check(_: nn.Module, __: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
         if _are_bags(options.get("labels")):
             taken_over.close()
-            if not computed and output is not None:  # None: the forward has failed
-                raise own_loss(model)
+            missed = not asked and output is not None  # None: the forward has failed
+            asked.clear()
             computed.clear()
+            if missed:
+                raise own_loss(model)
 
     hooks = [
         model.register_forward_pre_hook(take_bags, with_kwargs=True),

@@ -133,8 +133,10 @@ class SuperposedLM(nn.Module):
             raise ValueError(f"ids {tuple(ids.shape)} and targets {tuple(targets.shape)} are not aligned")
         backend = self.backend_for(targets.shape[0] * targets.shape[1])
         computed: list[tuple[Tensor, Tensor]] = []
+        asked: list[bool] = []
 
         def loss_function(logits: Tensor, labels: Tensor, *_: Any, **__: Any) -> Tensor:
+            asked.append(True)
             if not computed:
                 computed.append(loss_and_weight(logits, labels, slot_weights, self.z_loss))
             return computed[0][0]
@@ -145,7 +147,7 @@ class SuperposedLM(nn.Module):
         taken_over = self.head_gives_loss(backend, targets, slot_weights, computed)
         with loss_replaced(self.model, loss_function), taken_over:
             output = self.model(**inputs, labels=targets, use_cache=False, **logits_asked_for(self.model))
-        if not computed:
+        if not asked:
             raise own_loss(self.model)
         return SuperposedOutput(output.loss, computed[0][1], _expert_loads(self.model.config, output))
 
