@@ -11,7 +11,6 @@ it is written.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,11 +18,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import machine, ratio, show, spread, take_turns
+from timing import machine, ratio, report, spread, take_turns
 from torch import Tensor
 
 from token_superposition import bag_embedding, linear_multi_hot_cross_entropy
-from token_superposition.train.device import peak_memory_bytes
+from token_superposition.train.device import matrix_peak, peak_memory_bytes
 
 BAG_SIZE = 16
 MEMORY_KINDS = ("ours s=1", "ours s=16", "one cross-entropy", "16 cross-entropies")
@@ -83,12 +82,17 @@ def extra_memory(kind: str, options: argparse.Namespace) -> int:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Every figure of this file."""
     size = (options.rows, options.vocab, options.width)
+    peak = matrix_peak(torch.device("cpu"), torch.float32, seconds=1.0)
+    products = 3 * 2 * options.rows * options.vocab * options.width  # FLOPs, forward and backward
     times = take_turns(make_kinds(*size), options.rounds)
     embedding = take_turns(embedding_kinds(*size), options.rounds)
     memory = {kind: extra_memory(kind, options) for kind in MEMORY_KINDS}
     ratios = {
         "time: ours s=16 over 16 cross-entropies": ratio(times, "ours s=16", "16 cross-entropies"),
         "time: ours s=1 over one cross-entropy": ratio(times, "ours s=1", "one cross-entropy"),
+        "time: the head's products at the matrix peak over one cross-entropy": spread(
+            [products / peak / seconds for seconds in times["one cross-entropy"]]
+        ),
         "time: ours s=16 over ours s=1": ratio(times, "ours s=16", "ours s=1"),
         "time: bag_embedding over gather and mean": ratio(embedding, "bag_embedding", "gather and mean"),
         "memory: ours s=16 over 16 cross-entropies": spread([memory["ours s=16"] / memory["16 cross-entropies"]]),
@@ -100,8 +104,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "vocab_size": options.vocab,
         "width": options.width,
         "rounds": options.rounds,
+        "matrix_peak_flops": peak,
         "seconds": {name: spread(values) for name, values in {**times, **embedding}.items()},
-        "extra_memory_bytes": memory,
+        "extra_memory_bytes": {kind: spread([float(size)]) for kind, size in memory.items()},
         "ratios": ratios,
         **machine(),
     }
@@ -125,13 +130,7 @@ def main() -> None:
         work()
         print(peak_memory_bytes(torch.device("cpu")) - before)
         return
-    result = measure(options)
-    if options.json:
-        print(json.dumps(result))
-        return
-    show("seconds", result["seconds"])
-    show("ratios", result["ratios"])
-    print({kind: f"{size / 2**20:,.0f} MiB" for kind, size in result["extra_memory_bytes"].items()})
+    report(measure(options), as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ model.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timing import machine, ratio, show, spread, take_turns, write_corpus
+from timing import machine, ratio, report, spread, take_turns, write_corpus
 from torch import Tensor
 
 from token_superposition.data.prepare import prepare
@@ -191,13 +190,7 @@ def main() -> None:
     if options.memory_of:
         print_memory(options.memory_of, options)
         return
-    result = measure(options)
-    if options.json:
-        print(json.dumps(result))
-        return
-    show("seconds", result["seconds"])
-    show("ratios", result["ratios"])
-    print({kind: f"{amount['median'] / 2**20:,.0f} MiB" for kind, amount in result["extra_memory_bytes"].items()})
+    report(measure(options), as_json=options.json)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import statistics
 import time
@@ -39,11 +40,25 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": middle, "lower_quartile": low, "upper_quartile": high}
 
 
-def show(title: str, figures: Mapping[str, Mapping[str, float]]) -> None:
+def show(title: str, figures: Mapping[str, Mapping[str, float]], digits: int = 4) -> None:
     """A table of medians and quartiles."""
     print(title)
     for name, value in figures.items():
-        print(f"  {name:44} {value['median']:.4f}  ({value['lower_quartile']:.4f} to {value['upper_quartile']:.4f})")
+        middle, low, high = (f"{value[key]:,.{digits}f}" for key in ("median", "lower_quartile", "upper_quartile"))
+        print(f"  {name:44} {middle}  ({low} to {high})")
+
+
+def report(result: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print what was measured: seconds, ratios, and extra memory."""
+    if as_json:
+        print(json.dumps(result))
+        return
+    show("seconds", result["seconds"])
+    show("ratios", result["ratios"])
+    mebibytes = {
+        name: {key: size / 2**20 for key, size in value.items()} for name, value in result["extra_memory_bytes"].items()
+    }
+    show("extra memory, MiB", mebibytes, digits=0)
 
 
 def machine() -> dict[str, Any]:

@@ -32,6 +32,10 @@ class ArrayTokens:
             raise IndexError(f"tokens {start} to {start + length} of {len(self.ids)}")
         return self.ids[start : start + length]
 
+    def document_ends(self) -> NDArray[np.int64]:
+        """Documents end with id 0 here."""
+        return np.flatnonzero(self.ids == 0) + 1
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

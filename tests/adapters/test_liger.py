@@ -7,6 +7,8 @@ and without an error. `skip_logits`, which its versions since 2025 take, is how 
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from functools import partial
 from pathlib import Path
 from types import MethodType
@@ -139,3 +141,28 @@ def test_models_patched_before_are_taken_or_refused_when_they_are_wrapped() -> N
     with bags_accepted(newer):
         loss = newer(input_ids=bags[0], labels=bags[1]).loss
     assert torch.equal(loss, SuperposedLM(stock)(*bags).loss)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("liger_kernel") is None or os.environ.get("TRITON_INTERPRET") != "1",
+    reason="needs liger-kernel, triton and TRITON_INTERPRET=1; on a GPU tests/gpu/adapters.py does it",
+)
+def test_ligers_own_forward_scores_bags_as_the_stock_model() -> None:
+    from liger_kernel.transformers import apply_liger_kernel_to_llama
+
+    stock, patched = (tiny_model("llama", tied=True).train() for _ in range(2))
+    apply_liger_kernel_to_llama(rope=False, swiglu=False, rms_norm=False, model=patched)  # not all are interpreted
+    bags = split_inputs_and_targets(rows(1, length=36)[0]["input_ids"].unsqueeze(0), 4)
+    expected = SuperposedLM(stock)(*bags).loss
+    expected.backward()
+    found = [SuperposedLM(patched)(*bags).loss]
+    with bags_accepted(patched):
+        found.append(patched(input_ids=bags[0], labels=bags[1]).loss)
+    for loss in found:
+        patched.zero_grad()
+        loss.backward()
+        assert torch.equal(loss, expected)
+        for ours, theirs in zip(patched.parameters(), stock.parameters(), strict=True):
+            assert torch.equal(ours.grad, theirs.grad)
+    ids = bags[0][..., 0]
+    torch.testing.assert_close(patched(input_ids=ids, labels=ids).loss, stock(input_ids=ids, labels=ids).loss)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import ArrayTokens
 from token_superposition import Schedule, Stage
-from token_superposition.data.documents import document_ends
+from token_superposition.data.documents import DocumentRows
 from token_superposition.data.stream import Batch, Source, TokenStream
 from token_superposition.errors import UserError
 
@@ -34,7 +34,7 @@ def corpus(lengths: list[int]) -> np.ndarray:
 
 def make(plan: list[Stage], lengths: list[int], **settings_: int) -> TokenStream:
     options = {"sequence_length": 4, "rows_per_step": 4, "seed": 0, "block_windows": 3, **settings_}
-    return TokenStream(ArrayTokens(corpus(lengths)), Schedule(plan), end_of_document_id=END, **options)  # type: ignore[arg-type]
+    return TokenStream(ArrayTokens(corpus(lengths)), Schedule(plan), documents_apart=True, **options)  # type: ignore[arg-type]
 
 
 def bags_of(batch: Batch, lengths: list[int]) -> Iterator[tuple[int, int, int, list[int], list[int]]]:
@@ -191,7 +191,7 @@ def test_a_mixture_keeps_documents_apart_too() -> None:
     texts[1][texts[1] != END] += 1000
     sources = [Source(name, ArrayTokens(text)) for name, text in zip("ab", texts, strict=True)]
     options = {"sequence_length": 4, "rows_per_step": 4, "seed": 0}
-    stream = TokenStream(sources, Schedule([Stage(2, 5), Stage(1, 20)]), end_of_document_id=END, **options)
+    stream = TokenStream(sources, Schedule([Stage(2, 5), Stage(1, 20)]), documents_apart=True, **options)
     counts = {"a": 0, "b": 0}
     for batch in stream.batches():
         assert batch.position_ids is not None
@@ -201,10 +201,10 @@ def test_a_mixture_keeps_documents_apart_too() -> None:
     assert {name: each.raw_tokens for name, each in stream.coverages().items()} == counts
 
 
-def test_ends_are_found_across_chunks_and_without_a_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_superposition.data.documents._CHUNK", 3)
+def test_what_follows_the_last_end_is_a_document_too() -> None:
     text = ArrayTokens(np.array([5, 5, END, END, 5, 5, 5]))
-    assert document_ends(text, END).tolist() == [3, 4, 7]
+    options = {"sequence_length": 1, "window": 2, "block_windows": 1, "seed": 0}
+    assert DocumentRows(text, [Stage(1, 1)], [None], **options).ends.tolist() == [3, 4, 7]  # type: ignore[arg-type]
 
 
 def test_too_few_bags_for_a_row_are_refused() -> None:

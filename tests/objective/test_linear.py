@@ -1,6 +1,8 @@
 """The chunked loss from hidden states against five lines in float64, whatever the chunk."""
 
+import importlib.util
 import math
+import os
 from typing import Any
 
 import pytest
@@ -14,6 +16,9 @@ from token_superposition import linear_multi_hot_cross_entropy, multi_hot_cross_
 from token_superposition.objective.linear import chosen_backend
 from token_superposition.objective.one_target import kernel_is_there
 
+LIGER = importlib.util.find_spec("liger_kernel") is not None and (
+    torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
+)
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
@@ -253,9 +258,10 @@ def test_compiled_there_is_no_graph_break(reduction: str) -> None:
 def test_the_operators_are_what_torch_expects_of_one() -> None:
     hidden, weight, targets = problem()
     operators = torch.ops.token_superposition
-    arguments = (hidden, weight, None, targets, torch.ones(24, 4), 1e-3, 0.5, 3.0, 300, 7)
-    torch.library.opcheck(operators.linear_multi_hot_total, (*arguments, True, True))
-    torch.library.opcheck(operators.linear_multi_hot_rows, arguments)
+    for bias in (None, torch.randn(300, dtype=torch.float64, requires_grad=True)):
+        arguments = (hidden, weight, bias, targets, torch.ones(24, 4), 1e-3, 0.5, 3.0, 300, 7)
+        torch.library.opcheck(operators.linear_multi_hot_total, (*arguments, True, True))
+        torch.library.opcheck(operators.linear_multi_hot_rows, arguments)
 
 
 def test_as_a_layer_it_agrees_with_a_finite_difference() -> None:
@@ -341,3 +347,21 @@ def test_a_kernel_that_is_not_there_or_cannot_is_no_silent_fallback(monkeypatch:
     if kernel_is_there("torch"):
         with pytest.raises(ValueError, match="loss_backend torch has no z-loss"):
             linear_multi_hot_cross_entropy(hidden, weight, targets, z_loss=0.1, backend="torch")
+
+
+@pytest.mark.skipif(not LIGER, reason="needs liger-kernel, and without a GPU triton and TRITON_INTERPRET=1")
+@pytest.mark.parametrize("bag_size", [1, 4])
+def test_ligers_kernel_scores_bags(monkeypatch: pytest.MonkeyPatch, bag_size: int) -> None:
+    monkeypatch.setattr("token_superposition.objective.one_target.kernel_is_there", lambda _: True)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    results = []
+    for backend in ("liger", "chunked"):
+        torch.manual_seed(0)
+        hidden, weight = (torch.randn(rows, 8, device=device, requires_grad=True) for rows in (12, 50))
+        targets = torch.randint(0, 50, (12, bag_size), device=device)
+        targets[3] = -100
+        loss = linear_multi_hot_cross_entropy(hidden, weight, targets, backend=backend, z_loss=1e-3)  # type: ignore[arg-type]
+        loss.backward()
+        results.append((loss.detach(), hidden.grad, weight.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)

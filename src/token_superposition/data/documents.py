@@ -17,7 +17,7 @@ window and epoch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -31,8 +31,13 @@ from token_superposition.objective.bags import PADDING, split_inputs_and_targets
 from token_superposition.plan.stages import Stage
 
 _Ints = NDArray[np.int64]
-_CHUNK = 2**22  # tokens read at once where ends are looked for
 _MOST_LAYOUTS = 8
+
+
+class Documents(Tokens, Protocol):
+    """Tokens that know where their documents end; a `TokenDataset` has an index of it."""
+
+    def document_ends(self) -> _Ints: ...
 
 
 class _Bags(NamedTuple):
@@ -54,15 +59,11 @@ class _Origin(NamedTuple):
 
 
 class DocumentRows:
-    """The rows that the stages of a run take from one corpus; as `WindowRows`, whose arguments these are.
-
-    Args:
-        end_of_document_id: the last token of each document.
-    """
+    """The rows that the stages of a run take from one corpus; as `WindowRows`, whose arguments these are."""
 
     def __init__(
         self,
-        corpus: Tokens,
+        corpus: Documents,
         stages: Sequence[Stage],
         num_rows: Sequence[int | None],
         *,
@@ -70,13 +71,14 @@ class DocumentRows:
         window: int,
         block_windows: int,
         seed: int,
-        end_of_document_id: int,
     ) -> None:
         self.corpus = corpus
         self.stages = stages
         self.sequence_length = sequence_length
         self.seed = seed
-        self.ends = document_ends(corpus, end_of_document_id)
+        self.ends = corpus.document_ends()
+        if not len(self.ends) or self.ends[-1] != corpus.num_tokens:  # what follows the last end is a document too
+            self.ends = np.append(self.ends, corpus.num_tokens)
         self._starts = np.concatenate([[0], self.ends[:-1]])
         first = np.unique(np.searchsorted(self._starts, np.arange(0, corpus.num_tokens, window)))
         self._edges = np.append(first[first < len(self.ends)], len(self.ends))  # documents that windows start with
@@ -195,15 +197,3 @@ class DocumentRows:
 
     def _token_edges(self) -> _Ints:
         return np.append(self._starts, self.corpus.num_tokens)[self._edges]
-
-
-def document_ends(corpus: Tokens, end_of_document_id: int) -> _Ints:
-    """For each document, the number of the token after its last; reads the whole corpus once."""
-    found = []
-    for start in range(0, corpus.num_tokens, _CHUNK):
-        tokens = corpus.read(start, min(_CHUNK, corpus.num_tokens - start))
-        found.append(np.flatnonzero(tokens == end_of_document_id) + start + 1)
-    ends = np.concatenate(found)
-    if not len(ends) or ends[-1] != corpus.num_tokens:
-        ends = np.append(ends, corpus.num_tokens)
-    return ends

@@ -135,7 +135,7 @@ class TokenStream:
         seed: of the windows' order.
         rank, world_size: which rows this process takes.
         block_windows: windows that rows are shuffled over.
-        end_of_document_id: keep documents, which end with it, apart; see `documents`.
+        documents_apart: keep documents apart; the corpora then say where they end. See `documents`.
 
     Raises:
         UserError: where a corpus is shorter than one row.
@@ -153,7 +153,7 @@ class TokenStream:
         rank: int = 0,
         world_size: int = 1,
         block_windows: int = _BLOCK_WINDOWS,
-        end_of_document_id: int | None = None,
+        documents_apart: bool = False,
     ) -> None:
         if rows_per_step % world_size:
             raise ValueError(f"{rows_per_step} rows a step do not divide over {world_size} ranks")
@@ -164,8 +164,7 @@ class TokenStream:
         self.rank = rank
         self.world_size = world_size
         self.interleaving = Interleaving([source.weight for source in self.sources])
-        make: Any = WindowRows if end_of_document_id is None else DocumentRows
-        more = {} if end_of_document_id is None else {"end_of_document_id": end_of_document_id}
+        make: Any = DocumentRows if documents_apart else WindowRows
         self.rows: list[WindowRows | DocumentRows] = [
             make(
                 source.corpus,
@@ -176,7 +175,6 @@ class TokenStream:
                 # Rows of a step come from different windows.
                 block_windows=max(block_windows, rows_per_step),
                 seed=seed,
-                **more,
             )
             for number, source in enumerate(self.sources)
         ]

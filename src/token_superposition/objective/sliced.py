@@ -5,8 +5,7 @@ hidden states and weight, and are overwritten by the next chunk's: all in the fo
 backward pass has nothing left to do but hand the gradients out (times what comes from above, where that is not 1).
 Three products with the head, as ever; no logits are made twice.
 
-On the CPU the elementwise work of a chunk is done a few rows at a time, so that they stay in the cache: that, not the
-memory saved, is why it is faster than full logits.
+It is faster than full logits too, which are read and written several times more.
 
 Precision. Products are in the hidden states' dtype; logsumexp, loss and the sums over chunks are in float32 (float64
 for float64). In float16 the weight's gradient is multiplied out in float32: before a loss scaler has had its say, its
@@ -22,8 +21,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-_CACHED_LOGITS = 2**19  # 2 MiB of float32, a core's cache
 
 
 @torch.library.custom_op("token_superposition::linear_multi_hot_total", mutates_args=())
@@ -72,7 +69,8 @@ def sliced_total(
     if logit_scale != 1:
         for gradient in (grad_hidden, grad_weight, grad_bias):
             gradient *= logit_scale
-    return total, grad_hidden, grad_weight.to(weight_Vd.dtype), grad_bias.to(weight_Vd.dtype)
+    bias_dtype = weight_Vd.dtype if bias_V is None else bias_V.dtype
+    return total, grad_hidden, grad_weight.to(weight_Vd.dtype), grad_bias.to(bias_dtype)
 
 
 @sliced_total.register_fake
@@ -82,7 +80,7 @@ def _(hidden_Nd: Tensor, weight_Vd: Tensor, bias_V: Tensor | None, _: Tensor, we
         weights_Ns.new_empty(()),
         torch.empty_like(hidden_Nd) if for_hidden else hidden_Nd.new_empty(0),
         torch.empty_like(weight_Vd) if for_weight else weight_Vd.new_empty(0),
-        torch.empty_like(bias_V) if for_weight and bias_V is not None else weight_Vd.new_empty(0),
+        (weight_Vd if bias_V is None else bias_V).new_empty(0 if bias_V is None or not for_weight else len(bias_V)),
     )
 
 
@@ -177,25 +175,9 @@ def _head(hidden_Cd: Tensor, weight_Vd: Tensor, bias_V: Tensor | None, scale: fl
 
 
 def _losses_and_gradients(
-    logits_CV: Tensor, targets_Cs: Tensor, weights_Cs: Tensor, z_loss: float, softcap: float, *, gradients: bool
+    logits: Tensor, targets: Tensor, weights: Tensor, z_loss: float, softcap: float, *, gradients: bool
 ) -> Tensor:
-    """The rows' losses; where gradients are wanted, logits become theirs (before scale and head)."""
-    rows = logits_CV.shape[0]
-    if logits_CV.device.type == "cpu":
-        rows = max(1, _CACHED_LOGITS // logits_CV.shape[1])
-    return torch.cat(
-        [
-            _few_rows(logits, targets, weights, z_loss, softcap, gradients)
-            for logits, targets, weights in zip(
-                logits_CV.split(rows), targets_Cs.split(rows), weights_Cs.split(rows), strict=True
-            )
-        ]
-    )
-
-
-def _few_rows(
-    logits: Tensor, targets: Tensor, weights: Tensor, z_loss: float, softcap: float, gradients: bool
-) -> Tensor:
+    """The rows' losses, (C,); where gradients are wanted, logits (C, V) become theirs (before scale and head)."""
     work = logits.to(weights.dtype)  # the logits' own memory, where they are wide already
     slope = None
     if softcap:

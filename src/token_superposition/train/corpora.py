@@ -74,14 +74,13 @@ class Corpora(NamedTuple):
 
     def stream(self, config: RunConfig, schedule: Schedule) -> TokenStream:
         """The run's stream over it; UserError where a source is shorter than a row."""
-        apart = config.data.bag_boundary == "document"
         return TokenStream(
             [Source(name, dataset, self.weights[name]) for name, dataset in self.datasets.items()],
             schedule,
             sequence_length=config.train.sequence_length,
             rows_per_step=config.train.batch_size,
             seed=config.train.seed,
-            end_of_document_id=self.tokenizer.end_of_document_id if apart else None,
+            documents_apart=config.data.bag_boundary == "document",
         )
 
 

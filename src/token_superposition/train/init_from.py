@@ -31,8 +31,8 @@ from token_superposition.train.corpora import Corpora
 
 _KEY = "model.init_from"
 NO_EVIDENCE = (
-    f"{_KEY} with superposition: there is no evidence that it helps a model that is trained already, and the one "
-    "public comparison known to us found no gain (docs/continuing.md); compare with a baseline"
+    f"{_KEY} with superposition: there is no evidence that it helps a model that is trained already "
+    "(docs/continuing.md); compare with a baseline"
 )
 
 

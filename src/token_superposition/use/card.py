@@ -150,10 +150,7 @@ def _remarks(origin: Origin, figures: dict[str, Any]) -> list[str]:
             "trained with before it."
         )
         if figures["bag_size"] > 1:
-            remarks.append(
-                "There is no evidence that superposition helps a model that is trained already; the one public "
-                "comparison known to the authors of token-superposition found no gain."
-            )
+            remarks.append("There is no evidence that superposition helps a model that is trained already.")
     if figures["bag_size"] > 1:
         remarks.append(
             "Whether superposition helped cannot be seen from one model: compare it with a baseline of the same FLOPs. "

@@ -164,8 +164,8 @@ def _caveats(report: Report) -> list[str]:
         lines.insert(
             0,
             "<b>A trained model.</b> Every run began with the same weights, so seeds differ in the order of the data "
-            "only. What is known of superposition is about training from scratch; for going on from a trained model "
-            "the one public comparison known to us found no gain.",
+            "only. What is known of superposition is about training from scratch; that it helps a model that is "
+            "trained already, there is no evidence.",
         )
     if seeds == 1:
         lines.append("<b>One seed.</b> There is no interval, so nothing here separates the method from luck.")
