@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import sys
@@ -56,9 +57,10 @@ def peak_memory_bytes(device: torch.device) -> int:
     """The most memory used so far: of the GPU on CUDA, else the process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage would count what the parent had before it started this process
-        return 1024 * int(status.read_text().partition("VmHWM:")[2].split()[0])
+    with contextlib.suppress(OSError):  # getrusage would count what the parent had before it started this process
+        _, found, rest = Path("/proc/self/status").read_text().partition("VmHWM:")
+        if found:  # not every sandbox says
+            return 1024 * int(rest.split()[0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
 
