@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -77,6 +77,7 @@ def tokenizers() -> dict[str, SubwordTokenizer]:
 
 
 @settings(deadline=None, max_examples=300)
+@example(texts=["the cafés"])
 @given(texts=st.lists(st.one_of(NASTY, st.text(), st.text("ab' ,1é\n")), max_size=4))
 def test_the_ids_are_the_tokenizers_own(tokenizers: dict[str, SubwordTokenizer], texts: list[str]) -> None:
     for tokenizer in tokenizers.values():
