@@ -7,9 +7,9 @@ too small to be read once, only settings that fit it are asked; then `output_onl
 training; and where even that has to repeat text, none: data is short then, not compute, and at equal data superposition
 loses.
 
-**The verdict.** `use`: near runs were measured, and all that is known of them says that it gains. `try`: nothing says
-that it loses, and nothing near says that it gains; compare first. `none`: runs as short as this lost, or every run of
-its kind did, or there is too little text.
+**The verdict.** `use`: near runs were measured, as short as this, and all that is known of them says that it gains.
+`try`: nothing says that it loses, and not enough that it gains; compare first. `none`: runs as short as this lost, or
+every run of its kind did, or there is too little text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from token_superposition.plan.stages import Mode, Schedule, SuperpositionSchedule
-from token_superposition.study.planner.expectation import Range, gain_range, mean_gain, speedup_range
+from token_superposition.study.planner.expectation import APART, Range, gain_range, mean_gain, speedup_range
 from token_superposition.study.planner.measured import (
     NOISE,
     Cell,
@@ -33,7 +33,7 @@ from token_superposition.study.planner.measured import (
     of_kind,
     paper_runs,
 )
-from token_superposition.study.report.numbers import count_in_words, plural, signed, three_figures
+from token_superposition.study.report.numbers import count_in_words, signed, three_figures
 
 Verdict = Literal["use", "try", "none"]
 _LARGEST_UNIFORM = 8  # above it the paper's power law of the slots is the better by 0.001 to 0.005 nats
@@ -109,34 +109,20 @@ def advise(need: Need, given: Setting | None = None) -> Advice:
     measured = [each for each in comparisons() if (each.unit, each.start) == (need.unit, need.start)]
     against = _why_not(need, measured)
     setting, reasons = (given, []) if given is not None else choose(need)
-    gain, gain_reason = _expected_gain(need, setting)
-    speedup, speedup_reason = _expected_speedup(need, setting, gain)
-    if given is not None and need.corpus_tokens is not None:
-        reasons += _what_repeats(need, setting)
+    repeats = _what_repeats(need, setting)
+    gain, gain_reason = _expected_gain(need, setting, against)
+    speedup, speedup_reason = _expected_speedup(need, setting, against, gain)
+    close = nearest(need.scale, measured, _SHOWN)
     if against or setting.bag_size == 1:
-        verdict: Verdict = "none"
-        if given is None:
-            setting = Setting()
-    elif gain is None or gain.low <= NOISE:
-        verdict = "try"
-        reasons.append(_why_only_try(gain, gain_reason))
-        reasons += _never_so_short(need, measured)
-    else:
-        verdict = "use"
-        reasons.append(
-            f"all that was measured near it gains: {signed(gain.low)} to {signed(gain.high)} nats at equal FLOPs"
-        )
-        reasons += _never_so_short(need, measured)
-    return Advice(
-        verdict,
-        setting,
-        [*against, *reasons] if given is not None or not against else against,
-        gain,
-        gain_reason,
-        speedup,
-        speedup_reason,
-        nearest(need.scale, measured, _SHOWN),
-    )
+        kept, said = (setting, against) if given is not None else (Setting(), against or reasons)
+        return Advice("none", kept, said, gain, gain_reason, speedup, speedup_reason, close)
+    short = _never_so_short(need, measured)
+    gains = speedup is not None if gain is None else gain.low > NOISE
+    reasons.append(_in_words_of(gain, gain_reason, speedup))
+    if need.unit == "bytes":
+        reasons.append("tokens are bytes: four are about one subword, and bytes may gain more than subwords do")
+    verdict: Verdict = "use" if gains and not short and not repeats else "try"
+    return Advice(verdict, setting, reasons + short + repeats, gain, gain_reason, speedup, speedup_reason, close)
 
 
 def choose(need: Need) -> tuple[Setting, list[str]]:
@@ -149,13 +135,13 @@ def choose(need: Need) -> tuple[Setting, list[str]]:
     best = _cheapest_of_the_best(cells, among, lambda _: True)
     if best is None:
         return Setting(), [f"nothing was measured that helps {_kind_words(need)}"]
-    fitting = _cheapest_of_the_best(cells, among, lambda cell: _fits(need, Setting(*cell)))
-    if fitting == best:
+    if _fits(need, setting_of(best)):
         more = 1 + best[1] * (best[0] - 1)
         return setting_of(best), [
             f"bags of {best[0]} for {best[1]:.0%} of the steps: within noise ({NOISE} nats) of the best measured "
             f"setting, and of those the one that reads least ({three_figures(more)} times the text)"
         ]
+    fitting = _cheapest_of_the_best(cells, among, lambda cell: _fits(need, setting_of(cell)))
     corpus = count_in_words(need.corpus_tokens)
     short = f"the corpus of {corpus} tokens is too small to read bags of {best[0]} for {best[1]:.0%} of the steps once"
     if fitting is not None:
@@ -188,13 +174,16 @@ def _cheapest_of_the_best(
 
 def _fits(need: Need, setting: Setting) -> bool:
     """Whether the corpus is read at most once."""
-    if need.corpus_tokens is None:
-        return True
+    return need.corpus_tokens is None or _raw_tokens(need, setting) <= need.corpus_tokens
+
+
+def _raw_tokens(need: Need, setting: Setting) -> int:
+    """What the run reads, which is shorter where the saving is taken as cost."""
     steps = need.total_steps
     if need.less_cost and setting.mode == "full":
         speedup = speedup_range(need.scale, setting.cell, need.unit, need.start)
         steps = steps_at(steps, speedup.low) if speedup is not None else steps
-    return setting.schedule(steps).raw_tokens(need.positions_per_step) <= need.corpus_tokens
+    return setting.schedule(steps).raw_tokens(need.positions_per_step)
 
 
 def steps_at(total_steps: int, speedup: float) -> int:
@@ -244,55 +233,62 @@ def _too_little_text(need: Need) -> str:
 
 
 def _what_repeats(need: Need, setting: Setting) -> list[str]:
-    raw = setting.schedule(need.total_steps).raw_tokens(need.positions_per_step)
-    corpus = need.corpus_tokens or raw
-    if raw <= corpus:
+    """That a setting reads the corpus more than once, where it does."""
+    if need.corpus_tokens is None or _fits(need, setting):
         return []
-    return [f"it reads the corpus {three_figures(raw / corpus)} times, and no run that repeats text was measured"]
+    times = three_figures(_raw_tokens(need, setting) / need.corpus_tokens)
+    return [f"it reads the corpus {times} times, and no run that repeats text was measured"]
 
 
 def _never_so_short(need: Need, measured: Sequence[Comparison]) -> list[str]:
-    """Where no near run as short as this won: how many recovery steps the shortest had."""
+    """Where near runs won, but none as short as this: that, and which short one lost."""
     won = [each for each in measured if each.won and each.scale.near(need.scale)]
-    if not won or need.total_steps >= min(each.total_steps for each in won):
+    shortest = min((each.total_steps for each in won), default=0)
+    if need.total_steps >= shortest * 10**-APART:
         return []
-    shortest = min(won, key=lambda each: each.total_steps)
     lost = max((each for each in measured if each.lost), key=lambda each: each.total_steps, default=None)
-    text = f"no near run with fewer than {plural(shortest.total_steps, 'step')} is known to have gained"
+    text = f"no near run of fewer than {shortest:,} steps is known to have gained, and this has {need.total_steps:,}"
     return [text + (f"; {_in_words(lost)}" if lost else "")]
 
 
-def _why_only_try(gain: Range | None, reason: str | None) -> str:
+def _in_words_of(gain: Range | None, reason: str | None, speedup: Range | None) -> str:
+    """What is expected of the gain, as a reason for the verdict."""
+    if gain is None and speedup is None:
+        return f"there is no evidence for a run like this: {reason}"
     if gain is None:
-        return f"there is no evidence for a run like this: {reason}; compare before you rely on it"
-    return (
-        f"what was measured near it allows {signed(gain.low)} to {signed(gain.high)} nats, so it may not help; "
-        "compare before you rely on it"
-    )
+        return f"at equal loss near runs took less compute; at equal FLOPs there is no range: {reason}"
+    if gain.low <= NOISE:
+        return f"what was measured near it allows {signed(gain.low)} to {signed(gain.high)} nats, so it may not help"
+    return f"all that was measured near it gains: {signed(gain.low)} to {signed(gain.high)} nats at equal FLOPs"
 
 
-def _expected_gain(need: Need, setting: Setting) -> tuple[Range | None, str | None]:
-    if setting.bag_size == 1:
-        return None, "it is ordinary training"
-    if setting.mode != "full":
-        return None, f"no figures of mode {setting.mode} are known"
+def _expected_gain(need: Need, setting: Setting, against: Sequence[str]) -> tuple[Range | None, str | None]:
+    reason = _no_figures(setting, against)
+    if reason is not None:
+        return None, reason
     found = gain_range(need.scale, setting.cell, need.unit, need.start)
     return found, None if found is not None else _nothing_near(need)
 
 
-def _expected_speedup(need: Need, setting: Setting, gain: Range | None) -> tuple[Range | None, str | None]:
-    if setting.bag_size == 1:
-        return None, "it is ordinary training"
-    if setting.mode != "full":
-        return None, f"no figures of mode {setting.mode} are known"
-    if gain is None:
-        return None, "there is no range of gains either"
-    found = speedup_range(need.scale, setting.cell, need.unit, need.start)
-    if found is None:
-        return None, f"no speed-up at equal loss was measured near this size {_kind_words(need)}"
-    if gain.low <= NOISE:
+def _expected_speedup(
+    need: Need, setting: Setting, against: Sequence[str], gain: Range | None
+) -> tuple[Range | None, str | None]:
+    reason = _no_figures(setting, against)
+    if reason is not None:
+        return None, reason
+    if gain is not None and gain.low <= NOISE:
         return None, "it may not gain at all"
-    return found, None
+    found = speedup_range(need.scale, setting.cell, need.unit, need.start)
+    return found, None if found is not None else f"none was measured near this size {_kind_words(need)}"
+
+
+def _no_figures(setting: Setting, against: Sequence[str]) -> str | None:
+    """Why nothing is to be expected of a setting at all; None where something is."""
+    if setting.bag_size == 1:
+        return "it is ordinary training"
+    if against:
+        return "superposition is not for this run"
+    return f"no figures of mode {setting.mode} are known" if setting.mode != "full" else None
 
 
 def _nothing_near(need: Need) -> str:

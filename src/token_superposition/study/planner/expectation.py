@@ -9,8 +9,8 @@ Beyond ten times in either there is no range.
 
 **Speed-up at equal loss.** The baseline's curve is read at superposition's end, between two of its runs, in the
 logarithm of compute. Few such readings exist, so the range is what the nearest three span, carried to another setting
-in the same way. Between two runs far apart the reading flatters: the real curve sags below the chord. A loss below
-every baseline's gives a lower bound, which is taken as it stands.
+in the same way, but never upwards. Between two runs far apart the reading flatters: the real curve sags below the
+chord. A loss below every baseline's gives a lower bound, which is taken as it stands.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from token_superposition.study.planner.measured import (
     paper_runs,
 )
 
-_APART = 0.1  # powers of ten: nearer runs differ by noise, and say nothing of how fast a gain changes
+APART = 0.1  # powers of ten: nearer runs differ by noise, and say nothing of how fast a gain changes
 _INSIDE = 0.05  # the same, of what still counts as inside the measured sizes
 _NEAREST = 3
 
@@ -49,7 +49,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Reading:
-    """A speed-up at equal loss: of which run, with which setting, and how it was found."""
+    """A speed-up at equal loss: of which model, a baseline of which scale, which setting, and how it was found."""
 
     name: str
     scale: Scale
@@ -67,7 +67,7 @@ def gain_range(scale: Scale, cell: Cell, unit: Unit, start: Start) -> Range | No
         ((study.scale.distance(scale), study, gain) for study, gain in gains if study.scale.near(scale)),
         key=lambda found: found[0],
     )
-    taken = [found for found in near if found[0] < _APART] or near[:_NEAREST]
+    taken = [found for found in near if found[0] < APART] or near[:_NEAREST]
     shorter, longer, sideways = _outside(scale, [study.scale for study, _ in gains])
     if not taken or (steepest is None and shorter + longer + sideways > 0):
         return None
@@ -89,10 +89,10 @@ def speedup_range(scale: Scale, cell: Cell, unit: Unit, start: Start) -> Range |
     if not any(reading.scale.near(scale) for reading in found):
         return None
     kind = of_kind(unit, start)
-    carried = [(each, each.speedup ** _share(each.cell, cell, kind)) for each in found[:_NEAREST]]
-    values = [max(1.0, value) for _, value in carried]
-    basis = "; ".join(f"{each.name}: {each.how}" for each, _ in carried)
-    return Range(min(values), max(values), sum(_outside(scale, [each.scale for each, _ in carried])) > 0, basis)
+    taken = found[:_NEAREST]
+    values = [each.speedup ** min(1.0, max(0.0, _share(each.cell, cell, kind))) for each in taken]
+    basis = "; ".join(f"{each.name}: {each.how}" for each in taken)
+    return Range(min(values), max(values), sum(_outside(scale, [each.scale for each in taken])) > 0, basis)
 
 
 def readings(unit: Unit, start: Start) -> list[Reading]:
@@ -121,7 +121,8 @@ def readings(unit: Unit, start: Start) -> list[Reading]:
         if speedup > 1.01:  # a baseline no longer than the run bounds nothing
             words = f"{how}{speedup:.2g}x less ({round(steps / 1000):,}k -> {round(run.total_steps / 1000):,}k steps)"
             cell = (run.bag_size, run.superposition_steps / run.total_steps)
-            found.append(Reading(run.model, run.scale, cell, speedup, words))
+            scale = Scale(run.scale.parameters, steps * run.positions_per_step)
+            found.append(Reading(run.model, scale, cell, speedup, words))
     return found
 
 
@@ -178,7 +179,7 @@ def _steepest(gains: Sequence[tuple[Study, float]]) -> float | None:
     slopes = [
         abs(gain - other) / distance
         for (study, gain), (far, other) in itertools.combinations(gains, 2)
-        if (distance := study.scale.distance(far.scale)) >= _APART
+        if (distance := study.scale.distance(far.scale)) >= APART
     ]
     return max(slopes, default=None)
 
@@ -188,8 +189,8 @@ def _falls_with_length(gains: Sequence[tuple[Study, float]]) -> bool:
     pairs = [
         (short, long) if study.scale.positions < far.scale.positions else (long, short)
         for (study, short), (far, long) in itertools.combinations(gains, 2)
-        if abs(math.log10(study.scale.parameters / far.scale.parameters)) < _APART
-        and abs(math.log10(study.scale.positions / far.scale.positions)) >= _APART
+        if abs(math.log10(study.scale.parameters / far.scale.parameters)) < APART
+        and abs(math.log10(study.scale.positions / far.scale.positions)) >= APART
     ]
     return bool(pairs) and all(long < short for short, long in pairs)
 

@@ -17,7 +17,7 @@ from token_superposition.study.planner.advice import Advice, Need, Setting, advi
 from token_superposition.study.planner.expectation import Range
 from token_superposition.study.planner.hardware import Hardware
 from token_superposition.study.planner.speed import Speed, speed_by_hours, speed_by_mfu
-from token_superposition.study.planner.subject import Subject, with_steps
+from token_superposition.study.planner.subject import Subject
 
 BudgetKind = Literal["tokens", "flops", "hours", "money"]
 Goal = Literal["loss", "cost"]
@@ -231,7 +231,7 @@ def _given_setting(request: Request, total_steps: int) -> Setting | None:
     from token_superposition.train.config import parse_config
 
     keys = {f"superposition.{key}": value for key, value in request.given.items()}
-    config = parse_config(with_steps(request.subject.values, total_steps), keys, source=request.subject.source)
+    config = parse_config(request.subject.config(total_steps), keys, source=request.subject.source)
     part, schedule = config.superposition, config.schedule()
     if part.stages is not None:
         raise UserError("--superposition.stages: a plan judges one bag size; give bag_size and ratio")
@@ -257,7 +257,7 @@ def _range(found: Range | None, reason: str | None) -> dict[str, Any]:
 
 def _config(request: Request, advice: Advice, total_steps: int) -> dict[str, Any]:
     """The run's configuration, with what is recommended in it."""
-    values, setting = with_steps(request.subject.values, total_steps), advice.setting
+    values, setting = request.subject.config(total_steps), advice.setting
     if setting.bag_size == 1:
         return values
     part: dict[str, Any] = {"bag_size": setting.bag_size}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +51,7 @@ def _heading(plan: dict[str, Any]) -> str:
         if hardware["mfu"] is not None and "MFU" not in hardware["speed_basis"]:
             machine += f": an MFU of {hardware['mfu']:.2f}"
     if hardware["price"] is not None:
-        machine += f"; ${hardware['price']:g} a device and hour ({hardware['price_basis']})"
+        machine += f"; ${hardware['price']:,.2f} a device and hour ({hardware['price_basis']})"
     return "\n".join([*lines, *_wrapped(machine)])
 
 
@@ -98,24 +99,19 @@ def _table(plan: dict[str, Any]) -> str:
 
 
 def _expected(plan: dict[str, Any]) -> list[str]:
-    gain, speedup = plan["gain_nats"], plan["speedup"]
     lines = []
-    if gain["low"] is None:
-        lines += _wrapped(f"at the same cost: no range, {gain['reason']}.")
-    else:
-        far = ", extrapolated" if gain["extrapolated"] else ""
-        lines += _wrapped(
-            f"at the same cost: {signed(gain['low'])} to {signed(gain['high'])} nats a token better{far} "
-            f"(allowed by: {gain['basis']})."
-        )
-    if speedup["low"] is None:
-        lines += _wrapped(f"at the same loss: no range, {speedup['reason']}.")
-    else:
-        far = ", extrapolated" if speedup["extrapolated"] else ""
-        lines += _wrapped(
-            f"at the same loss: {speedup['low']:.1f} to {speedup['high']:.1f} times less compute{far} "
-            f"({speedup['basis']})."
-        )
+    for label, key, written in (
+        ("same cost", "gain_nats", lambda gain: f"{signed(gain['low'])} to {signed(gain['high'])} nats a token better"),
+        ("same loss", "speedup", lambda times: f"{times['low']:.1f} to {times['high']:.1f} times less compute"),
+    ):
+        found = plan[key]
+        if found["low"] is not None:
+            far = ", extrapolated" if found["extrapolated"] else ""
+            lines += _wrapped(f"at the {label}: {written(found)}{far}. It rests on {found['basis']}.")
+        elif any(found["reason"] in reason for reason in plan["reasons"]):
+            lines += [f"at the {label}: no range can be given"]
+        else:
+            lines += _wrapped(f"at the {label}: no range can be given ({found['reason']})")
     return lines
 
 
@@ -137,6 +133,4 @@ def _evidence(plan: dict[str, Any]) -> list[str]:
 
 def _wrapped(text: str, indent: str = "") -> list[str]:
     """Lines of at most the width; those after the first are indented."""
-    import textwrap
-
     return textwrap.wrap(text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)

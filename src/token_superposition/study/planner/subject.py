@@ -73,6 +73,13 @@ class Subject:
         """Of a run of so many steps."""
         return Scale(self.active_parameters, total_steps * self.positions_per_step)
 
+    def config(self, total_steps: int) -> dict[str, Any]:
+        """The configuration of a run of so many steps; of a parameter count's, warm-up is the paper's, or a tenth."""
+        train = {**self.values.get("train", {}), "total_steps": total_steps}
+        if self.total_steps is None:
+            train.setdefault("warmup_ratio", round(min(0.1, _WARMUP_STEPS / total_steps), 6))
+        return {**self.values, "train": train}
+
 
 def subject_of_config(path: Path, keys: Mapping[str, Any], corpus_tokens: int | None) -> Subject:
     """A run's YAML file with keys laid over it.
@@ -150,13 +157,6 @@ def subject_of_size(
         corpus_tokens=corpus_tokens,
         assumptions=assumptions,
     )
-
-
-def with_steps(values: Mapping[str, Any], total_steps: int) -> dict[str, Any]:
-    """A configuration of so many steps; one made for a parameter count warms up for the paper's 2,000, or less."""
-    train = {**values.get("train", {}), "total_steps": total_steps}
-    train.setdefault("warmup_ratio", round(min(0.1, _WARMUP_STEPS / total_steps), 6))
-    return {**values, "train": train}
 
 
 def _corpora_at(path: str) -> Corpora | None:
