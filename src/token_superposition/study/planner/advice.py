@@ -28,8 +28,7 @@ from token_superposition.study.planner.measured import (
     Start,
     Study,
     Unit,
-    comparisons,
-    nearest,
+    best_of_each,
     of_kind,
     paper_runs,
 )
@@ -106,13 +105,13 @@ class Advice:
 
 def advise(need: Need, given: Setting | None = None) -> Advice:
     """Advice for a run; with a `given` setting that is judged, and not replaced."""
-    measured = [each for each in comparisons() if (each.unit, each.start) == (need.unit, need.start)]
+    measured = best_of_each(need.unit, need.start)
     against = _why_not(need, measured)
     setting, reasons = (given, []) if given is not None else choose(need)
     repeats = _what_repeats(need, setting)
     gain, gain_reason = _expected_gain(need, setting, against)
     speedup, speedup_reason = _expected_speedup(need, setting, against, gain)
-    close = nearest(need.scale, measured, _SHOWN)
+    close = sorted(measured, key=lambda each: each.scale.distance(need.scale))[:_SHOWN]
     if against or setting.bag_size == 1:
         kept, said = (setting, against) if given is not None else (Setting(), against or reasons)
         return Advice("none", kept, said, gain, gain_reason, speedup, speedup_reason, close)

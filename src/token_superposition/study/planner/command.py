@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from token_superposition.errors import UserError
 from token_superposition.study.planner.amounts import amount, fraction, price, whole_amount
-from token_superposition.use.commands import whole_number
 
 if TYPE_CHECKING:
     from token_superposition.study.planner.speed import Speed
@@ -29,7 +28,7 @@ def add_plan_command(add: Callable[..., argparse.ArgumentParser]) -> None:
     plan.set_defaults(takes_keys=True)
     plan.add_argument("config", type=Path, nargs="?", metavar="CONFIG.yaml", help="a run's; or give --parameters")
     plan.add_argument("--parameters", type=whole_amount, metavar="N", help="of a model of usual shape, such as 135M")
-    plan.add_argument("--vocab-size", type=whole_number, metavar="V", help="with --parameters")
+    plan.add_argument("--vocab-size", type=whole_amount, metavar="V", help="with --parameters")
     budget = plan.add_argument_group("budget of the ordinary run (without one, the configuration's steps)")
     one = budget.add_mutually_exclusive_group()
     one.add_argument("--tokens", type=amount, metavar="N", help="positions trained on, such as 10B")
@@ -38,7 +37,7 @@ def add_plan_command(add: Callable[..., argparse.ArgumentParser]) -> None:
     one.add_argument("--money", type=amount, metavar="M", help="in dollars, or whatever --price is in")
     machine = plan.add_argument_group("hardware")
     machine.add_argument("--hardware", metavar="NAME", help="b200, h200, h100, a100, l40s and others")
-    machine.add_argument("--num-devices", type=whole_number, default=1, metavar="N", help="(default: 1)")
+    machine.add_argument("--num-devices", type=whole_amount, default=1, metavar="N", help="(default: 1)")
     machine.add_argument("--price", type=price, metavar="P", help="of a device and hour (default: a list price)")
     machine.add_argument("--peak-flops", type=amount, metavar="N", help="of a device, dense bfloat16, such as 989T")
     speed = machine.add_mutually_exclusive_group()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -201,14 +201,14 @@ def of_kind(unit: Unit, start: Start) -> list[Study]:
     return [study for study in studies() if (study.unit, study.start) == (unit, start)]
 
 
-def nearest(scale: Scale, among: Sequence[Comparison], number: int) -> list[Comparison]:
-    """The comparisons nearest in scale, one of each study: its best."""
+def best_of_each(unit: Unit, start: Start) -> list[Comparison]:
+    """Of each study of a kind the comparison that gained most: a bad setting says nothing against the others."""
     best: dict[tuple[str, Scale], Comparison] = {}
-    for each in among:
+    for each in comparisons():
         key = (each.name, each.scale)
-        if key not in best or each.gain > best[key].gain:
+        if (each.unit, each.start) == (unit, start) and (key not in best or each.gain > best[key].gain):
             best[key] = each
-    return sorted(best.values(), key=lambda each: each.scale.distance(scale))[:number]
+    return list(best.values())
 
 
 def _of_paper(

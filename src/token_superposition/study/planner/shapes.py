@@ -19,7 +19,8 @@ _WIDEST = 32_768
 _ASPECT = 64  # width over layers
 _ASPECT_WEIGHT = 0.02  # a shape twice as slim counts as one that misses the parameters by so much
 _TIED_UNDER = 1_000_000_000
-_MOST_OFF = 0.1
+_MOST_OFF = 0.2
+_MOST_LAYERS = 2_000  # more is refused of any model
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def shape_for(parameters: int, vocab_size: int) -> Shape:
     """The shape nearest to so many parameters in usual proportions.
 
     Raises:
-        UserError: where none is within a tenth, such as of a vocabulary that is all of the model.
+        UserError: where none is within a fifth, such as of a vocabulary that is all of the model.
     """
     tied = parameters < _TIED_UNDER
     best: tuple[float, Shape] | None = None
@@ -89,7 +90,7 @@ def shape_for(parameters: int, vocab_size: int) -> Shape:
         shape = Shape(hidden_size, layers, vocab_size, tied)
         off = abs(math.log(shape.parameters / parameters))
         score = off + _ASPECT_WEIGHT * abs(math.log2(hidden_size / layers / _ASPECT))
-        if off <= _MOST_OFF and (best is None or score < best[0]):
+        if layers <= _MOST_LAYERS and off <= _MOST_OFF and (best is None or score < best[0]):
             best = score, shape
     if best is None:
         raise UserError(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from token_superposition.errors import UserError
+from token_superposition.files import is_whole_number
 from token_superposition.study.planner.measured import Scale, Start, Unit, paper_runs
 from token_superposition.study.planner.shapes import shape_for
 from token_superposition.study.report.numbers import count_in_words
@@ -119,9 +120,11 @@ def subject_of_size(
     rate, of_model = min(
         (abs(math.log(run.parameters / parameters)), run.learning_rate, run.model) for run in paper_runs()
     )[1:]
+    asked = keys.get("train.sequence_length")
+    longest = asked if isinstance(asked, int) and is_whole_number(asked, 1) else length
     values: dict[str, Any] = {
         "data": {"path": DATA_PATH},
-        "model": {"architecture": "llama", "config": shape.config(int(keys.get("train.sequence_length", length)))},
+        "model": {"architecture": "llama", "config": shape.config(longest)},
         "train": {
             "sequence_length": length,
             "batch_size": positions // length,
@@ -132,7 +135,9 @@ def subject_of_size(
     config = parse_config(values, keys, source="--parameters")
     train = config.train
     if "micro_batch_size" not in train.model_fields_set and train.batch_size % _MICRO_BATCH == 0:
-        config = parse_config(config.model_dump(mode="json", exclude_unset=True), {"train.micro_batch_size": 8})
+        config = parse_config(
+            config.model_dump(mode="json", exclude_unset=True), {"train.micro_batch_size": _MICRO_BATCH}
+        )
     assumptions.append(
         f"a Llama of width {shape.hidden_size:,}, {shape.num_layers} layers, "
         f"{'tied' if shape.tied else 'untied'} embeddings: {count_in_words(shape.parameters)} parameters"
