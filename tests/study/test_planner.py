@@ -375,6 +375,15 @@ def test_between_runs_it_spans_them_and_outside_it_opens() -> None:
     assert gain_range(Scale(20e6, 42e9), cell, "subwords", "fresh") is None
 
 
+def test_a_sweep_is_read_between_its_ratios_and_not_beyond() -> None:
+    sweep = next(study for study in of_kind("subwords", "fresh") if (study.name, study.total_steps) == ("270M", 20_000))
+    at = {ratio: sweep.gain_at(6, ratio) or 0.0 for ratio in (0.05, 0.1, 0.2, 0.25, 0.3)}
+    assert at[0.05] == pytest.approx(at[0.1] / 2)  # none at a ratio of 0
+    assert at[0.25] == pytest.approx((at[0.2] + at[0.3]) / 2)
+    assert sweep.gain_at(6, 0.95) is None
+    assert sweep.gain_at(17, 0.2) is None
+
+
 def test_a_longer_run_is_not_promised_more() -> None:
     for cell in ((5, 0.2), (6, 0.3)):
         longest, longer = (
@@ -440,7 +449,8 @@ def test_every_row_of_ours_can_be_used() -> None:
 
 def test_a_line_more_is_a_measurement_more(monkeypatch: pytest.MonkeyPatch) -> None:
     columns = list(read_table("evidence/own_runs.csv")[0])
-    line = ["new study", "bytes", "fresh", "50000000", "65536", "20000", "4", "0.2", "5", "0.9", "0.88", "0.004", "1.4", "here"]
+    figures = ["50000000", "65536", "20000", "4", "0.2", "5", "0.9", "0.88", "0.004", "1.4"]
+    line = ["new study", "bytes", "fresh", *figures, "here"]
 
     def with_it(name: str) -> list[dict[str, str]]:
         more = [dict(zip(columns, line, strict=True))] if name == "evidence/own_runs.csv" else []

@@ -224,7 +224,7 @@ def _too_little_text(need: Need) -> str:
         for b in runs
         if a.model == b.model and a.arm == "tst" and b.arm == "baseline" and a.raw_tokens == b.raw_tokens
     ]
-    losses = "; ".join(f"{a.model}: {a.final_loss} against {b.final_loss}" for a, b in pairs)
+    losses = "; ".join(f"{a.model}: {a.final_loss:.3f} against {b.final_loss:.3f}" for a, b in pairs)
     return (
         f"ordinary training already reads the corpus of {count_in_words(need.corpus_tokens)} tokens more than once: "
         f"text is short, not compute, and at equal data superposition loses ({losses})"

@@ -33,7 +33,7 @@ def add_plan_command(add: Callable[..., argparse.ArgumentParser]) -> None:
     one = budget.add_mutually_exclusive_group()
     one.add_argument("--tokens", type=amount, metavar="N", help="positions trained on, such as 10B")
     one.add_argument("--flops", type=amount, metavar="N", help="such as 6e20")
-    one.add_argument("--hours", type=amount, metavar="H", help="of all devices together")
+    one.add_argument("--hours", type=amount, metavar="H", help="by the clock, on all devices")
     one.add_argument("--money", type=amount, metavar="M", help="in dollars, or whatever --price is in")
     machine = plan.add_argument_group("hardware")
     machine.add_argument("--hardware", metavar="NAME", help="b200, h200, h100, a100, l40s and others")
