@@ -17,7 +17,7 @@ import yaml
 from token_superposition import __version__
 from token_superposition.cli import main
 
-COMMANDS = {"demo", "prepare", "train", "compare", "eval", "generate", "export", "bench"}
+COMMANDS = {"demo", "prepare", "train", "compare", "eval", "generate", "export", "bench", "plan"}
 HEAVY = ("torch", "transformers", "numpy", "pydantic")
 
 
@@ -83,12 +83,13 @@ def test_each_command_has_its_help(capsys: pytest.CaptureFixture[str], command: 
     assert text.startswith(f"usage: tst {command}")
     for option in ("--json", "--quiet"):
         assert option in text
-    assert ("--out" in text) == (command in ("demo", "prepare", "train", "compare", "bench"))
+    assert ("--out" in text) == (command in ("demo", "prepare", "train", "compare", "bench", "plan"))
     assert ("--allow-superposed" in text) == (command in ("eval", "generate", "export"))
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["--version"], ["demo", "--help"], ["bench", "--help"]]
+    "arguments",
+    [["--help"], ["train", "--help"], ["--version"], ["demo", "--help"], ["bench", "--help"], ["plan", "--help"]],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = f"""

@@ -1,0 +1,208 @@
+"""What superposition should gain on a run, as a range, from what was measured near it.
+
+**Gain at equal FLOPs.** The range is spanned by the three nearest measured runs with their intervals; by those at the
+same size alone, where there are any. Outside the measured sizes it opens, for each power of ten in parameters or
+positions, by as much as the gain changed between any two measured runs of its kind (the steepest): far away it soon
+holds zero. Where every model that was measured at two lengths gained less at the longer, a longer run is not promised
+more. A run with one setting (the paper's 3B) is carried to another by how the sweeps depend on bag size and ratio.
+Beyond ten times in either there is no range.
+
+**Speed-up at equal loss.** The baseline's curve is read at superposition's end, between two of its runs, in the
+logarithm of compute. Few such readings exist, so the range is what the nearest three span, carried to another setting
+in the same way, but never upwards. Between two runs far apart the reading flatters: the real curve sags below the
+chord. A loss below every baseline's gives a lower bound, which is taken as it stands.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from token_superposition.study.planner.measured import (
+    NOISE,
+    Cell,
+    Scale,
+    Start,
+    Study,
+    Unit,
+    comparisons,
+    of_kind,
+    paper_runs,
+)
+
+APART = 0.1  # powers of ten: nearer runs differ by noise, and say nothing of how fast a gain changes
+_INSIDE = 0.05  # the same, of what still counts as inside the measured sizes
+_NEAREST = 3
+
+
+@dataclass(frozen=True)
+class Range:
+    """From `low` to `high`; `extrapolated` beyond the measured sizes; `basis` in words."""
+
+    low: float
+    high: float
+    extrapolated: bool
+    basis: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A speed-up at equal loss: of which model, a baseline of which scale, which setting, and how it was found."""
+
+    name: str
+    scale: Scale
+    cell: Cell
+    speedup: float
+    how: str
+
+
+def gain_range(scale: Scale, cell: Cell, unit: Unit, start: Start) -> Range | None:
+    """Nats a token that superposition gains at equal FLOPs; None where nothing near was measured."""
+    kind = of_kind(unit, start)
+    gains = [(study, gain) for study in kind if (gain := carried_gain(study, cell, kind)) is not None]
+    steepest, falls = _steepest(gains), _falls_with_length(gains)
+    near = sorted(
+        ((study.scale.distance(scale), study, gain) for study, gain in gains if study.scale.near(scale)),
+        key=lambda found: found[0],
+    )
+    taken = [found for found in near if found[0] < APART] or near[:_NEAREST]
+    shorter, longer, sideways = _outside(scale, [study.scale for study, _ in gains])
+    if not taken or (steepest is None and shorter + longer + sideways > 0):
+        return None
+    ends = [(gain - half, gain + half) for _, study, gain in taken for half in [_half_width(study, cell)]]
+    below = (steepest or 0.0) * (shorter + longer + sideways)
+    above = (steepest or 0.0) * (shorter + sideways + (0.0 if falls else longer))
+    names = [f"{study.name} at {study.total_steps:,} steps" for _, study, _ in taken]
+    return Range(
+        min(low for low, _ in ends) - below,
+        max(high for _, high in ends) + above,
+        shorter + longer + sideways > 0,
+        ", ".join(dict.fromkeys(names)),
+    )
+
+
+def speedup_range(scale: Scale, cell: Cell, unit: Unit, start: Start) -> Range | None:
+    """How many times less compute the same loss takes; None where nothing of the kind was measured near."""
+    found = sorted(readings(unit, start), key=lambda reading: reading.scale.distance(scale))
+    if not any(reading.scale.near(scale) for reading in found):
+        return None
+    kind = of_kind(unit, start)
+    taken = found[:_NEAREST]
+    values = [each.speedup ** min(1.0, max(0.0, _share(each.cell, cell, kind))) for each in taken]
+    basis = "; ".join(f"{each.name}: {each.how}" for each in taken)
+    return Range(min(values), max(values), sum(_outside(scale, [each.scale for each in taken])) > 0, basis)
+
+
+def readings(unit: Unit, start: Start) -> list[Reading]:
+    """Every speed-up at equal loss that the tables hold."""
+    found = [
+        Reading(
+            each.name, each.scale, (each.bag_size, each.ratio), each.speedup, f"{each.speedup:.2g}x ({each.source})"
+        )
+        for each in comparisons()
+        if each.speedup is not None and each.bag_size is not None and each.ratio is not None
+        if (each.unit, each.start) == (unit, start)
+    ]
+    if (unit, start) != ("subwords", "fresh"):
+        return found
+    for run in paper_runs():
+        if run.arm != "tst":
+            continue
+        curve = sorted(
+            (r.total_steps, r.final_loss) for r in paper_runs() if (r.model, r.arm) == (run.model, "baseline")
+        )
+        read = read_curve(curve, run.final_loss)
+        if read is None:
+            continue
+        steps, how = read
+        speedup = steps / run.total_steps
+        if speedup > 1.01:  # a baseline no longer than the run bounds nothing
+            words = f"{how}{speedup:.2g}x less ({round(steps / 1000):,}k -> {round(run.total_steps / 1000):,}k steps)"
+            cell = (run.bag_size, run.superposition_steps / run.total_steps)
+            scale = Scale(run.scale.parameters, steps * run.positions_per_step)
+            found.append(Reading(run.model, scale, cell, speedup, words))
+    return found
+
+
+def read_curve(curve: Sequence[tuple[int, float]], loss: float) -> tuple[float, str] | None:
+    """The steps at which a falling curve of (steps, loss) reaches a loss, and how that is known; None above it."""
+    if not curve or loss > curve[0][1]:
+        return None
+    for (first, above), (last, below) in itertools.pairwise(curve):
+        if below <= loss <= above:
+            share = (above - loss) / (above - below)
+            steps = math.exp(math.log(first) + share * math.log(last / first))
+            at_a_run = min(above - loss, loss - below) <= NOISE
+            return steps, "" if at_a_run else "at most, on the line between two baselines, "
+    return curve[-1][0], "at least "
+
+
+def carried_gain(study: Study, cell: Cell, kind: Sequence[Study]) -> float | None:
+    """A study's gain at a setting, measured there or carried there by the sweeps of its kind; None without either."""
+    gain = study.gain_at(*cell)
+    if gain is not None or study.is_sweep or len(study.gains) > 1:
+        return gain
+    ((measured, (at, _)),) = study.gains.items()
+    share = _share(measured, cell, kind)
+    return at * share if any(other.is_sweep for other in kind) else None
+
+
+def mean_gain(cell: Cell, among: Sequence[Study]) -> float | None:
+    """The mean gain at a setting over the studies that were measured there; None where none was."""
+    gains = [gain for study in among if (gain := study.gain_at(*cell)) is not None]
+    return math.fsum(gains) / len(gains) if gains else None
+
+
+def _share(measured: Cell, cell: Cell, kind: Sequence[Study]) -> float:
+    """The gain at a setting over that at another, over the sweeps that have both; 1 where none has."""
+    both = [
+        (there, here)
+        for study in kind
+        if study.is_sweep
+        and (there := study.gain_at(*measured)) is not None
+        and (here := study.gain_at(*cell)) is not None
+    ]
+    measured_sum = math.fsum(there for there, _ in both)
+    return math.fsum(here for _, here in both) / measured_sum if measured_sum > 0 else 1.0
+
+
+def _half_width(study: Study, cell: Cell) -> float:
+    """Of the gain there; what one seed is off by at least, where no interval is known."""
+    known = study.gains.get(cell)
+    return known[1] or NOISE if known is not None else NOISE
+
+
+def _steepest(gains: Sequence[tuple[Study, float]]) -> float | None:
+    """The largest change of the gain for each power of ten between two studies; None without two apart."""
+    slopes = [
+        abs(gain - other) / distance
+        for (study, gain), (far, other) in itertools.combinations(gains, 2)
+        if (distance := study.scale.distance(far.scale)) >= APART
+    ]
+    return max(slopes, default=None)
+
+
+def _falls_with_length(gains: Sequence[tuple[Study, float]]) -> bool:
+    """Whether every model that was measured at two lengths gained less at the longer."""
+    pairs = [
+        (short, long) if study.scale.positions < far.scale.positions else (long, short)
+        for (study, short), (far, long) in itertools.combinations(gains, 2)
+        if abs(math.log10(study.scale.parameters / far.scale.parameters)) < APART
+        and abs(math.log10(study.scale.positions / far.scale.positions)) >= APART
+    ]
+    return bool(pairs) and all(long < short for short, long in pairs)
+
+
+def _outside(scale: Scale, among: Sequence[Scale]) -> tuple[float, float, float]:
+    """Powers of ten by which a run is shorter than all of them, longer, and smaller or larger; 0 inside."""
+
+    def beyond(size: float, sizes: Sequence[float]) -> tuple[float, float]:
+        under, over = math.log10(min(sizes) / size), math.log10(size / max(sizes))
+        return (under if under > _INSIDE else 0.0), (over if over > _INSIDE else 0.0)
+
+    if not among:
+        return 0.0, 0.0, 0.0
+    shorter, longer = beyond(scale.positions, [each.positions for each in among])
+    return shorter, longer, sum(beyond(scale.parameters, [each.parameters for each in among]))

@@ -1,0 +1,275 @@
+"""The plan itself: from a request to steps, FLOPs, tokens, hours and cost, with and without superposition.
+
+A budget is that of the ordinary run; what it buys is whole steps, rounded down. The saving can be taken in two ways: as
+a lower loss at the same cost, or as the same loss from a shorter run. Both are in the plan; `goal` says which of them
+is recommended and written. The shorter run is planned at the cautious end of the speed-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from token_superposition.errors import UserError
+from token_superposition.plan.stages import Schedule
+from token_superposition.study.planner.advice import Advice, Need, Setting, advise, choose, steps_at
+from token_superposition.study.planner.expectation import Range
+from token_superposition.study.planner.hardware import Hardware
+from token_superposition.study.planner.speed import Speed, speed_by_hours, speed_by_mfu
+from token_superposition.study.planner.subject import Subject
+
+BudgetKind = Literal["tokens", "flops", "hours", "money"]
+Goal = Literal["loss", "cost"]
+Pilot = Callable[[int], Speed]  # of a superposition step's bag size
+_MOST_STEPS = 10**12
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a plan is made for.
+
+    Attributes:
+        subject: model, batch and corpus.
+        hardware: what it is trained on.
+        budget: which kind, and how much; None takes the configuration's steps.
+        goal: a lower `loss` at the same cost, or the same loss at less `cost`.
+        mfu: None for the assumed one.
+        measured: hours and steps of a run of this model on these devices; comes before `mfu`.
+        given: keys of a superposition section, which the plan then judges instead of recommending its own.
+    """
+
+    subject: Subject
+    hardware: Hardware
+    budget: tuple[BudgetKind, float] | None = None
+    goal: Goal = "loss"
+    mfu: float | None = None
+    measured: tuple[float, int] | None = None
+    given: Mapping[str, Any] | None = None
+
+
+def make_plan(request: Request, pilot: Pilot | None = None) -> dict[str, Any]:
+    """The plan, as `tst plan --json` prints it; docs/planning.md says what its keys are.
+
+    Args:
+        request: for what.
+        pilot: measures what a step takes here, in place of what the request says of speed.
+
+    Raises:
+        UserError: for a budget that buys no step, or needs a price or a speed that is not known.
+    """
+    subject, hardware = request.subject, request.hardware
+    speed = _speed(request, pilot)
+    total_steps = steps_of_budget(request, speed)
+    need = Need(
+        scale=subject.scale(total_steps),
+        total_steps=total_steps,
+        positions_per_step=subject.positions_per_step,
+        unit=subject.unit,
+        start=subject.start,
+        corpus_tokens=subject.corpus_tokens,
+        less_cost=request.goal == "cost",
+    )
+    advice = advise(need, _given_setting(request, total_steps))
+
+    def arm(schedule: Schedule) -> dict[str, Any]:
+        return count_run(schedule, subject, hardware, speed)
+
+    same_loss = None
+    if advice.speedup is not None:
+        ends = [steps_at(total_steps, speedup) for speedup in (advice.speedup.low, advice.speedup.high)]
+        same_loss = [arm(advice.setting.schedule(steps)) for steps in ends]
+    shorter = request.goal == "cost" and same_loss is not None and advice.verdict != "none"
+    run_steps = steps_at(total_steps, advice.speedup.low) if shorter and advice.speedup else total_steps
+    schedule = advice.setting.schedule(run_steps)
+    return {
+        "model": {
+            "source": subject.source,
+            "architecture": subject.architecture,
+            "parameters": subject.parameters,
+            "active_parameters": subject.active_parameters,
+            "vocab_size": subject.vocab_size,
+            "unit": subject.unit,
+            "start": subject.start,
+            "flops_per_position": subject.flops_per_position,
+            "positions_per_step": subject.positions_per_step,
+        },
+        "budget": None if request.budget is None else {"kind": request.budget[0], "amount": request.budget[1]},
+        "corpus_tokens": subject.corpus_tokens,
+        "hardware": {
+            **asdict(hardware),
+            "mfu": None if speed is None else speed.mfu,
+            "step_seconds": None if speed is None else speed.ordinary,
+            "superposition_step_seconds": None if speed is None else speed.superposed,
+            "speed_basis": None if speed is None else speed.basis,
+        },
+        "verdict": advice.verdict,
+        "goal": request.goal,
+        "reasons": [*advice.reasons, *_goal_reasons(request, advice, shorter)],
+        "recommended": {
+            "bag_size": schedule.bag_size,
+            "ratio": schedule.switch_step / schedule.total_steps,
+            "mode": schedule.stages[0].mode,
+            "slot_weights": schedule.stages[0].slot_weights,
+            "total_steps": schedule.total_steps,
+            "switch_step": schedule.switch_step,
+        },
+        "without": arm(Setting().schedule(total_steps)),
+        "same_cost": arm(advice.setting.schedule(total_steps)),
+        "same_loss": same_loss,
+        "gain_nats": _range(advice.gain, advice.gain_reason),
+        "speedup": _range(advice.speedup, advice.speedup_reason),
+        "evidence": [
+            {
+                "name": each.name,
+                "unit": each.unit,
+                "parameters": each.scale.parameters,
+                "positions": each.scale.positions,
+                "total_steps": each.total_steps,
+                "bag_size": each.bag_size,
+                "ratio": each.ratio,
+                "seeds": each.seeds,
+                "gain_nats": round(each.gain, 6),
+                "half_width": each.half_width,
+                "source": each.source,
+            }
+            for each in advice.nearest
+        ],
+        "assumptions": subject.assumptions,
+        "config": _config(request, advice, run_steps),
+    }
+
+
+def count_run(schedule: Schedule, subject: Subject, hardware: Hardware, speed: Speed | None) -> dict[str, Any]:
+    """What a run of these stages takes; None stands for what cannot be known without hardware, price or corpus."""
+    positions = schedule.positions(subject.positions_per_step)
+    raw_tokens = schedule.raw_tokens(subject.positions_per_step)
+    corpus = subject.corpus_tokens
+    hours = None if speed is None else speed.hours(schedule)
+    return {
+        "total_steps": schedule.total_steps,
+        "switch_step": schedule.switch_step,
+        "positions": positions,
+        "flops": positions * subject.flops_per_position,
+        "raw_tokens": raw_tokens,
+        "unique_raw_tokens": raw_tokens if corpus is None else min(raw_tokens, corpus),
+        "epochs": None if corpus is None else raw_tokens / corpus,
+        "hours": hours,
+        "device_hours": None if hours is None else hours * hardware.num_devices,
+        "cost": hardware.cost(hours),
+    }
+
+
+def steps_of_budget(request: Request, speed: Speed | None) -> int:
+    """The whole steps that a budget buys of the ordinary run.
+
+    Raises:
+        UserError: where it buys none, or hours or money are given without what turns them into steps.
+    """
+    subject, hardware = request.subject, request.hardware
+    if request.budget is None:
+        if subject.total_steps is None:
+            raise UserError("--parameters needs a budget: one of --tokens, --flops, --hours, --money")
+        return subject.total_steps
+    kind, amount = request.budget
+    if kind == "tokens":
+        steps = amount // subject.positions_per_step
+    elif kind == "flops":
+        steps = amount // subject.flops_per_step
+    else:
+        if speed is None:
+            raise UserError(f"--{kind} needs to know the machine: give --hardware, --measured-hours or --pilot")
+        hours = amount
+        if kind == "money":
+            if not hardware.price:
+                raise UserError("--money needs what a device costs an hour: give --price")
+            hours = amount / (hardware.price * hardware.num_devices)
+        steps = hours * 3600 // speed.ordinary
+    if steps < 1:
+        raise UserError(
+            f"--{kind}: {amount:g} is less than one step of {subject.positions_per_step:,} positions "
+            f"({subject.flops_per_step:.3g} FLOPs); give more, or lower train.batch_size"
+        )
+    if steps > _MOST_STEPS:
+        raise UserError(f"--{kind}: {amount:g} buys {steps:.1e} steps, more than any run has; give less")
+    return int(steps)
+
+
+def _speed(request: Request, pilot: Pilot | None) -> Speed | None:
+    subject, hardware = request.subject, request.hardware
+    if pilot is not None:
+        return pilot(_expected_bag_size(request))
+    if request.measured is not None:
+        hours, steps = request.measured
+        return speed_by_hours(
+            hours,
+            steps,
+            flops_per_step=subject.flops_per_step,
+            peak_flops=hardware.peak_flops_per_second,
+            num_devices=hardware.num_devices,
+        )
+    if hardware.peak_flops_per_second is None:
+        return None
+    return speed_by_mfu(subject.flops_per_step, hardware.peak_flops_per_second, hardware.num_devices, request.mfu)
+
+
+def _expected_bag_size(request: Request) -> int:
+    """What a pilot measures beside ordinary steps: a budget in hours is not known in steps before it has."""
+    subject = request.subject
+    given = _given_setting(request, subject.total_steps or 1000)
+    if given is not None:
+        return given.bag_size
+    steps = subject.total_steps or 1000
+    need = Need(subject.scale(steps), steps, subject.positions_per_step, subject.unit, subject.start, None)
+    return choose(need)[0].bag_size
+
+
+def _given_setting(request: Request, total_steps: int) -> Setting | None:
+    """The user's own setting, read as a run would read it."""
+    if not request.given:
+        return None
+    from token_superposition.train.config import parse_config
+
+    keys = {f"superposition.{key}": value for key, value in request.given.items()}
+    config = parse_config(request.subject.config(total_steps), keys, source=request.subject.source)
+    part, schedule = config.superposition, config.schedule()
+    if part.stages is not None:
+        raise UserError("--superposition.stages: a plan judges one bag size; give bag_size and ratio")
+    ratio = schedule.switch_step / total_steps
+    if part.superposition_steps is None and part.bag_size > 1:
+        ratio = 0.25 if part.ratio is None else part.ratio
+    return Setting(part.bag_size, ratio, part.mode, part.slot_weights)
+
+
+def _goal_reasons(request: Request, advice: Advice, shorter: bool) -> list[str]:
+    if request.goal == "loss" or advice.verdict == "none":
+        return []
+    if shorter:
+        return ["the run is planned at the cautious end of the speed-up"]
+    return [f"no shorter run is planned: {advice.speedup_reason}"]
+
+
+def _range(found: Range | None, reason: str | None) -> dict[str, Any]:
+    if found is None:
+        return {"low": None, "high": None, "extrapolated": None, "basis": None, "reason": reason}
+    return {**asdict(found), "reason": None}
+
+
+def _config(request: Request, advice: Advice, total_steps: int) -> dict[str, Any]:
+    """The run's configuration, with what is recommended in it."""
+    values, setting = request.subject.config(total_steps), advice.setting
+    if setting.bag_size == 1:
+        return values
+    part: dict[str, Any] = {"bag_size": setting.bag_size}
+    if "superposition_steps" in (request.given or {}):
+        part["superposition_steps"] = setting.schedule(total_steps).switch_step
+    else:
+        part["ratio"] = setting.ratio
+    part |= {"mode": setting.mode} if setting.mode != "full" else {}
+    part |= {"slot_weights": setting.slot_weights}
+    order = ("data", "model")
+    return {
+        **{key: values[key] for key in order if key in values},
+        "superposition": part,
+        **{key: value for key, value in values.items() if key not in order},
+    }

@@ -1,0 +1,247 @@
+"""What has been measured of superposition so far: the paper's runs and sweeps, and this project's own comparisons.
+
+All of it lies in `evidence/`, as tables whose first lines say where they come from; a row more is a measurement more.
+A `Comparison` is a baseline and a superposition run at equal FLOPs. A `Study` gathers the comparisons of one model and
+length, over bag sizes and ratios.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+from token_superposition.study.planner.tables import read_table
+
+Unit = Literal["subwords", "bytes"]
+Start = Literal["fresh", "trained"]
+Cell = tuple[int, float]  # bag size, ratio
+
+NOISE = 0.003  # nats; what one seed of the paper's sweeps is off by
+PAPER = "the paper, arXiv 2605.06546"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a run is: parameters that a position visits, and positions."""
+
+    parameters: float
+    positions: float
+
+    def distance(self, other: Scale) -> float:
+        """In powers of ten, of parameters and of positions together."""
+        return sum(abs(math.log10(ratio)) for ratio in self._ratios(other))
+
+    def near(self, other: Scale) -> bool:
+        """Whether neither differs by more than ten times."""
+        return all(abs(math.log10(ratio)) <= 1 for ratio in self._ratios(other))
+
+    def _ratios(self, other: Scale) -> tuple[float, float]:
+        return self.parameters / other.parameters, self.positions / other.positions
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A baseline and a superposition run of the same FLOPs.
+
+    Attributes:
+        name: of the model or the study.
+        unit, start: what tokens are; and whether weights were fresh.
+        scale, total_steps: of both runs.
+        bag_size, ratio: of the superposition run; None where they were not written down.
+        seeds: how many of each.
+        baseline_loss, loss: final validation loss, nats a token.
+        half_width: of the 95% interval of the difference; None where it cannot be had.
+        speedup: at equal loss, where it was measured.
+        source: in words.
+    """
+
+    name: str
+    unit: Unit
+    start: Start
+    scale: Scale
+    total_steps: int
+    bag_size: int | None
+    ratio: float | None
+    seeds: int
+    baseline_loss: float
+    loss: float
+    half_width: float | None
+    speedup: float | None
+    source: str
+
+    @property
+    def gain(self) -> float:
+        """Nats that superposition was better by."""
+        return self.baseline_loss - self.loss
+
+    @property
+    def won(self) -> bool:
+        """Whether it was better beyond its interval, or beyond noise where there is none."""
+        return self.gain > (self.half_width or NOISE)
+
+    @property
+    def lost(self) -> bool:
+        """The same, worse."""
+        return -self.gain > (self.half_width or NOISE)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The comparisons of one model at one length, by bag size and ratio: gain, and half the width of its interval."""
+
+    name: str
+    unit: Unit
+    start: Start
+    scale: Scale
+    total_steps: int
+    source: str
+    gains: Mapping[Cell, tuple[float, float | None]]
+
+    def gain_at(self, bag_size: int, ratio: float) -> float | None:
+        """The gain there; on a sweep's grid also between its ratios (at a ratio of 0 there is none). None outside."""
+        known = {cell[1]: gain for cell, (gain, _) in self.gains.items() if cell[0] == bag_size}
+        for measured, gain in known.items():
+            if math.isclose(measured, ratio, abs_tol=1e-6):
+                return gain
+        if len(known) < 2:
+            return None
+        known[0.0] = 0.0
+        below = max(at for at in known if at < ratio)
+        above = min((at for at in known if at > ratio), default=None)
+        if above is None:
+            return None
+        return known[below] + (ratio - below) / (above - below) * (known[above] - known[below])
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether it says how the gain depends on bag size and ratio."""
+        return len({bag_size for bag_size, _ in self.gains}) > 2
+
+
+@dataclass(frozen=True)
+class PaperRun:
+    """A line of the paper's tables; `superposed` is False of baselines. Hours are of one B200."""
+
+    model: str
+    parameters: int
+    scale: Scale
+    positions_per_step: int
+    learning_rate: float
+    arm: str
+    total_steps: int
+    superposition_steps: int
+    bag_size: int
+    raw_tokens: int
+    b200_hours: float
+    final_loss: float
+
+
+@cache
+def paper_runs() -> tuple[PaperRun, ...]:
+    """Every run that the paper's tables give hours of."""
+    return tuple(
+        PaperRun(
+            model=row["model"],
+            parameters=int(row["parameters"]),
+            scale=Scale(int(row["active_parameters"]), int(row["positions_per_step"]) * int(row["total_steps"])),
+            positions_per_step=int(row["positions_per_step"]),
+            learning_rate=float(row["learning_rate"]),
+            arm=row["arm"],
+            total_steps=int(row["total_steps"]),
+            superposition_steps=int(row["superposition_steps"]),
+            bag_size=int(row["bag_size"]),
+            raw_tokens=int(row["raw_tokens"]),
+            b200_hours=float(row["b200_hours"]),
+            final_loss=float(row["final_loss"]),
+        )
+        for row in read_table("evidence/paper_runs.csv")
+    )
+
+
+@cache
+def comparisons() -> tuple[Comparison, ...]:
+    """Every comparison at equal FLOPs: the paper's sweeps with uniform weights, its other pairs, and our own."""
+    sweeps = [row for row in read_table("evidence/paper_grid.csv") if row["slot_weights"] == "uniform"]
+    swept = {(row["model"], int(row["total_steps"])) for row in sweeps}
+    runs = paper_runs()
+    scales = {(run.model, run.total_steps): run.scale for run in runs}
+    found = [
+        _of_paper(row["model"], scales, int(row["total_steps"]), int(row["bag_size"]), float(key[1:]), loss, baseline)
+        for row in sweeps
+        for key, text in row.items()
+        if key.startswith("r0.")
+        for loss, baseline in [(float(text), float(row["baseline"]))]
+    ]
+    baselines = {(run.model, run.total_steps): run.final_loss for run in runs if run.arm == "baseline"}
+    for run in runs:
+        at = (run.model, run.total_steps)
+        if run.arm == "tst" and at in baselines and at not in swept:
+            ratio = run.superposition_steps / run.total_steps
+            found.append(_of_paper(run.model, scales, at[1], run.bag_size, ratio, run.final_loss, baselines[at]))
+    return (*found, *map(_of_ours, read_table("evidence/own_runs.csv")))
+
+
+@cache
+def studies() -> tuple[Study, ...]:
+    """The comparisons whose bag size and ratio are known, gathered by model and length."""
+    gathered: dict[tuple[str, Unit, Start, Scale, int, str], dict[Cell, tuple[float, float | None]]] = defaultdict(dict)
+    for each in comparisons():
+        if each.bag_size is not None and each.ratio is not None:
+            key = (each.name, each.unit, each.start, each.scale, each.total_steps, each.source)
+            gathered[key][each.bag_size, each.ratio] = (each.gain, each.half_width)
+    return tuple(Study(*key, gains) for key, gains in gathered.items())
+
+
+def of_kind(unit: Unit, start: Start) -> list[Study]:
+    """The studies of one kind of tokens and of start."""
+    return [study for study in studies() if (study.unit, study.start) == (unit, start)]
+
+
+def best_of_each(unit: Unit, start: Start) -> list[Comparison]:
+    """Of each study of a kind the comparison that gained most: a bad setting says nothing against the others."""
+    best: dict[tuple[str, Scale], Comparison] = {}
+    for each in comparisons():
+        key = (each.name, each.scale)
+        if (each.unit, each.start) == (unit, start) and (key not in best or each.gain > best[key].gain):
+            best[key] = each
+    return list(best.values())
+
+
+def _of_paper(
+    model: str,
+    scales: Mapping[tuple[str, int], Scale],
+    steps: int,
+    bag_size: int,
+    ratio: float,
+    loss: float,
+    baseline: float,
+) -> Comparison:
+    scale = scales[model, steps]
+    return Comparison(
+        model, "subwords", "fresh", scale, steps, bag_size, ratio, 1, baseline, loss, NOISE, None, PAPER
+    )  # fmt: skip
+
+
+def _of_ours(row: Mapping[str, str]) -> Comparison:
+    unit: Unit = "bytes" if row["unit"] == "bytes" else "subwords"
+    start: Start = "trained" if row["start"] == "trained" else "fresh"
+    steps = int(row["total_steps"])
+    return Comparison(
+        name=row["name"],
+        unit=unit,
+        start=start,
+        scale=Scale(int(row["parameters"]), int(row["positions_per_step"]) * steps),
+        total_steps=steps,
+        bag_size=int(row["bag_size"]) if row["bag_size"] else None,
+        ratio=float(row["ratio"]) if row["ratio"] else None,
+        seeds=int(row["seeds"]),
+        baseline_loss=float(row["baseline_loss"]),
+        loss=float(row["loss"]),
+        half_width=float(row["half_width"]) if row["half_width"] else None,
+        speedup=float(row["speedup"]) if row["speedup"] else None,
+        source=row["source"],
+    )
