@@ -223,7 +223,12 @@ def test_a_bias_alone_takes_its_gradient(backend: str, reduction: str) -> None:
     hidden, weight, targets = (part.detach() for part in problem())
     bias, exact = torch.randn(300, requires_grad=True), torch.zeros(300, dtype=torch.float64, requires_grad=True)
     linear_multi_hot_cross_entropy(
-        hidden, weight, targets, bias=bias, backend=backend, reduction=reduction  # type: ignore[arg-type]
+        hidden,
+        weight,
+        targets,
+        bias=bias,
+        backend=backend,
+        reduction=reduction,  # type: ignore[arg-type]
     ).sum().backward()
     shifted = exact + bias.detach()
     reference(hidden.double(), weight.double(), shifted, targets, None, reduction=reduction).sum().backward()
