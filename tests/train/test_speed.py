@@ -89,6 +89,19 @@ def test_layers_are_what_the_family_calls_so(name: str) -> None:
     assert len(layers) == model.config.num_hidden_layers
 
 
+def test_a_layer_within_a_layer_is_part_of_it() -> None:
+    class Block(torch.nn.Module):
+        def __init__(self, *parts: torch.nn.Module) -> None:
+            super().__init__()
+            self.parts = torch.nn.ModuleList(parts)
+
+    inner, alone = Block(), Block()
+    outer = Block(inner)
+    model = torch.nn.Sequential(outer, alone)
+    model._no_split_modules = ["Block"]  # type: ignore[assignment]
+    assert layers_of(model) == [outer, alone]
+
+
 def test_what_a_family_cannot_is_refused() -> None:
     model = build_model(
         "llama", {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}, vocab_size=64,
