@@ -1,4 +1,4 @@
-"""A head taken over computes the loss that its model would, with all that belongs to it; any other head is left alone."""
+"""A head taken over computes the loss that its model would, with all that belongs to it; others are left alone."""
 
 from __future__ import annotations
 
