@@ -19,11 +19,11 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timing import machine, ratio, report, spread, take_turns, write_corpus
+from timing import Size, machine, ratio, report, spread, take_turns, write_corpus
 from torch import Tensor
 
 from token_superposition.data.prepare import prepare
@@ -34,28 +34,6 @@ from token_superposition.train.device import peak_memory_bytes
 from token_superposition.train.trainer import Trainer
 
 MEMORY_STEPS = 4
-
-
-class Size(NamedTuple):
-    """A model and a batch."""
-
-    vocab_size: int
-    width: int
-    layers: int
-    heads: int
-    rows: int
-    length: int
-
-    @property
-    def model(self) -> dict[str, Any]:
-        return {
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.width,
-            "intermediate_size": 3 * self.width,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "tie_word_embeddings": self.vocab_size < 1000,
-        }
 
 
 SIZES = {

@@ -8,12 +8,34 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 Work = Callable[[], Any]
+
+
+class Size(NamedTuple):
+    """A model and a batch."""
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    rows: int
+    length: int
+
+    @property
+    def model(self) -> dict[str, Any]:
+        return {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.width,
+            "intermediate_size": 3 * self.width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "tie_word_embeddings": self.vocab_size < 1000,
+        }
 
 
 def take_turns(kinds: Mapping[str, Work], rounds: int, warm_up: int = 1) -> dict[str, list[float]]:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from step import SIZES, Size, bare_loop, prepared
-from timing import machine, ratio, show, spread
+from step import SIZES, bare_loop, prepared
+from timing import Size, machine, ratio, show, spread
 from transformers import Trainer as HuggingFaceTrainer
 from transformers import TrainerCallback, TrainingArguments
 

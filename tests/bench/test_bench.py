@@ -323,6 +323,7 @@ def test_a_step_that_takes_too_much_ends_itself(config: Path) -> None:
         (["--steps", "1", "--seconds", "1"], "not allowed with argument --steps"),
         (["--find-batch", "--steps", "1"], "--find-batch measures memory and no time"),
         (["--out", "no/such/folder/x.json"], "--out: no/such/folder/x.json: there is no folder no/such/folder"),
+        (["--out", "/proc/x.json"], "--out: /proc/x.json: cannot be written"),
         (["--out", "."], "--out: .: is a folder; name a file"),
         (["--train.device", "cuda:99"], "train.device: 'cuda:99' cannot be used here"),
         (["--train.lerning_rate", "1"], "did you mean 'train.learning_rate'"),

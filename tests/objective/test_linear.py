@@ -1,4 +1,4 @@
-"""The chunked loss from hidden states against five lines in float64, whatever the chunk."""
+"""The loss from hidden states, by every backend, against five lines in float64, whatever the chunk."""
 
 import importlib.util
 import math
@@ -8,17 +8,19 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from token_superposition import linear_multi_hot_cross_entropy, multi_hot_cross_entropy, slot_weights
+from token_superposition.objective import linear
 from token_superposition.objective.linear import chosen_backend
 from token_superposition.objective.one_target import kernel_is_there
 
 LIGER = importlib.util.find_spec("liger_kernel") is not None and (
     torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
 )
+BACKENDS = ["chunked", "chunked", "plain", *(["torch"] if kernel_is_there("torch") else [])]  # half of them ours
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
@@ -58,6 +60,7 @@ def reference(
     head=st.sampled_from([(1.0, None), (0.0625, None), (1.0, 3.0), (2.0, 5.0)]),
     z_loss=st.sampled_from([0.0, 1e-3]),
     chunk_rows=st.integers(1, 12),
+    backend=st.sampled_from(BACKENDS),
     seed=st.integers(0, 2**31),
 )
 def test_loss_and_gradients_against_float64(
@@ -74,8 +77,10 @@ def test_loss_and_gradients_against_float64(
     head: tuple[float, float | None],
     z_loss: float,
     chunk_rows: int,
+    backend: str,
     seed: int,
 ) -> None:
+    assume(backend != "torch" or not (head[1] or z_loss or reduction == "none"))
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(rows, width, generator=generator).to(dtype)
     weight = torch.randn(vocab + padding, width, generator=generator).to(dtype)
@@ -97,7 +102,7 @@ def test_loss_and_gradients_against_float64(
         logit_scale=scale,
         softcap=softcap,
         vocab_size=vocab,
-        backend="chunked",
+        backend=backend,  # type: ignore[arg-type]
         chunk_bytes=chunk_rows * vocab * (8 if dtype == torch.float64 else 4),
     )
     expected = reference(
@@ -212,6 +217,59 @@ def test_a_frozen_head_or_frozen_states_are_no_trouble() -> None:
         assert not chunked(hidden, weight, targets).requires_grad
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("backend", ["chunked", "plain"])
+def test_a_bias_alone_takes_its_gradient(backend: str, reduction: str) -> None:
+    hidden, weight, targets = (part.detach() for part in problem())
+    torch.manual_seed(0)
+    bias, exact = torch.randn(300, requires_grad=True), torch.zeros(300, dtype=torch.float64, requires_grad=True)
+    linear_multi_hot_cross_entropy(
+        hidden,
+        weight,
+        targets,
+        bias=bias,
+        backend=backend,
+        reduction=reduction,  # type: ignore[arg-type]
+    ).sum().backward()
+    shifted = exact + bias.detach()
+    reference(hidden.double(), weight.double(), shifted, targets, None, reduction=reduction).sum().backward()
+    assert bias.grad is not None
+    size = exact.grad.abs().max().item()  # type: ignore[union-attr]
+    torch.testing.assert_close(bias.grad.double(), exact.grad, rtol=0, atol=1e-6 * size)
+
+
+def test_no_gradient_is_formed_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[bool, bool]] = []
+    total = linear.sliced_total
+
+    def watch(*arguments: Any) -> Any:
+        asked.append(arguments[-2:])
+        return total(*arguments)
+
+    monkeypatch.setattr(linear, "sliced_total", watch)
+    hidden, weight, targets = problem()
+    chunked(hidden, weight, targets)
+    chunked(hidden.detach(), weight, targets)
+    chunked(hidden, weight.detach(), targets)
+    with torch.no_grad():
+        chunked(hidden, weight, targets)
+    assert asked == [(True, True), (False, True), (True, False), (False, False)]
+
+
+@pytest.mark.parametrize("backend", sorted(set(BACKENDS)))
+def test_any_id_can_stand_for_no_target(backend: str) -> None:
+    hidden, weight, targets = problem()
+    none = targets[0, 0].item()
+    marked = targets.where(targets != none, -100)
+    found, expected = (
+        linear_multi_hot_cross_entropy(hidden, weight, ids, ignore_index=index, backend=backend)  # type: ignore[arg-type]
+        for ids, index in ((targets, none), (targets.where(targets != none, 10**6), 10**6))
+    )
+    wanted = linear_multi_hot_cross_entropy(hidden, weight, marked, backend=backend)  # type: ignore[arg-type]
+    assert torch.equal(found, wanted)
+    assert torch.equal(expected, wanted)
+
+
 def test_under_autocast_the_weight_keeps_its_own_precision() -> None:
     hidden, weight, targets = problem()
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -226,6 +284,32 @@ def test_under_autocast_the_weight_keeps_its_own_precision() -> None:
         assert mine.grad is not None
         assert theirs.grad is not None
         torch.testing.assert_close(mine.grad.double(), theirs.grad, rtol=0, atol=0.02 * theirs.grad.abs().max().item())
+
+
+def test_under_autocast_products_are_in_its_dtype() -> None:
+    hidden, weight, targets = problem()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = chunked(hidden, weight, targets)
+    assert torch.equal(loss, chunked(hidden.bfloat16(), weight, targets))
+    assert not torch.equal(loss, chunked(hidden, weight, targets))
+
+
+@pytest.mark.parametrize("backend", ["plain", "chunked"])
+def test_float16_gradients_of_many_logits_are_no_zeros(backend: str) -> None:
+    # A mean over 512 rows and 32,768 logits gives each about 6e-8, the least that float16 has.
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(512, 8).half(), (0.1 * torch.randn(32_768, 8)).half()
+    targets = torch.randint(0, 100, (512, 2))
+    ours = [part.clone().requires_grad_() for part in (hidden, weight)]
+    exact = [part.double().requires_grad_() for part in (hidden, weight)]
+    loss = linear_multi_hot_cross_entropy(*ours, targets, backend=backend)  # type: ignore[arg-type]
+    (loss * 2.0**16).backward()
+    (reference(*exact, None, targets, None) * 2.0**16).backward()
+    for rows in (slice(0, 100), slice(100, None)):  # targets, and what only the softmax gives a gradient
+        assert ours[1].grad is not None
+        assert exact[1].grad is not None
+        error = (ours[1].grad[rows].double() - exact[1].grad[rows]).norm() / exact[1].grad[rows].norm()
+        assert error < 2e-3
 
 
 def test_float16_gradients_do_not_leave_its_range() -> None:
@@ -253,6 +337,29 @@ def test_compiled_there_is_no_graph_break(reduction: str) -> None:
     hidden.grad = weight.grad = None
     torch.compile(loss, fullgraph=True, backend="aot_eager")(hidden, weight).backward()
     torch.testing.assert_close((hidden.grad, weight.grad), eager)
+
+
+def test_compiled_once_it_takes_any_number_of_rows() -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(chunked, fullgraph=True, dynamic=True, backend=backend)
+    for rows in (24, 9, 17):
+        hidden, weight, targets = problem(rows=rows)
+        torch.testing.assert_close(compiled(hidden, weight, targets), chunked(hidden, weight, targets))
+    assert len(graphs) == 1
+
+
+def test_a_gradient_of_the_gradient_is_refused() -> None:
+    # Silence would be wrong: what flows through the softmax would count as a constant.
+    logits, targets = torch.randn(3, 7, requires_grad=True), torch.zeros(3, 2, dtype=torch.long)
+    loss = multi_hot_cross_entropy(logits, targets)
+    with pytest.raises(RuntimeError, match="leave create_graph out"):
+        torch.autograd.grad(loss, logits, create_graph=True)
 
 
 def test_the_operators_are_what_torch_expects_of_one() -> None:
@@ -344,6 +451,8 @@ def test_a_kernel_that_is_not_there_or_cannot_is_no_silent_fallback(monkeypatch:
         linear_multi_hot_cross_entropy(hidden, weight, targets, backend="liger")
     with pytest.raises(ValueError, match="loss_backend torch knows no softcap"):
         linear_multi_hot_cross_entropy(hidden, weight, targets, softcap=3.0, backend="torch")
+    with pytest.raises(ValueError, match="loss_backend torch knows no softcap and no reduction 'none'"):
+        linear_multi_hot_cross_entropy(hidden, weight, targets, reduction="none", backend="torch")
     if kernel_is_there("torch"):
         with pytest.raises(ValueError, match="loss_backend torch has no z-loss"):
             linear_multi_hot_cross_entropy(hidden, weight, targets, z_loss=0.1, backend="torch")

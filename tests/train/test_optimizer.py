@@ -44,6 +44,13 @@ def test_norms_and_biases_take_no_weight_decay() -> None:
     }
 
 
+@pytest.mark.parametrize(("device", "fused"), [("cpu", True), ("cuda", True), ("mps", False)])
+def test_adamw_is_fused_and_asks_nobody_whether_to_skip(device: str, fused: bool) -> None:
+    optimizers = build_optimizers(torch.nn.Linear(3, 2), TrainConfig(), torch.device(device))
+    assert [group["fused"] for part in optimizers.parts for group in part.param_groups] == [fused, fused]
+    assert optimizers._skips_on_device == fused
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gpt2"])
 def test_muon_takes_the_matrices_between_embedding_and_head(family: str, tied: bool) -> None:

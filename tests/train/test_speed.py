@@ -13,6 +13,8 @@ from tests.train.runs import go, numbers
 from token_superposition.errors import UserError
 from token_superposition.model.build import build_model
 from token_superposition.model.layers import checkpoint_activations, compile_layers, layers_of
+from token_superposition.train.config import parse_config
+from token_superposition.train.loop import train
 from token_superposition.train.trainer import Trainer
 
 
@@ -82,11 +84,37 @@ def test_the_loss_in_slices_gives_the_same_run(small_run: dict[str, Any], whole:
     assert losses(tmp_path / "sliced") == pytest.approx(losses(whole), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("backend", "words"),
+    [("auto", "from full logits"), ("chunked", "in slices, so that its logits are never all in memory")],
+)
+def test_how_the_loss_is_computed_is_said_once(
+    small_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str, words: str
+) -> None:
+    train(parse_config(small_run, {"train.loss_backend": backend}), tmp_path / "run")
+    said = [line for line in capsys.readouterr().err.splitlines() if "the loss is computed" in line]
+    assert len(said) == 1
+    assert f"the loss is computed {words} (train.loss_backend)" in said[0]
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_layers_are_what_the_family_calls_so(name: str) -> None:
     model = make(FAMILIES[name])
     layers = layers_of(model)
     assert len(layers) == model.config.num_hidden_layers
+
+
+def test_a_layer_within_a_layer_is_part_of_it() -> None:
+    class Block(torch.nn.Module):
+        def __init__(self, *parts: torch.nn.Module) -> None:
+            super().__init__()
+            self.parts = torch.nn.ModuleList(parts)
+
+    inner, alone = Block(), Block()
+    outer = Block(inner)
+    model = torch.nn.Sequential(outer, alone)
+    model._no_split_modules = ["Block"]  # type: ignore[assignment]
+    assert layers_of(model) == [outer, alone]
 
 
 def test_what_a_family_cannot_is_refused() -> None:

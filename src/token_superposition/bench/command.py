@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -135,6 +136,12 @@ def _check(options: argparse.Namespace) -> None:
     if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):
         what = "is a folder; name a file" if options.out.is_dir() else f"there is no folder {options.out.parent}"
         raise UserError(f"--out: {options.out}: {what}")
+    if options.out:
+        try:  # not after a minute of measuring
+            with tempfile.TemporaryFile(dir=options.out.parent):
+                pass
+        except OSError as error:
+            raise UserError(f"--out: {options.out}: cannot be written ({error.strerror}); name another file") from None
 
 
 def _bag_sizes(text: str) -> list[int]:

@@ -37,6 +37,7 @@ from token_superposition.model.checks import (
 from token_superposition.model.embedding import mean_embedding
 from token_superposition.model.families import refusal
 from token_superposition.model.head import LogitTransform, find_transform, head_taken_over
+from token_superposition.model.positions import rows_hold_one_document
 from token_superposition.objective.linear import (
     ChosenBackend,
     LossBackend,
@@ -145,7 +146,8 @@ class SuperposedLM(nn.Module):
         if position_ids is not None:
             inputs |= self._document_inputs(position_ids)
         taken_over = self.head_gives_loss(backend, targets, slot_weights, computed)
-        with loss_replaced(self.model, loss_function), taken_over:
+        whole = rows_hold_one_document() if position_ids is None else contextlib.nullcontext()
+        with loss_replaced(self.model, loss_function), taken_over, whole:
             output = self.model(**inputs, labels=targets, use_cache=False, **logits_asked_for(self.model))
         if not asked:
             raise own_loss(self.model)

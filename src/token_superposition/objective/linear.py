@@ -115,13 +115,18 @@ def linear_multi_hot_cross_entropy(
             weights_Ns,
             z_loss,
         )
+    # Float16 ends at 6e-8, and of a mean each logit of a large vocabulary gets less: a loss scaler would come too late.
+    rescaled = reduction == "mean" and hidden_Nd.dtype == torch.float16
+    num_rows = max(1, hidden_Nd.shape[0])
+    if rescaled:
+        weights_Ns = weights_Ns * num_rows
     budget = _CHUNK_BYTES.get(kind, _CHUNK_BYTES["cpu"]) if chunk_bytes is None else chunk_bytes
     chunk_rows = _even_chunk(hidden_Nd.shape[0], budget // (weights_Ns.element_size() * vocab_size))
     shared = (z_loss, logit_scale, softcap or 0.0, vocab_size, chunk_rows)
     if reduction == "none":
         return sliced_rows(hidden_Nd, weight_Vd, bias, present_Ns, weights_Ns, *shared)
     needed = torch.is_grad_enabled()
-    return sliced_total(
+    total = sliced_total(
         hidden_Nd,
         weight_Vd,
         bias,
@@ -131,6 +136,7 @@ def linear_multi_hot_cross_entropy(
         needed and hidden_Nd.requires_grad,
         needed and (weight_Vd.requires_grad or (bias is not None and bias.requires_grad)),
     )[0]
+    return total / num_rows if rescaled else total
 
 
 def chosen_backend(backend: LossBackend, num_rows: int, vocab_size: int) -> ChosenBackend:

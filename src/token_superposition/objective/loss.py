@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -65,8 +64,9 @@ class _MultiHotCrossEntropy(torch.autograd.Function):
         return rows_N
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_rows_N: Tensor) -> tuple[Tensor, None, None, None]:
+        if torch.is_grad_enabled():  # create_graph: once_differentiable would let some of it through as constants
+            raise RuntimeError("the gradient of multi-hot cross-entropy has no gradient itself: leave create_graph out")
         logits_NV, targets_Ns, weights_Ns, lse_N = ctx.saved_tensors
         scaled_Ns = weights_Ns * grad_rows_N.unsqueeze(1)
         grad_NV = logits_NV.to(lse_N.dtype, copy=True).sub_(lse_N.unsqueeze(1)).exp_()

@@ -144,14 +144,14 @@ class Trainer:
     def step(self, batch: Batch) -> StepResult:
         """One optimizer step, skipped where the loss or the gradient is no number."""
         weights = self._slot_weights[batch.stage]
-        weight_sum = target_weights(batch.targets, weights).sum().to(self.device)
+        weight_sum = self._moved(target_weights(batch.targets, weights).sum())
         if weights is not None:
-            weights = weights.to(self.device)
+            weights = self._moved(weights)
         rows = self.config.train.micro_batch_size or len(batch.ids)
         loss, loads = torch.zeros((), device=self.device), []
         parts = [batch.ids, batch.targets, *([] if batch.position_ids is None else [batch.position_ids])]
         for micro in zip(*(part.split(rows) for part in parts), strict=True):
-            ids, targets, *positions = (part.to(self.device, non_blocking=self.pinned) for part in micro)
+            ids, targets, *positions = map(self._moved, micro)
             with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
                 output = self.model(ids, targets, weights, *positions)
             part = output.loss * (output.weight_sum / weight_sum.clamp(min=1e-30))
@@ -164,6 +164,10 @@ class Trainer:
         skipped = ~(torch.isfinite(loss) & torch.isfinite(norm))
         self.optimizers.step(self.learning_rate.at(batch.step), skip=skipped)
         return StepResult(loss, norm, skipped, torch.stack(loads).sum(0) if loads else None)
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """On the device; on CUDA nothing waits until it is there, for a copy waits for all that was asked before it."""
+        return tensor.to(self.device, non_blocking=self.pinned)
 
     def weights_are_finite(self) -> bool:
         """Whether every weight is a finite number."""
