@@ -360,6 +360,11 @@ def test_a_gradient_of_the_gradient_is_refused() -> None:
     loss = multi_hot_cross_entropy(logits, targets)
     with pytest.raises(RuntimeError, match="leave create_graph out"):
         torch.autograd.grad(loss, logits, create_graph=True)
+    hidden, weight, targets = problem()
+    for reduction in ("mean", "none"):
+        total = linear_multi_hot_cross_entropy(hidden, weight, targets, reduction=reduction, backend="chunked").sum()
+        with pytest.raises(RuntimeError, match="leave create_graph out"):
+            torch.autograd.grad(total, hidden, create_graph=True)
 
 
 def test_the_operators_are_what_torch_expects_of_one() -> None:

@@ -65,8 +65,7 @@ class _MultiHotCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_rows_N: Tensor) -> tuple[Tensor, None, None, None]:
-        if torch.is_grad_enabled():  # create_graph: once_differentiable would let some of it through as constants
-            raise RuntimeError("the gradient of multi-hot cross-entropy has no gradient itself: leave create_graph out")
+        refuse_second_gradient()
         logits_NV, targets_Ns, weights_Ns, lse_N = ctx.saved_tensors
         scaled_Ns = weights_Ns * grad_rows_N.unsqueeze(1)
         grad_NV = logits_NV.to(lse_N.dtype, copy=True).sub_(lse_N.unsqueeze(1)).exp_()
@@ -132,3 +131,13 @@ def check_shapes(logits_shape: tuple[int, ...], targets_Ns: Tensor, slot_weights
         raise ValueError(
             f"slot_weights has shape {tuple(slot_weights.shape)}, but a bag has {targets_Ns.shape[1]} targets"
         )
+
+
+def refuse_second_gradient() -> None:
+    """Called in a backward pass whose result has no gradient: with create_graph it would pass for a constant.
+
+    Raises:
+        RuntimeError: where the gradient of the gradient is asked for.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError("the gradient of multi-hot cross-entropy has no gradient itself: leave create_graph out")

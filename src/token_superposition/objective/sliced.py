@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from token_superposition.objective.loss import refuse_second_gradient
+
 
 @torch.library.custom_op("token_superposition::linear_multi_hot_total", mutates_args=())
 def sliced_total(
@@ -93,6 +95,7 @@ def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 
 
 def _hand_out(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    refuse_second_gradient()
     nothing = (None,) * ctx.num_inputs
     if grad_total is None:
         return nothing
@@ -151,6 +154,7 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # 
 
 def _weigh_again(ctx: Any, grad_rows_N: Tensor) -> tuple[Tensor | None, ...]:
     """The loss is linear in its weights: what comes from above weighs the rows of a total."""
+    refuse_second_gradient()
     hidden_Nd, weight_Vd, bias_V, targets_Ns, weights_Ns = ctx.saved_tensors
     scaled_Ns = weights_Ns * grad_rows_N.unsqueeze(1)
     needs = ctx.needs_input_grad
