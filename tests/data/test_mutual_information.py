@@ -110,7 +110,7 @@ def test_a_large_vocabulary_keeps_the_shape_of_the_decay() -> None:
     naive = np.array([plug_in(pieces[:, :-d], pieces[:, d:]) for d in DISTANCES])
     assert naive[-1] > 100 * truth[-1] + 0.5  # what is corrected here
     assert np.all(nats <= truth + 0.001)
-    assert nats[0] > 0.4 * truth[0]
+    assert nats[0] > 0.35 * truth[0]
     assert nats / nats[0] == pytest.approx(truth / truth[0], abs=0.04)
 
 
@@ -130,7 +130,7 @@ def test_independent_tokens_share_nothing(size: int, num_tokens: int) -> None:
     ids = draw(np.random.default_rng(0), zipf(size), num_tokens)
     nats, noise = mutual_information(ids[: num_tokens // 1000 * 1000].reshape(-1, 1000), DISTANCES)
     assert np.abs(nats).max() < 6 * noise + 1e-3
-    with pytest.raises(UserError, match=r"does not fall with their distance .* take uniform or power_law"):
+    with pytest.raises(UserError, match=r"hardly falls with their distance .* take uniform or power_law"):
         fit_mutual_information(ids, 4)
 
 
@@ -138,7 +138,7 @@ def test_what_does_not_fall_is_refused() -> None:
     """Documents about one thing each: much in common, at every distance the same."""
     generator = np.random.default_rng(0)
     topics = np.repeat(generator.integers(0, 8, 64), 2048)
-    with pytest.raises(UserError, match="does not fall"):
+    with pytest.raises(UserError, match="hardly falls"):
         fit_mutual_information(topics * 32 + generator.integers(0, 32, len(topics)), 2)
 
 

@@ -12,13 +12,18 @@ the shape:
   those of one piece do (names, phrases): shuffled tokens would leave a false tail.
 
 Looking only at the most frequent tokens has next to no bias, and is a lower bound; but it falls too fast (I(2) / I(1)
-of text at 4,096 tokens: 0.30 with the 256 most frequent, 0.38 with all), so all tokens count. What is left are errors
-of a tenth of I(d), more where pairs are few for the vocabulary, at nearly the same share of every d, which slot weights
-do not notice.
+of text at 4,096 tokens: 0.30 with the 256 most frequent, 0.38 with all), so all tokens count. What is left is an
+error of a tenth of I(d), up to a half where pairs are few for the vocabulary, at nearly the same share of every d, so
+that slot weights hardly notice: from 40,000 tokens of Wikipedia they come out within 0.05 of those from 10 million.
+
+The law is fitted by plain least squares, which keeps near and heavy slots exact and the tail within a few hundredths of
+the first weight. At a given exponent it is linear, so only the exponent is searched: no start, nothing to get stuck in.
+
+In a mixture, that two tokens are of one source is shared as well, at any distance: it is in the offset.
 
 The sample is up to 10 million tokens in evenly spaced pieces: many places of the corpus, no randomness. Pairs never
-cross the end of a piece, and every distance counts equally many. Pairs are counted by sorting them: a quarter of a
-second a distance and 400 MB, whatever the vocabulary.
+cross the end of a piece, and every distance counts equally many. Pairs are counted by sorting them: a fifth of a
+second a distance and 500 MB, whatever the vocabulary.
 """
 
 from __future__ import annotations
@@ -157,7 +162,7 @@ def measure_corpora(
     fall = found.at(1) - found.at(distances[-1])
     if not (nats[0] > _LEAST_NATS + 5 * noise and fall > max(_LEAST_FALL * nats[0], 5 * noise)):
         raise UserError(
-            f"slot_weights: mutual_information: in {place} the mutual information of tokens does not fall with their "
+            f"slot_weights: mutual_information: in {place} the mutual information of tokens hardly falls with their "
             f"distance ({nats[0]:.2g} nats at 1, {nats[-1]:.2g} at {distances[-1]}, give or take {noise:.1g}, over "
             f"{pieces.size:,} tokens): nothing to fit; take uniform or power_law, or more text"
         )
