@@ -114,9 +114,18 @@ def test_a_large_vocabulary_keeps_the_shape_of_the_decay() -> None:
     assert nats / nats[0] == pytest.approx(truth / truth[0], abs=0.04)
 
 
+def test_repetition_leaves_no_false_tail() -> None:
+    """Tokens stand about ten times in a row: their pairs repeat too, and tell nothing about tokens 100 apart."""
+    generator = np.random.default_rng(0)
+    starts = np.where(generator.random(500_000) < 0.1, np.arange(500_000), 0)
+    ids = draw(generator, zipf(4096), 500_000)[np.maximum.accumulate(starts)]
+    nats, _ = mutual_information(ids.reshape(500, 1000), [1, 100])
+    assert nats[0] > 1
+    assert abs(nats[1]) < 0.02
+
+
 @pytest.mark.parametrize(("size", "off"), [(256, 0.05), (32_768, 0.25)])
 def test_the_exponent_of_a_power_law_is_found(size: int, off: float) -> None:
-    """Also where whole phrases repeat, of which shuffled tokens know nothing."""
     marginal = zipf(size)
     truth = copying_information(marginal, 1000, tail=1.2)
     nats, _ = mutual_information(copying(np.random.default_rng(0), marginal, 1000, 1000, tail=1.2), DISTANCES)
@@ -165,6 +174,13 @@ def test_noise_moves_the_fit_little(exponent: float, seed: int) -> None:
     assert scale >= 0
     assert found == pytest.approx(exponent, abs=0.3)
     assert offset + scale * d**found == pytest.approx(0.01 + d**exponent, abs=0.03)
+
+
+def test_an_offset_is_never_negative() -> None:
+    offset, scale, exponent = fit_power_law([1, 2, 3, 4, 5, 6, 7, 8], [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    assert offset == 0
+    assert scale + offset == pytest.approx(0.8, abs=0.2)
+    assert -1 < exponent < 0
 
 
 def test_a_curve_that_rises_gives_a_scale_of_nothing() -> None:
