@@ -20,6 +20,7 @@ _HOMES = {
     "SuperposedOutput": "model.superposed",
     "SuperpositionSchedule": "plan.stages",
     "bag_embedding": "objective.bags",
+    "fit_mutual_information": "data.mutual_information",
     "fold_into_bags": "objective.bags",
     "linear_multi_hot_cross_entropy": "objective.linear",
     "multi_hot_cross_entropy": "objective.loss",
@@ -31,6 +32,7 @@ _HOMES = {
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
+    from token_superposition.data.mutual_information import fit_mutual_information as fit_mutual_information
     from token_superposition.model.plain import superpose as superpose
     from token_superposition.model.superposed import SuperposedLM as SuperposedLM
     from token_superposition.model.superposed import SuperposedOutput as SuperposedOutput

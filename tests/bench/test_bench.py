@@ -120,6 +120,17 @@ def test_plain_inputs_read_no_more_tokens(config: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.usefixtures("quick")
+def test_weights_of_a_corpus_cost_what_others_do(config: Path, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = yaml.safe_load(config.read_text())
+    values["data"]["path"] = "not/prepared"  # so there is nothing to measure them on
+    values["superposition"]["slot_weights"] = "mutual_information"
+    config.write_text(yaml.safe_dump(values))
+    result = bench(capsys, config, "--bag-sizes", "1,4", "--steps", 2)
+    assert [row["bag_size"] for row in result["bag_sizes"]] == [1, 4]
+    assert nothing_stays(place)
+
+
+@pytest.mark.usefixtures("quick")
 def test_without_a_configuration_the_demo_s_model_reads_random_tokens(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

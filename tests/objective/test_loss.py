@@ -166,6 +166,8 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         ("exponential", [1, 1 / 2, 1 / 4, 1 / 8]),
         ("exponential:0.1", [1, 0.1, 0.01, 0.001]),
         ("first_token", [1, 0, 0, 0]),
+        ("mutual_information:0,2,-1", [1, 1 / 2, 1 / 3, 1 / 4]),
+        ("mutual_information:1,2,-1", [1, 2 / 3, 5 / 9, 1 / 2]),
     ],
 )
 def test_slot_weights(name: str, expected: list[float]) -> None:
@@ -187,6 +189,14 @@ def test_uniform_weights_are_none() -> None:
         ("exponential:1.5", "decay"),
         ("uniform:2", "takes no parameter"),
         ("hinge", "one of uniform"),
+        ("mutual_information", r"no corpus to measure here: fit_mutual_information\(tokens, bag_size\).slot_weights"),
+        ("mutual_information:1,2", "takes three numbers, as in mutual_information:0.02,1.2,-1.3"),
+        ("mutual_information:1,2,x", "not a number"),
+        ("mutual_information:-1,2,-1", "C0 of at least 0"),
+        ("mutual_information:0,0,-1", "a above 0"),
+        ("mutual_information:0,1,1", "k below 0"),
+        ("mutual_information:0,nan,-1", "a above 0"),
+        ("power_law:1,2", "takes one number"),
     ],
 )
 def test_unknown_slot_weights_are_refused(name: str, message: str) -> None:

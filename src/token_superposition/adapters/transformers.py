@@ -51,7 +51,11 @@ class SuperpositionArguments:
     superposition_steps: int | None = field(default=None, metadata={"help": "The same in steps; takes precedence."})
     mode: Mode = field(default="full", metadata={"help": "full, output_only or input_only."})
     slot_weights: str = field(
-        default="uniform", metadata={"help": "uniform, power_law[:1], exponential[:0.5] or first_token."}
+        default="uniform",
+        metadata={
+            "help": "uniform, power_law[:1], exponential[:0.5], first_token or mutual_information:C0,a,k, "
+            "which fit_mutual_information(tokens, bag_size).slot_weights gives."
+        },
     )
 
     def schedule(self, total_steps: int) -> Schedule:

@@ -30,6 +30,7 @@ from token_superposition.data.tokenizers import ByteTokenizer
 from token_superposition.errors import UserError
 from token_superposition.files import is_whole_number, write_json
 from token_superposition.model.device import resolve_device
+from token_superposition.objective.slot_weights import MEASURED
 from token_superposition.plan.stages import Schedule, Stage
 from token_superposition.run.folder import RunFolder
 from token_superposition.study.demo import demo_config
@@ -129,7 +130,9 @@ def _at_bag_sizes(config: RunConfig, bag_sizes: Sequence[int]) -> RunConfig:
     largest = max(bag_sizes)
     superposition: dict[str, Any] = {"bag_size": largest}
     if largest > 1:
-        superposition |= {"superposition_steps": 1, "mode": kind.mode, "slot_weights": kind.slot_weights}
+        # Weights yet to be measured cost what any others do.
+        weights = "power_law" if kind.slot_weights == MEASURED else kind.slot_weights
+        superposition |= {"superposition_steps": 1, "mode": kind.mode, "slot_weights": weights}
     values = config.model_dump(mode="json", exclude_unset=True)
     train = {"total_steps": len(bag_sizes) * STAGE_STEPS, "learning_rate": _LEARNING_RATE}
     values["train"] = {**values.get("train", {}), **train}

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from token_superposition.data.mutual_information import MutualInformation, measure_corpora
 from token_superposition.data.shards import TokenDataset
 from token_superposition.data.stream import Source, TokenStream
 from token_superposition.data.tokenizers import Tokenizer
@@ -82,6 +83,10 @@ class Corpora(NamedTuple):
             seed=config.train.seed,
             documents_apart=config.data.bag_boundary == "document",
         )
+
+    def measure_mutual_information(self, bag_size: int) -> MutualInformation:
+        """What tokens share with those up to two bags on, of each source by its weight; UserError as there."""
+        return measure_corpora(self._all, list(self.weights.values()), bag_size, place=self.place)
 
 
 class Validators:

@@ -16,6 +16,7 @@ from torch import Tensor
 from token_superposition.model.build import check_length, model_cost, sketch_model
 from token_superposition.model.device import DTYPES
 from token_superposition.model.memory import abstract, estimate_memory
+from token_superposition.objective.slot_weights import describe_slot_weights
 from token_superposition.run.checkpoint import newest_checkpoint
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig
@@ -24,6 +25,7 @@ from token_superposition.train.init_from import open_source
 from token_superposition.train.optimizer import states_kept
 from token_superposition.train.preflight import check_data
 from token_superposition.train.resume import check_unchanged, settle_config, what_is_odd
+from token_superposition.train.slot_weights import measure_slot_weights
 
 _BAGS_SHOWN = 12
 
@@ -46,6 +48,7 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
     source = None if newest_checkpoint(folder.checkpoints)[0] else open_source(config)
     config = settle_config(config, folder, source)
     check_data(config)
+    config, _ = measure_slot_weights(config)
     train, schedule = config.train, config.schedule()
     corpora = Corpora.open(config.data)
     Validators(config, corpora)
@@ -106,7 +109,8 @@ def describe(result: dict[str, Any]) -> str:
     """The result of `dry_run` in words."""
     memory, batch = result["memory"], result["first_batch"]
     stages = "; ".join(
-        f"{stage['steps']:,} steps with bags of {stage['bag_size']} ({stage['mode']}, {stage['slot_weights']})"
+        f"{stage['steps']:,} steps with bags of {stage['bag_size']} ({stage['mode']}, "
+        f"{describe_slot_weights(stage['slot_weights'])})"
         if stage["bag_size"] > 1
         else f"{stage['steps']:,} steps of next-token training"
         for stage in result["stages"]

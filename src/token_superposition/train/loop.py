@@ -27,6 +27,7 @@ from token_superposition.train.preflight import check_data
 from token_superposition.train.progress import say, warn
 from token_superposition.train.record import Recorder
 from token_superposition.train.resume import check_unchanged, settle_config, settle_schedule, what_is_odd
+from token_superposition.train.slot_weights import measure_slot_weights
 from token_superposition.train.trainer import Trainer
 
 _LOSS = {
@@ -70,12 +71,20 @@ def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, An
         if summary is not None:
             return summary
         check_data(config, None if quiet else say)
+        measured = fixed.get("mutual_information") if fixed else None
+        if fixed is None:
+            config, found = measure_slot_weights(config)
+            if found is not None:
+                measured, schedule = found.as_dict(), config.schedule()
+                if not quiet:
+                    say(f"slot weights from the corpus: {found.describe(schedule.bag_size)}")
         trainer = Trainer(config, schedule, source)
         run_id: str = fixed["id"] if fixed else uuid4().hex[:8]
         fixed_now = {
             "id": run_id,
             "stages": schedule.as_dicts(),
             "data_fingerprint": trainer.corpora.fingerprint,
+            **({} if measured is None else {"mutual_information": measured}),
         }
         trainer.corpora.tokenizer.save(folder.path)
         folder.write_config(config.model_dump(mode="json"), fixed_now)

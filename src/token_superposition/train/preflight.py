@@ -17,6 +17,7 @@ from token_superposition.model.size import available_memory, bytes_kept, gigabyt
 from token_superposition.train.config import ModelConfig, RunConfig
 from token_superposition.train.corpora import Corpora, Validators
 from token_superposition.train.init_from import Source, open_source, settle_model
+from token_superposition.train.slot_weights import measure_slot_weights
 
 _ID_BYTES = 8
 _AHEAD = 3  # batches in memory: one is trained on, two are made ready
@@ -65,6 +66,7 @@ def check_run(config: RunConfig, say: Callable[[str], None] | None = None) -> tu
     device = resolve_device(train.device)
     corpora = Corpora.open(config.data)
     check_data(config, say)
+    measure_slot_weights(config)  # refuses data that shows no decay
     stream = corpora.stream(config, config.schedule())
     Validators(config, corpora)
     source, part = open_source(config), config.model

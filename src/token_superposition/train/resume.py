@@ -24,6 +24,7 @@ from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig, changed_keys, parse_config
 from token_superposition.train.corpora import Corpora
 from token_superposition.train.init_from import NO_EVIDENCE, Source, settle_model
+from token_superposition.train.slot_weights import take_measured
 
 _FREE = (
     "logging.",
@@ -71,6 +72,7 @@ def settle_config(config: RunConfig, folder: RunFolder, source: Source | None = 
         tokenizer = Corpora.open(config.data).tokenizer
         settled["model"] = settle_model(config.model, model["architecture"], model["config"], tokenizer)
     if stored is not None:
+        take_measured(settled["superposition"], stored["superposition"])
         for key in changed_keys(stored, settled):
             moved = key.startswith("data.sources.") and key.endswith(".path")
             if not (key.startswith(_FREE) or moved) or key in _RESULT:

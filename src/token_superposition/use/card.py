@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from token_superposition.objective.slot_weights import describe_slot_weights
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.origin import Origin
 from token_superposition.use.evaluate import ENOUGH_TOKENS
@@ -118,7 +119,9 @@ def _stages(stages: list[dict[str, Any]]) -> list[str]:
         end = start + stage["steps"]
         what = "next tokens"
         if stage["bag_size"] > 1:
-            what = f"bags of {stage['bag_size']} ({stage['mode']}, {stage['slot_weights']} weights)"
+            what = (
+                f"bags of {stage['bag_size']} ({stage['mode']}, {describe_slot_weights(stage['slot_weights'])} weights)"
+            )
         words.append(f"{what} in steps {start:,} to {end - 1:,}")
         start = end
     return words

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from token_superposition.objective.slot_weights import describe_slot_weights
 from token_superposition.study.report.facts import Arm, Report, num_seeds, ratio, recovery_steps, unit
 from token_superposition.study.report.numbers import (
     count,
@@ -99,7 +100,8 @@ def _schedule(arm: Arm) -> str:
         if stage["bag_size"] == 1:
             parts.append(f"next-token training for {steps}")
         else:
-            how = f"{plain(stage['mode'])} mode, {plain(stage['slot_weights'])} slot weights".replace("_", "-")
+            mode, weights = plain(stage["mode"]), describe_slot_weights(stage["slot_weights"])
+            how = f"{mode} mode, {weights} slot weights".replace("_", "-")
             parts.append(f"bags of {stage['bag_size']} tokens for {steps} ({how})")
     if recovery_steps(arm) == 0:
         parts.append("no next-token training at the end, so its loss is not that of a finished model")

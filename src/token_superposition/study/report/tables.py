@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from html import escape
 
+from token_superposition.objective.slot_weights import describe_slot_weights
 from token_superposition.study.report.facts import (
     Arm,
     Report,
@@ -98,7 +99,7 @@ def _trained(report: Report) -> list[tuple[str, _Cell]]:
     def superposed(arm: Arm) -> str:
         if not arm["switch_step"]:
             return "none"
-        return f"{plain(arm['mode'])}, {plain(arm['slot_weights'])}".replace("_", " ")
+        return f"{plain(arm['mode'])}, {describe_slot_weights(arm['slot_weights'])}".replace("_", " ")
 
     def bags(arm: Arm) -> str:
         sizes = [str(stage["bag_size"]) for stage in arm["stages"]]
