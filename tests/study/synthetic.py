@@ -3,15 +3,20 @@
 The baseline ends at `E + A * C**-p` after a compute of C steps, superposition where the baseline would with `speedup`
 times the compute. A seed shifts both arms of a budget together (`shared`), and each run by itself (`noise`), as real
 seeds do; runs of a seed at neighbouring budgets are as independent as they can be.
+
+`python -m tests.study.synthetic FOLDER` writes the reports of these studies to look at.
 """
 
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from tests.study.test_report import LENGTH, ROWS, compare_fakes, fake_arm, fake_report
+from token_superposition.study.report import write_report
 from token_superposition.study.speedup import choose_headline, iso_loss_all
 from token_superposition.study.statistics import paired_difference
 from token_superposition.study.switch import switch_facts
@@ -115,3 +120,44 @@ def _equal_data(baseline: dict[str, Any], arm: dict[str, Any]) -> dict[str, Any]
         "total_steps": steps,
         "raw_tokens": raw,
     }
+
+
+def starts_to_win(steps: int) -> float:
+    """A speed-up that comes with the length of a run: 0.70 at 1,000 steps, 0.95 at 2,000, 1.29 at 4,000."""
+    return 0.70 * (steps / 1000) ** 0.44
+
+
+FOUR: tuple[tuple[str, int, float, Speedup], ...] = (
+    ("s=2, r=0.3", 2, 0.3, 1.25),
+    ("s=4, r=0.2", 4, 0.2, 1.5),
+    ("s=8, r=0.3", 8, 0.3, starts_to_win),
+)
+LONG: tuple[tuple[str, int, float, Speedup], ...] = (
+    ("superposition with bags of four and a long name", 4, 0.3, 1.43),
+    ("superposition with bags of two and uniform weights", 2, 0.3, 1.2),
+)
+LATE: tuple[tuple[str, int, float, Speedup], ...] = (("superposition", 4, 0.3, starts_to_win),)
+NEVER: tuple[tuple[str, int, float, Speedup], ...] = (("superposition", 8, 0.3, 0.75),)
+FAR: tuple[tuple[str, int, float, Speedup], ...] = (("superposition", 2, 0.1, 5.0),)
+
+STUDIES: dict[str, Callable[[], dict[str, Any]]] = {
+    "helps": make_study,
+    "helps-late": lambda: make_study(LATE),
+    "does-not-help": lambda: make_study(NEVER),
+    "noise": lambda: make_study((("superposition", 4, 0.3, 1.05),), noise=0.02),
+    "one-seed": lambda: make_study(num_seeds=1),
+    "two-seeds": lambda: make_study(num_seeds=2),
+    "one-budget": lambda: make_study(budgets=[4000], equal_data=False),
+    "one-budget-equal-data": lambda: make_study(budgets=[4000]),
+    "no-equal-data": lambda: make_study(equal_data=False),
+    "four-arms": lambda: make_study(FOUR),
+    "out-of-range": lambda: make_study(FAR),
+    "long-names": lambda: make_study(LONG),
+    "six-budgets": lambda: make_study(LATE, budgets=[250, 500, 1000, 2000, 4000, 8000]),
+    "close-budgets": lambda: make_study(budgets=[3000, 3300, 3600, 4000]),
+}
+
+
+if __name__ == "__main__":
+    for study_name, make in STUDIES.items():
+        write_report(make(), Path(sys.argv[1]) / study_name)

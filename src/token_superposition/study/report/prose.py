@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from token_superposition.study.report.facts import Arm, Report, num_seeds, ratio, recovery_steps, unit
+from token_superposition.study.arms import Arm
+from token_superposition.study.report.facts import Report, num_seeds, ratio, recovery_steps, unit
+from token_superposition.study.report.numbering import table_number
 from token_superposition.study.report.numbers import (
     count,
     count_in_words,
@@ -71,12 +73,13 @@ def _settings(report: Report) -> str:
     s: Mapping[str, Any] = report["settings"]
     positions = s["batch_size"] * s["sequence_length"]
     swept = (report.get("sweep") or {}).get("keys", [])
+    arms_table = table_number(report, "arms")
     rates = {arm.get("learning_rate", s["learning_rate"]) for arm in report["arms"]}
 
     def unless_swept(key: str, text: str) -> str:
-        return "as in Table 1" if f"train.{key}" in swept else text
+        return f"as in Table {arms_table}" if f"train.{key}" in swept else text
 
-    rate = plain(s["learning_rate"]) if len(rates) == 1 else "as in Table 1"
+    rate = plain(s["learning_rate"]) if len(rates) == 1 else f"as in Table {arms_table}"
     warmup = unless_swept("warmup_ratio", f"over {plural(s['warmup_steps'], 'step')}")
     decay = unless_swept("decay_ratio", f"over the last {count(s['decay_steps'])}")
     words = (

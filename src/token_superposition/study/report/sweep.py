@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from token_superposition.study.arms import quoted
 from token_superposition.study.report.facts import Report, unit
+from token_superposition.study.report.numbering import table_number
 from token_superposition.study.report.numbers import as_typed, decimal, plural
 from token_superposition.study.report.sweep_figure import has_gaps, is_cut, key_words, panels
 from token_superposition.study.report.tables import arm_heading
@@ -31,7 +33,7 @@ def tuned_sentences(report: Report) -> list[str]:
     if len(set(given.values())) == 1:
         chosen = f"{next(iter(given.values()))} for {'both' if len(given) == 2 else 'all'}"
     else:
-        chosen = ", ".join(f"{values} for {_quoted(name)}" for name, values in given.items())
+        chosen = ", ".join(f"{values} for {quoted(name)}" for name, values in given.items())
     lines = [
         f"Each arm was given its own {what} that were tried: {chosen}. The choice is by final validation loss on "
         f"{_seeds(sweep)}, which {'is' if sweep['num_seeds'] == 1 else 'are'} not among the seeds compared."
@@ -40,7 +42,7 @@ def tuned_sentences(report: Report) -> list[str]:
     for tried in sweep["arms"]:
         for key, end in tried["at_edge"].items():
             at = f"{as_typed(tried['best'][key])}, the {end} tried"
-            edges.setdefault((key, at), []).append(_quoted(tried["name"]))
+            edges.setdefault((key, at), []).append(quoted(tried["name"]))
     lines += [
         f"The best {key_words(key)} of {_list(names)} lies at the edge of the range ({at}): the best may lie outside, "
         "so widen the sweep."
@@ -63,12 +65,13 @@ def tuned_caveats(report: Report) -> list[str]:
         )
     if sweep is None or "train.learning_rate" not in sweep["keys"]:
         same = len({arm.get("learning_rate") for arm in report["arms"]}) == 1
+        table = table_number(report, "arms")
         lines.append(
             "<b>One learning rate.</b> Every arm used the same; it was not tuned for either, and the best one may "
             "differ (<code>--sweep train.learning_rate=…</code> finds it for each)."
             if same
-            else "<b>Learning rates differ</b> between arms (Table 1); it is fair where each is its arm’s best, which "
-            "was not looked for here (<code>--sweep train.learning_rate=…</code> does)."
+            else f"<b>Learning rates differ</b> between arms (Table {table}); it is fair where each is its arm’s best, "
+            "which was not looked for here (<code>--sweep train.learning_rate=…</code> does)."
         )
     return lines
 
@@ -154,7 +157,7 @@ def _cell(tried: Tried, setting: Setting) -> str:
 def _passed_over(report: Report) -> list[str]:
     """Settings that the sweep found good but that diverged with a seed that is compared."""
     return [
-        f"{_sentence(_given(setting['values'], name_keys=True))} did not stay the choice for {_quoted(tried['name'])}: "
+        f"{_sentence(_given(setting['values'], name_keys=True))} did not stay the choice for {quoted(tried['name'])}: "
         f"it diverged with seed {_list([str(seed) for seed in setting['diverged_when_compared']])}, which is compared."
         for tried in report["sweep"]["arms"]
         for setting in tried["settings"]
@@ -175,10 +178,6 @@ def _seeds(sweep: Mapping[str, Any]) -> str:
 def _given(values: Mapping[str, Any], *, name_keys: bool) -> str:
     """`0.002`, or `learning rate 0.002 and weight decay 0.1`."""
     return _list([f"{key_words(key)} {as_typed(v)}" if name_keys else as_typed(v) for key, v in values.items()])
-
-
-def _quoted(name: str) -> str:
-    return name if name in ("baseline", "superposition") else f"“{name}”"
 
 
 def _list(names: list[str]) -> str:

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from token_superposition.study.report.curves import gap_over_time
+from token_superposition.study.report.budgets import difference_at_equal_data
 from token_superposition.study.report.facts import (
     Report,
     baseline,
@@ -26,6 +26,14 @@ from token_superposition.study.report.facts import (
     recovery_steps,
     unit,
 )
+from token_superposition.study.report.findings import (
+    budget_sentences,
+    equal_data_sentences,
+    saves_compute,
+    saving,
+    speedup_sentences,
+    switch_sentences,
+)
 from token_superposition.study.report.numbers import (
     count,
     count_in_words,
@@ -36,6 +44,7 @@ from token_superposition.study.report.numbers import (
     three_figures,
 )
 from token_superposition.study.report.sweep import tuned_sentences
+from token_superposition.study.switch import mean_gaps
 
 Outcome = Literal["won", "lost", "undecided"]
 
@@ -66,7 +75,11 @@ def verdict(report: Report) -> Verdict:
     """The result of the arm that the report's `equal_flops` is about."""
     details = [
         *_certainty(report),
+        *speedup_sentences(report),
+        *equal_data_sentences(report),
+        *budget_sentences(report),
         *_reasons_for_a_loss(report),
+        *switch_sentences(report),
         *_choice(report),
         *tuned_sentences(report),
         *_data_read(report),
@@ -110,6 +123,8 @@ def _headline(report: Report) -> str:
         ended = f"{start} {who} ended {abs(delta):.3f} {unit(report)} {side} {than}"
     outcome = _outcome(report)
     if outcome == "won":
+        if saves_compute(report):
+            ended += f", and it reached the baseline’s loss with {' times '.join(saving(report['iso_loss']))}"
         return f"{ended}: it helped here."
     if outcome == "lost":
         return f"{ended}: it did not help here."
@@ -159,7 +174,7 @@ def _reasons_for_a_loss(report: Report) -> list[str]:
         "bags of 8 for 30% still behind at 4,000. Try more steps, smaller bags or a smaller share of the steps."
     )
     lines = [first]
-    gaps = gap_over_time(report, arm, baseline(report))
+    gaps = [(step, gap) for step, gap in mean_gaps(baseline(report), arm) if step > arm["switch_step"]]
     if len(gaps) >= 4 and gaps[-1][1] > 0:
         (step, middle), (_, end) = gaps[len(gaps) // 2 - 1], gaps[-1]
         change = f"{signed(middle)} at step {count(step)}, {signed(end)} at the curves’ end"
@@ -193,9 +208,11 @@ def _data_read(report: Report) -> list[str]:
     if abs(relative - 1) < 0.005:
         lines = [f"Both read the same amount of raw data ({count_in_words(read)} tokens)."]
     else:
+        measured = difference_at_equal_data(report, arm) is not None
+        paper = "" if measured else ", and at equal data the paper finds it behind"
         lines = [
-            f"It read {decimal(relative, 2)} times the raw data ({words}): superposition trades data for compute, and "
-            "at equal data the paper finds it behind."
+            f"It read {decimal(relative, 2)} times the raw data ({words}): superposition trades data for "
+            f"compute{paper}."
         ]
     if unique is not None and unique < 0.98 * read:
         lines.append(f"{count_in_words(unique)} of its tokens were new; the rest it read more than once.")
