@@ -107,7 +107,7 @@ def test_the_interval_covers_what_it_claims(num_seeds: int, read_at: str) -> Non
             [2.0, 1.8, 1.6],
             [1.5, 1.4, 1.3],
             "superposition is below that loss already at 1,000 steps, its shortest budget, so the speed-up is more "
-            "than 4.00: a shorter budget would tell",
+            "than 4.00; a shorter budget would tell",
             [4.0, None],
         ),
         (
@@ -115,7 +115,7 @@ def test_the_interval_covers_what_it_claims(num_seeds: int, read_at: str) -> Non
             [2.0, 1.8, 1.6],
             [2.2, 1.9, 1.7],
             "superposition is still above that loss at 4,000 steps, the longest it was trained, so the speed-up is "
-            "less than 1.00: a longer budget would tell",
+            "less than 1.00; a longer budget would tell",
             [None, 1.0],
         ),
         (
@@ -123,7 +123,7 @@ def test_the_interval_covers_what_it_claims(num_seeds: int, read_at: str) -> Non
             [2.0, 1.8, 1.6],
             [2.4, 2.3, 2.2],
             "baseline is below that loss already at 1,000 steps, its shortest budget, so the speed-up is less than "
-            "0.25: a shorter budget would tell",
+            "0.25; a shorter budget would tell",
             [None, 0.25],
         ),
         (
@@ -131,7 +131,7 @@ def test_the_interval_covers_what_it_claims(num_seeds: int, read_at: str) -> Non
             [2.0, 1.8, 1.6],
             [1.7, 1.6, 1.5],
             "baseline is still above that loss at 4,000 steps, the longest it was trained, so the speed-up is more "
-            "than 1.00: a longer budget would tell",
+            "than 1.00; a longer budget would tell",
             [1.0, None],
         ),
     ],

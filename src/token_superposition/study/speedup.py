@@ -200,7 +200,7 @@ def _read(arm: Arm, end: _Point, unit: Unit, seeds: Sequence[int], *, at_baselin
         words, bounds = _bound(end, shortest, at_baseline, more=at_baseline)
         raise _Unreadable(
             f"{name} is below that loss already at {_steps([shortest.steps])}, its shortest budget{without}, so the "
-            f"speed-up is {words}: a shorter budget would tell",
+            f"speed-up is {words}; a shorter budget would tell",
             bounds,
         )
     last = above[-1]
@@ -210,7 +210,7 @@ def _read(arm: Arm, end: _Point, unit: Unit, seeds: Sequence[int], *, at_baselin
         words, bounds = _bound(end, longest, at_baseline, more=not at_baseline)
         raise _Unreadable(
             f"{name} is still above that loss at {_steps([longest.steps])}, the longest it was trained{without}{rose}, "
-            f"so the speed-up is {words}: a longer budget would tell",
+            f"so the speed-up is {words}; a longer budget would tell",
             bounds,
         )
     left, right = curve[last], curve[last + 1]

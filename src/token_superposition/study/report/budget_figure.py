@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from token_superposition.study.report.budgets import Placed, compared_steps, equal_data_steps, placed
+from token_superposition.study.report.budgets import Placed, compared_steps, equal_data_steps, placed, shortest_in_full
 from token_superposition.study.report.facts import Report, unit
 from token_superposition.study.report.figure import (
     BOTTOM,
@@ -24,6 +24,7 @@ from token_superposition.study.report.figure import (
     TOP,
     WIDTH,
     LineEnd,
+    clip,
     closing,
     end_names,
     hit,
@@ -31,7 +32,7 @@ from token_superposition.study.report.figure import (
     y_grid,
 )
 from token_superposition.study.report.findings import Reading, saving, saving_interval, shown_reading
-from token_superposition.study.report.marks import arm_class, marker, short
+from token_superposition.study.report.marks import arm_class, marker, short_names
 from token_superposition.study.report.numbers import count, decimal
 from token_superposition.study.report.scale import Scale, axis_title, engineering, log_ticks
 
@@ -45,10 +46,11 @@ def losses_panel(report: Report) -> str:
     if not lines:
         return ""
     points = [point for _, _, found in lines for point in found]
-    names = [short(name, LONGEST_NAME) for _, name, _ in lines]
+    names = short_names([name for _, name, _ in lines], LONGEST_NAME)
     right = WIDTH - max(map(len, names)) * CHARACTER - 16
     flops = [point.flops for point in points]
-    ends = [limit for point in points for limit in point.band or (point.loss,)]
+    first = shortest_in_full(report)
+    ends = [limit for point in points if point.steps >= first for limit in point.band or (point.loss,)]
     low, high = min(ends), max(ends)
     room = 0.05 * max(high - low, 1e-3)
     x = _LogScale(Scale(math.log(min(flops)), math.log(max(flops)) + 1e-9, LEFT + _INSET, right - _INSET))
@@ -59,14 +61,17 @@ def losses_panel(report: Report) -> str:
     power = engineering(max(flops))
     parts = [
         *opening("budgets-loss", "Final loss at every budget", f"Final validation loss in {unit(report)}. {said}."),
+        clip("budgets-loss", right),
         f'<text class="axis" x="0" y="32">Final validation loss ({escape(unit(report))})</text>',
         *y_grid(Scale(0, 1, LEFT, right), y),
         *_budget_marks(report, points, x),
         *_compute_axis(x, power, right),
+        '<g clip-path="url(#budgets-loss-c)">',
         *(_band(index, found, x, y) for index, _, found in lines),
         *(_line(index, found, x, y) for index, _, found in lines),
+        "</g>",
         *arrow,
-        *(_mark(index, point, x, y) for index, _, found in lines for point in found),
+        *(_mark(index, point, x, y) for index, _, found in lines for point in found if point.loss <= y.high),
         *end_names(
             [LineEnd(i, name, x(f[-1].flops), y(f[-1].loss)) for (i, _, f), name in zip(lines, names, strict=True)],
             right,
@@ -75,6 +80,7 @@ def losses_panel(report: Report) -> str:
             hit(index, x(point.flops), y(point.loss), f"{name}, {_said(point)}")
             for index, name, found in lines
             for point in found
+            if point.loss <= y.high
         ),
         *closing(),
     ]

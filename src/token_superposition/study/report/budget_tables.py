@@ -15,7 +15,7 @@ from token_superposition.study.report.budgets import (
     difference_at_equal_data,
     equal_data_steps,
 )
-from token_superposition.study.report.facts import Report, baseline, mean, token_word, unit
+from token_superposition.study.report.facts import Report, mean, token_word, unit
 from token_superposition.study.report.findings import Reading, readings, saving, saving_interval
 from token_superposition.study.report.numbers import (
     count,
@@ -98,26 +98,24 @@ def _interval_cell(value: float | None, ends: Any) -> str:
 def speedup_table(report: Report, number: int) -> str:
     """Each arm's speed-up at both ends, in FLOPs and in seconds."""
     rows = []
-    for arm in report["arms"][1:]:
-        for read_at, whose in (("baseline_end", baseline(report)["name"]), ("superposition_end", arm["name"])):
+    for index, arm in enumerate(report["arms"][1:], 1):
+        for read_at, whose in (("baseline_end", "at the baseline’s loss"), ("superposition_end", "at its own loss")):
             found = readings(report, arm["name"], read_at)
             if found:
-                rows.append(_speedup_row(report, arm["name"], whose, found))
+                rows.append(_speedup_row(arm_heading(index, arm["name"]), whose, found))
     heads = ("Compute", "Time", "Loss", "Baseline’s FLOPs", "Its own FLOPs")
     return (
         f'<div class="scroll"><table><caption><b>Table {number}.</b> Speed-up at equal loss: what the baseline needs '
         "for a loss over what superposition needs for it, read off between budgets and never beyond them. The loss is "
         "that of an arm’s longest budget. Compute is counted in FLOPs, time as measured here.</caption>"
-        '<thead><tr><th scope="col">Read at the final loss of</th>'
+        '<thead><tr><th scope="col"></th>'
         + "".join(f'<th scope="col">{head}</th>' for head in heads)
         + f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
-def _speedup_row(report: Report, arm: str, whose: str, found: Mapping[str, Reading]) -> str:
+def _speedup_row(heading: str, whose: str, found: Mapping[str, Reading]) -> str:
     flops = found["flops"]
-    order = [each["name"] for each in report["arms"]]
-    own = more(f"for {arm}") if whose != arm and len(report["arms"]) > 2 else ""
     cells = (
         _saves(flops),
         _saves(found.get("seconds")),
@@ -125,24 +123,24 @@ def _speedup_row(report: Report, arm: str, whose: str, found: Mapping[str, Readi
         escape(power_of_ten(flops["baseline_cost"])) if flops["baseline_cost"] else "–",
         escape(power_of_ten(flops["arm_cost"])) if flops["arm_cost"] else "–",
     )
-    return (
-        f'<tr><th scope="row">{arm_heading(order.index(whose), whose)}{own}</th>'
-        + "".join(f"<td>{cell}</td>" for cell in cells)
-        + "</tr>"
-    )
+    return f'<tr><th scope="row">{heading}{more(whose)}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def _saves(reading: Reading | None) -> str:
     if reading is None:
         return "–"
     if reading["speedup"] is None:
-        return f"{escape(bounds_words(reading))}{more('out of range')}" if reading["bounds"] else "–"
+        return escape(bounds_words(reading)) + more("see below") if reading["bounds"] else "–"
     number, words = saving(reading)
     ends = saving_interval(reading)
     return f"{number}× {escape(words.split()[0])}{more(ends or 'no interval')}"
 
 
 def bounds_words(reading: Reading) -> str:
-    """`over 1.60×`, `under 1.00×`: what is known of a speed-up that is out of range."""
+    """`over 1.60× less`, `not reached`: what is known of a speed-up that is out of range."""
     low, high = reading["bounds"]
-    return f"over {decimal(low, 2)}×" if low is not None else f"under {decimal(high, 2)}×"
+    if high is not None and reading["read_at"] == "baseline_end":
+        return "not reached"
+    limit = low if low is not None else high
+    size = f"{decimal(limit, 2)}× less" if limit >= 1 else f"{decimal(1 / limit, 2)}× more"
+    return f"{'over' if (low is not None) == (limit >= 1) else 'under'} {size}"

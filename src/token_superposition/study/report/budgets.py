@@ -17,6 +17,7 @@ from token_superposition.study.report.numbers import finite
 from token_superposition.study.statistics import PairedDifference, paired_difference, t_interval
 
 FEWEST_FOR_INTERVAL = 3
+_IN_FULL = 1 / 8  # of the longest budget
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,16 @@ def difference_at_equal_data(report: Report, arm: Arm) -> Mapping[str, Any] | No
 def reference_steps(report: Report) -> int:
     """The longest budget: what the headline is about."""
     return int(reference(report["arms"][0])["total_steps"])
+
+
+def shortest_in_full(report: Report) -> int:
+    """The shortest budget that the figure's range has to hold: far shorter ones would flatten what decides."""
+    return min(steps for steps in compared_steps(report) if steps >= reference_steps(report) * _IN_FULL)
+
+
+def is_cut(report: Report) -> bool:
+    """Whether there are budgets that the figure's range need not hold."""
+    return compared_steps(report)[0] < shortest_in_full(report)
 
 
 def _paired(ours: Mapping[int, Any], theirs: Mapping[int, Any]) -> PairedDifference | None:

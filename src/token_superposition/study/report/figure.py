@@ -15,7 +15,7 @@ from html import escape
 from typing import NamedTuple
 
 from token_superposition.study.report.curves import Point, Series
-from token_superposition.study.report.marks import arm_class, marker, short, spread
+from token_superposition.study.report.marks import arm_class, marker, short_names, spread
 from token_superposition.study.report.numbers import decimal
 from token_superposition.study.report.scale import Scale, axis_title, engineering, tick_labels, ticks
 
@@ -99,18 +99,15 @@ def panel(
         unit: of the loss.
         box: another panel's window, outlined in this one.
     """
-    names = [short(s.name, LONGEST_NAME) for s in series]
+    names = short_names([s.name for s in series], LONGEST_NAME)
     right = WIDTH - max(map(len, names)) * CHARACTER - 16
     x, y = Scale(*window.x, LEFT, right), Scale(*window.y, HEIGHT - BOTTOM, TOP)
     ends = "; ".join(f"{s.name} ends at {decimal(s.mean[-1].loss)}" for s in series)
     description = f"Next-token validation loss in {unit} over {axis.title.lower()}. {ends}."
     power = engineering(max(abs(end) for end in window.x))
     parts = [
-        f'<svg class="panel" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-labelledby="{name}-t {name}-d">',
-        f'<title id="{name}-t">{escape(heading)}</title><desc id="{name}-d">{escape(description)}</desc>',
-        f'<clipPath id="{name}-c"><rect x="{LEFT:g}" y="{TOP:g}" width="{right - LEFT:.1f}" '
-        f'height="{HEIGHT - BOTTOM - TOP:g}"/></clipPath>',
-        f'<text class="heading" x="0" y="14">{escape(heading)}</text>',
+        *opening(name, heading, description),
+        clip(name, right),
         f'<text class="axis" x="0" y="32">Validation loss ({escape(unit)})</text>',
         *_grid(x, y, power, axis_title(axis.title, axis.unit, power)),
         *([_box(x, y, box)] if box else []),
@@ -120,8 +117,7 @@ def panel(
         "</g>",
         *_ends(series, names, x, y),
         *_hits(series, x, y),
-        f'<line class="guide" y1="{TOP:g}" y2="{HEIGHT - BOTTOM:g}" x1="0" x2="0"/>',
-        "</svg>",
+        *closing(),
     ]
     return "\n".join(parts)
 
@@ -225,8 +221,7 @@ def end_names(ends: list[LineEnd], right: float) -> list[str]:
 def _hits(series: list[Series], x: Scale, y: Scale) -> list[str]:
     """What the page's script reads out: a point and its words each."""
     return [
-        f'<circle class="hit {arm_class(s.index)}" cx="{x(p.x):.1f}" cy="{y(p.loss):.1f}" r="3.2" '
-        f'data-arm="{s.index}" data-words="{escape(f"{s.name}, step {p.step:,}: {decimal(p.loss)}")}"/>'
+        hit(s.index, x(p.x), y(p.loss), f"{s.name}, step {p.step:,}: {decimal(p.loss)}")
         for s in series
         for p in s.mean
         if x.low <= p.x <= x.high and y.low <= p.loss <= y.high
@@ -234,6 +229,7 @@ def _hits(series: list[Series], x: Scale, y: Scale) -> list[str]:
 
 
 def opening(name: str, heading: str, description: str) -> list[str]:
+    """A panel's first elements; `name` is unique in the page, a prefix of element ids."""
     return [
         f'<svg class="panel" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-labelledby="{name}-t {name}-d">',
         f'<title id="{name}-t">{escape(heading)}</title><desc id="{name}-d">{escape(description)}</desc>',
@@ -241,11 +237,21 @@ def opening(name: str, heading: str, description: str) -> list[str]:
     ]
 
 
+def clip(name: str, right: float) -> str:
+    """The plot's frame, which lines that go on above it are cut at; its id is the panel's name and `-c`."""
+    return (
+        f'<clipPath id="{name}-c"><rect x="{LEFT:g}" y="{TOP:g}" width="{right - LEFT:.1f}" '
+        f'height="{HEIGHT - BOTTOM - TOP:g}"/></clipPath>'
+    )
+
+
 def closing() -> list[str]:
+    """A panel's last elements."""
     return [f'<line class="guide" y1="{TOP:g}" y2="{HEIGHT - BOTTOM:g}" x1="0" x2="0"/>', "</svg>"]
 
 
 def hit(index: int, at: float, level: float, words: str) -> str:
+    """A point that the page's script reads out, with its words."""
     return (
         f'<circle class="hit {arm_class(index)}" cx="{at:.1f}" cy="{level:.1f}" r="3.2" data-arm="{index}" '
         f'data-words="{escape(words)}"/>'

@@ -6,8 +6,9 @@ turn a number over. What could not be measured is said with its reason, as the r
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from token_superposition.study.arms import Arm, quoted
@@ -17,12 +18,16 @@ from token_superposition.study.report.budgets import (
     difference_at,
     difference_at_equal_data,
     equal_data_steps,
+    is_cut,
+    placed,
+    shortest_in_full,
 )
-from token_superposition.study.report.facts import Report, best, unit
+from token_superposition.study.report.facts import Report, baseline, best, unit
 from token_superposition.study.report.numbers import count, decimal, interval, signed, three_figures
+from token_superposition.study.statistics import PairedDifference
 
 Reading = Mapping[str, Any]
-_SHRINKS, _STAYS = 2 / 3, 0.9  # of the gap one budget before
+_CLOSES, _STAYS = 2 / 3, 0.9  # of how far behind it was one budget before
 
 
 def saving(reading: Reading) -> tuple[str, str]:
@@ -62,28 +67,24 @@ def saves_compute(report: Report) -> bool:
 
 
 def speedup_sentences(report: Report) -> list[str]:
-    """The speed-up at equal loss of the best arm, at both ends; what is missing with its reason."""
+    """The best arm's speed-up at the baseline's loss, or why it cannot be read and what can be read instead."""
     name = best(report)["name"]
     at_baseline, at_end = (readings(report, name, end) for end in ("baseline_end", "superposition_end"))
     if not at_baseline:
         return []
-    lines = []
-    first = at_baseline["flops"]
-    if first["speedup"] is None:
-        known = at_end["flops"]["speedup"] is not None
-        lines.append(f"The speed-up at the baseline’s final loss cannot be read off: {first['reason']}.")
-        if not known and at_end["flops"]["reason"] != first["reason"]:
-            lines.append(f"Nor can that at superposition’s own final loss: {at_end['flops']['reason']}.")
-    else:
-        steps = f" at {count(compared_steps(report)[-1])} steps" if first["loss"] is not None else ""
+    first, second = at_baseline["flops"], at_end["flops"]
+    if first["speedup"] is not None:
+        steps = count(compared_steps(report)[-1])
+        return [
+            f"It reached the baseline’s loss at {steps} steps ({decimal(first['loss'], 3)}) with "
+            f"{_amount(at_baseline)}.{_sureness(first)}"
+        ]
+    lines = [f"The speed-up at the baseline’s final loss cannot be read off: {first['reason']}."]
+    if second["speedup"] is not None:
+        run = "longer" if second["speedup"] >= 1 else "shorter"
         lines.append(
-            f"It reached the baseline’s loss{steps} ({decimal(first['loss'], 3)}) with {_amount(at_baseline)}."
-            + _sureness(first)
-        )
-    if at_end["flops"]["speedup"] is not None:
-        lines.append(
-            f"Read at superposition’s own final loss ({decimal(at_end['flops']['loss'], 3)}), which the baseline "
-            f"reaches in a longer run, it took {_amount(at_end)}." + _sureness(at_end["flops"])
+            f"Read at superposition’s own final loss ({decimal(second['loss'], 3)}), which the baseline reaches in a "
+            f"{run} run, it took {_amount(at_end)}.{_sureness(second)}"
         )
     return lines
 
@@ -115,11 +116,11 @@ def equal_data_sentences(report: Report) -> list[str]:
     if found is None or found["delta_nats"] is None or not math.isfinite(found["delta_nats"]):
         return []
     delta, ends = found["delta_nats"], found["confidence_interval"]
-    level = f", {found['confidence_level']:.0%} interval {interval(ends)}" if ends else ", no interval"
+    level = f"{found['confidence_level']:.0%} interval {interval(ends)}" if ends else "no interval"
     side = "above" if delta > 0 else "below"
     start = (
         f"At equal data, {_longer(report, found)}, superposition ended {abs(delta):.3f} {unit(report)} {side} it "
-        f"({signed(delta)}{level})"
+        f"({level})"
     )
     if ends and ends[0] > 0:
         gained = report["equal_flops"]["delta_nats"] < 0
@@ -150,40 +151,60 @@ def budget_sentences(report: Report) -> list[str]:
     more = ", ".join(f"{signed(each.mean)} at {count(steps)}" for steps, each in others)
     line = f"Budget by budget, superposition less the baseline: {signed(start.mean)} at {count(first)} steps, {more}."
     won = [each.interval is not None and each.interval[1] < 0 for _, each in known]
-    before, last = known[-2][1].mean, known[-1][1].mean
     if all(won):
         line += " It is ahead at every one."
     elif won[-1]:
         since = len(won) - won[::-1].index(False)
         line += f" Only from {count(known[since][0])} steps on is it ahead beyond doubt."
-    elif last > 0 and 0 < last < _SHRINKS * before:
-        line += " The gap closes as runs get longer: a longer one may turn it."
-    elif last > 0 and last > _STAYS * before > 0:
-        line += " The gap does not close as runs get longer, up to this length."
+    elif not any(won):
+        line += _trend(report, known)
     return [line]
 
 
+def _trend(report: Report, known: Sequence[tuple[int, PairedDifference]]) -> str:
+    """Whether a gap closes faster than losses flatten: counted in the compute that the baseline's own fall is worth.
+
+    A run that needs a fixed multiple of the compute has a gap that shrinks with every budget and never closes.
+    """
+    points = {point.steps: point for point in placed(baseline(report))}
+    behind = []
+    for (before, _), (steps, each) in itertools.pairwise(known):
+        if before not in points or steps not in points:
+            return ""
+        fall = points[before].loss - points[steps].loss
+        if fall <= 0 or each.mean <= 0:
+            return ""
+        behind.append(each.mean / fall * math.log(points[steps].flops / points[before].flops))
+    if len(behind) < 2:
+        return ""
+    if behind[-1] < _CLOSES * behind[-2]:
+        return " The gap closes faster than the losses flatten: a longer run may turn it."
+    if behind[-1] > _STAYS * behind[-2]:
+        return " The gap shrinks no faster than the losses flatten: a longer run alone may not turn it."
+    return ""
+
+
 def switch_sentences(report: Report) -> list[str]:
-    """What happened to the best arm at its switch."""
-    found = switch_of(report, best(report))
-    if found is None:
-        return []
+    """What happened to every superposition arm at its switch."""
     lines = []
-    spike, lasted, crossing = found["spike_nats"], found["spike_steps"], found["crossing_step"]
-    if spike is not None and spike > 0:
-        over = f"; after {count(lasted)} steps less than a tenth of that was left" if lasted is not None else ""
-        lines.append(
-            f"At the switch (step {count(found['switch_step'])}) its next-token loss stood {spike:.2f} {unit(report)} "
-            f"above the baseline’s{over}."
-        )
-    if crossing is not None:
-        lines.append(
-            f"From step {count(crossing)}, {count(found['crossing_recovery_steps'])} steps after the switch, its curve "
-            "stayed at or below the baseline’s."
-        )
-    if found["reason"]:
-        lines.append(f"{found['reason'][:1].upper()}{found['reason'][1:]}.")
-    return [" ".join(lines)] if lines else []
+    for found in report.get("switch") or []:
+        spike, lasted, crossing = found["spike_nats"], found["spike_steps"], found["crossing_step"]
+        words = [f"{quoted(found['arm'])}:"] if len(report["arms"]) > 2 else []
+        if spike is not None and spike > 0:
+            over = f"; after {count(lasted)} steps less than a tenth of that was left" if lasted is not None else ""
+            words.append(
+                f"At the switch (step {count(found['switch_step'])}) superposition’s next-token loss stood {spike:.2f} "
+                f"{unit(report)} above the baseline’s{over}."
+            )
+        if crossing is not None:
+            words.append(
+                f"From step {count(crossing)}, {count(found['crossing_recovery_steps'])} steps after the switch, its "
+                "curve stayed at or below the baseline’s."
+            )
+        if found["reason"]:
+            words.append(f"{found['reason'][:1].upper()}{found['reason'][1:]}.")
+        lines.append(" ".join(words))
+    return lines
 
 
 def switch_of(report: Report, arm: Arm) -> Mapping[str, Any] | None:
@@ -215,13 +236,14 @@ def budget_caption(report: Report) -> str:
         lines.append("Bands: from the lower seed to the higher.")
     if equal_data_steps(report):
         lines.append("Rings: the baseline trained on as much text as superposition reads.")
+    if is_cut(report):
+        lines.append(f"Runs under {count(shortest_in_full(report))} steps may lie above the top, which is cut off.")
     reading = shown_reading(report)
     if reading:
         whose = "the baseline’s" if reading["read_at"] == "baseline_end" else "superposition’s"
-        also = "" if len(report["arms"]) == 2 else f" of {quoted(reading['arm'])}"
+        who = "superposition" if len(report["arms"]) == 2 else quoted(reading["arm"])
         lines.append(
-            f"The arrow lies at {whose} final loss and runs from the compute that superposition{also} needs for it to "
-            "the baseline’s."
+            f"The arrow lies at {whose} final loss and runs from the compute that {who} needs for it to the baseline’s."
         )
     elif report.get("iso_loss_all"):
         lines.append("No speed-up is drawn: it lies outside what was trained.")

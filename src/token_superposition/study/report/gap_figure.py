@@ -11,7 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from token_superposition.study.report.budgets import compared_steps, difference_at, difference_at_equal_data
+from token_superposition.study.report.budgets import (
+    compared_steps,
+    difference_at,
+    difference_at_equal_data,
+    shortest_in_full,
+)
 from token_superposition.study.report.facts import Report, unit
 from token_superposition.study.report.figure import (
     BOTTOM,
@@ -22,13 +27,14 @@ from token_superposition.study.report.figure import (
     TOP,
     WIDTH,
     LineEnd,
+    clip,
     closing,
     end_names,
     hit,
     opening,
     y_grid,
 )
-from token_superposition.study.report.marks import arm_class, marker, short
+from token_superposition.study.report.marks import arm_class, marker, short_names
 from token_superposition.study.report.numbers import count, finite, interval, signed
 from token_superposition.study.report.scale import Scale
 
@@ -54,10 +60,12 @@ def gaps_panel(report: Report) -> str:
             rows.append((index, arm["name"], gaps))
     if not rows:
         return ""
-    names = [short(name, LONGEST_NAME) for _, name, _ in rows]
+    names = short_names([name for _, name, _ in rows], LONGEST_NAME)
     right = WIDTH - max(map(len, names)) * CHARACTER - 16
     has_data = any(gap.place is None for _, _, gaps in rows for gap in gaps)
-    values = [0.0, *(v for _, _, gaps in rows for gap in gaps for v in (gap.mean, *(gap.ends or ())))]
+    first = steps.index(shortest_in_full(report))
+    shown = [gap for _, _, gaps in rows for gap in gaps if gap.place is None or gap.place >= first]
+    values = [0.0, *(value for gap in shown for value in (gap.mean, *(gap.ends or ())))]
     room = 0.08 * (max(values) - min(values)) or 0.01
     y = Scale(min(values) - room, max(values) + room, HEIGHT - BOTTOM, TOP)
     dodge = min(9.0, 34.0 / len(rows))
@@ -76,18 +84,21 @@ def gaps_panel(report: Report) -> str:
         *opening(
             "budgets-gap", "Difference to the baseline", f"Final loss less the baseline’s in {unit(report)}. {said}."
         ),
-        f'<text class="axis" x="0" y="32">Final loss less the baseline’s ({escape(unit(report))}); below zero is better</text>',
+        clip("budgets-gap", right),
+        f'<text class="axis" x="0" y="32">Final loss less the baseline’s ({escape(unit(report))}); below zero is better'
+        "</text>",
         *y_grid(Scale(0, 1, LEFT, right), y),
         f'<line class="zero" x1="{LEFT:g}" x2="{right:.1f}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>',
         *_steps_axis(steps, [x(log) for log in logs], right, data_at if has_data else None),
     ]
     for row, (index, _, gaps) in enumerate(rows):
-        style = arm_class(index)
         path = "L".join(f"{at(row, gap):.1f} {y(gap.mean):.1f}" for gap in gaps if gap.place is not None)
         if path:
-            parts.append(f'<path class="mean {style}" d="M{path}"/>')
+            line = f'<path class="mean {arm_class(index)}" d="M{path}"/>'
+            parts.append(f'<g clip-path="url(#budgets-gap-c)">{line}</g>')
         for gap in gaps:
-            parts += _gap_marks(index, at(row, gap), gap, y)
+            if y.low <= gap.mean <= y.high:
+                parts += _gap_marks(index, at(row, gap), gap, y)
     line_ends = [
         LineEnd(index, name, at(row, gaps[-1]) + 5, y(gaps[-1].mean))
         for row, ((index, _, gaps), name) in enumerate(zip(rows, names, strict=True))
@@ -98,6 +109,7 @@ def gaps_panel(report: Report) -> str:
             hit(index, at(row, gap), y(gap.mean), f"{name}, {gap.words}")
             for row, (index, name, gaps) in enumerate(rows)
             for gap in gaps
+            if y.low <= gap.mean <= y.high
         ),
         *closing(),
     ]

@@ -31,6 +31,8 @@ from token_superposition.study.report.findings import (
     readings,
     saving,
     saving_interval,
+    shown_reading,
+    switch_sentences,
 )
 from token_superposition.study.report.gap_figure import gaps_panel
 from token_superposition.study.report.numbering import figure_number, table_number
@@ -57,7 +59,7 @@ def render_html(report: Report) -> str:
     """The report as one HTML page."""
     sections = [
         ("Budget by budget", _budgets(report)),
-        ("Loss over compute", _figure(report, _COMPUTE, figure_number(report, "compute"))),
+        ("Loss over compute", _over_compute(report)),
         ("Loss over data", _figure(report, _DATA, figure_number(report, "data"))),
         ("The arms in numbers", arms_table(report, table_number(report, "arms"))),
         ("Seed by seed", _seeds(report)),
@@ -131,17 +133,19 @@ def _big_numbers(report: Report) -> str:
 
 
 def _speedup(report: Report) -> tuple[str, str, str] | None:
-    """The speed-up for the head: its number, or what is known where it is out of range; None with one budget."""
+    """The speed-up for the head: its number, or what is known where it is out of range; None where nothing is."""
     found = readings(report, best(report)["name"], "baseline_end").get("flops")
-    title, loss = "Compute for the baseline’s loss", f"of {count(reference_steps(report))} steps"
-    if found is None or not has_budgets(report):
+    title, steps = "Compute for the baseline’s loss", count(reference_steps(report))
+    if found is not None and found["speedup"] is None and found["bounds"] is None:
+        found, title = shown_reading(report), "Compute for superposition’s loss"
+    if found is None:
         return None
-    if found["speedup"] is not None:
-        number, words = saving(found)
-        ends = saving_interval(found)
-        sure = f"{found['confidence_level']:.0%} interval {ends}" if ends else "no interval"
-        return title, f"{number}× {words.split()[0]}", f"{loss}\n{sure}"
-    return (title, bounds_words(found), f"less, {loss}\nout of range") if found["bounds"] else None
+    if found["speedup"] is None:
+        return title, bounds_words(found), f"its loss at {steps} steps"
+    number, words = saving(found)
+    ends = saving_interval(found)
+    sure = f"{found['confidence_level']:.0%} interval {ends}" if ends else "no interval"
+    return title, f"{number}× {words.split()[0]}", f"its loss at {steps} steps\n{sure}"
 
 
 def _equal_data(report: Report) -> tuple[str, str, str] | None:
@@ -155,6 +159,12 @@ def _equal_data(report: Report) -> tuple[str, str, str] | None:
 
 def _lines(text: str) -> str:
     return "".join(f"<dd>{escape(line)}</dd>" for line in text.splitlines())
+
+
+def _over_compute(report: Report) -> str:
+    words = "".join(f"<p>{escape(line)}</p>" for line in switch_sentences(report))
+    figure = _figure(report, _COMPUTE, figure_number(report, "compute"))
+    return figure + (f'<div class="tables">{words}</div>' if words else "")
 
 
 def _figure(report: Report, axis: Axis, number: int) -> str:

@@ -32,7 +32,7 @@ from token_superposition.study.report.findings import (
     saves_compute,
     saving,
     speedup_sentences,
-    switch_sentences,
+    switch_of,
 )
 from token_superposition.study.report.numbers import (
     count,
@@ -79,7 +79,6 @@ def verdict(report: Report) -> Verdict:
         *equal_data_sentences(report),
         *budget_sentences(report),
         *_reasons_for_a_loss(report),
-        *switch_sentences(report),
         *_choice(report),
         *tuned_sentences(report),
         *_data_read(report),
@@ -182,6 +181,11 @@ def _reasons_for_a_loss(report: Report) -> list[str]:
             lines.append(f"The difference was still shrinking ({change}): a longer recovery may turn it.")
         elif middle < 1.1 * end:
             lines.append(f"The difference was no longer shrinking ({change}): a longer recovery alone may not turn it.")
+    switch = switch_of(report, arm)
+    if switch is not None and switch["crossing_step"] is None and gaps:
+        lines.append(
+            f"At no validation of the {count(recovery_steps(arm))} steps after the switch did it get ahead and stay so."
+        )
     if arm["ratio"] > 0.4:
         lines.append(f"It spent {arm['ratio']:.0%} of the steps in superposition; the paper recommends 20% to 40%.")
     return lines
