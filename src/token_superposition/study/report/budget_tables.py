@@ -29,7 +29,7 @@ from token_superposition.study.report.numbers import (
 )
 from token_superposition.study.report.tables import arm_heading, more
 
-_HEADS = ("Compute, FLOPs", "Final loss", "Difference", "Raw {token}s read", "Learning rate", "Wall time")
+_HEADS = ("Final loss", "Difference", "Learning rate", "Raw {token}s read", "Compute, FLOPs", "Wall time")
 
 
 def budgets_table(report: Report, number: int) -> str:
@@ -70,11 +70,11 @@ def _group(report: Report, steps: int, title: str, *, equal_data: bool) -> str:
 def _row(report: Report, index: int, arm: Arm, budget: Mapping[str, Any], difference: str, note: str = "") -> str:
     rate = budget.get("learning_rate") or arm.get("learning_rate") or report["settings"].get("learning_rate")
     cells = (
-        escape(power_of_ten(mean(budget, "flops"))),
         decimal(mean(budget, "final_validation_loss")),
         difference,
-        escape(count_in_words(mean(budget, "raw_tokens"))),
         escape(plain(rate)),
+        escape(count_in_words(mean(budget, "raw_tokens"))),
+        escape(power_of_ten(mean(budget, "flops"))),
         escape(duration(mean(budget, "wall_seconds"))),
     )
     return (

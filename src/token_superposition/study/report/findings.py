@@ -18,6 +18,7 @@ from token_superposition.study.report.budgets import (
     difference_at,
     difference_at_equal_data,
     equal_data_steps,
+    has_budgets,
     is_cut,
     placed,
     shortest_in_full,
@@ -70,7 +71,7 @@ def speedup_sentences(report: Report) -> list[str]:
     """The best arm's speed-up at the baseline's loss, or why it cannot be read and what can be read instead."""
     name = best(report)["name"]
     at_baseline, at_end = (readings(report, name, end) for end in ("baseline_end", "superposition_end"))
-    if not at_baseline:
+    if not at_baseline or not has_budgets(report):
         return []
     first, second = at_baseline["flops"], at_end["flops"]
     if first["speedup"] is not None:
