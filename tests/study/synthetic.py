@@ -150,9 +150,10 @@ def tuned(report: dict[str, Any], rates: Sequence[float] = (0.001, 0.002, 0.004)
                 }
             )
             arm["learning_rate"] = rates[best]
-        values = {"train.learning_rate": list(rates)}
-        sweeps.append({"total_steps": steps, "keys": list(values), "values": values, "num_seeds": 1, "arms": arms})
-    report["sweep"] = {**sweeps[-1], "budgets": sweeps}
+        sweeps.append({"total_steps": steps, "arms": arms})
+    values = {"train.learning_rate": list(rates)}
+    whole = {"keys": list(values), "values": values, "num_seeds": 1}
+    report["sweep"] = {**whole, "arms": sweeps[-1]["arms"], "budgets": sweeps}
     return report
 
 

@@ -37,7 +37,7 @@ from token_superposition.study.statistics import ONE_SEED, t_interval
 ReadAt = Literal["baseline_end", "superposition_end"]
 Unit = Literal["flops", "seconds"]
 LEVEL = 0.95
-ONE_BUDGET = "one budget was trained: a speed-up at equal loss needs several (such as --budgets 1000,2000,4000)"
+ONE_BUDGET = "one budget was trained, and a speed-up at equal loss needs several (such as --budgets 1000,2000,4000)"
 _COST: Mapping[Unit, str] = {"flops": "flops", "seconds": "wall_seconds"}
 _COST_WORDS: Mapping[Unit, str] = {"flops": "compute", "seconds": "wall time"}
 

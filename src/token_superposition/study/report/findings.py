@@ -25,7 +25,7 @@ from token_superposition.study.report.budgets import (
 )
 from token_superposition.study.report.facts import Report, baseline, best, unit
 from token_superposition.study.report.numbers import count, decimal, interval, signed, three_figures
-from token_superposition.study.statistics import PairedDifference
+from token_superposition.study.statistics import ONE_SEED, PairedDifference
 
 Reading = Mapping[str, Any]
 _CLOSES, _STAYS = 2 / 3, 0.9  # of how far behind it was one budget before
@@ -107,7 +107,9 @@ def _amount(found: Mapping[str, Reading]) -> str:
 def _sureness(reading: Reading) -> str:
     ends = reading["confidence_interval"]
     if ends is None:
-        return f" There is no interval: {reading['reason']}."
+        return (
+            " One seed gives no interval." if reading["reason"] == ONE_SEED else f" No interval: {reading['reason']}."
+        )
     return " The interval holds 1, so these seeds do not say that it saves compute." if ends[0] <= 1 <= ends[1] else ""
 
 
@@ -124,7 +126,8 @@ def equal_data_sentences(report: Report) -> list[str]:
         f"({level})"
     )
     if ends and ends[0] > 0:
-        gained = report["equal_flops"]["delta_nats"] < 0
+        compute = report["equal_flops"]["confidence_interval"]
+        gained = compute is not None and compute[1] < 0
         return [start + (": what it gained at equal compute, it bought with text." if gained else ".")]
     if ends and ends[1] < 0:
         return [start + ": its gain is more than the additional text."]
@@ -153,11 +156,11 @@ def budget_sentences(report: Report) -> list[str]:
     line = f"Budget by budget, superposition less the baseline: {signed(start.mean)} at {count(first)} steps, {more}."
     won = [each.interval is not None and each.interval[1] < 0 for _, each in known]
     if all(won):
-        line += " It is ahead at every one."
+        line += " Its interval lies below zero at every one."
     elif won[-1]:
         since = len(won) - won[::-1].index(False)
-        line += f" Only from {count(known[since][0])} steps on is it ahead beyond doubt."
-    elif not any(won):
+        line += f" Its interval lies below zero from {count(known[since][0])} steps on."
+    elif not any(won) and all(each.interval is not None for _, each in known):
         line += _trend(report, known)
     return [line]
 

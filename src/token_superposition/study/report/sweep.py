@@ -25,7 +25,7 @@ Setting = Mapping[str, Any]  # one of the settings it was tried at
 def by_budget(report: Report) -> list[Mapping[str, Any]]:
     """The sweep of every budget, the shortest first, each with its `total_steps`; of one budget, the sweep itself."""
     sweep, last = report["sweep"], reference_steps(report)
-    listed = {int(each["total_steps"]): each for each in sweep.get("budgets") or []}
+    listed = {int(each["total_steps"]): {**sweep, **each} for each in sweep.get("budgets") or []}
     return [each for _, each in sorted({last: {**sweep, "total_steps": last}, **listed}.items())]
 
 
