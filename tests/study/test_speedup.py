@@ -178,11 +178,15 @@ def test_seconds_are_the_runs_own() -> None:
     for number, run in enumerate(arms[0]["seeds"]):
         run["wall_seconds"] *= 1 + 0.02 * number
     seconds = read(arms, unit="seconds")
-    assert seconds["confidence_interval"][1] / seconds["confidence_interval"][0] > 1.02  # they differ by seed
+    shares = [run["wall_seconds"] for run in arms[0]["seeds"]]  # nothing else differs between the seeds
+    theirs = [budget["seeds"][number]["wall_seconds"] for number in range(5) for budget in arms[1]["budgets"][:1]]
+    expected = [ours / others for ours, others in zip(shares, theirs, strict=True)]
+    found = seconds["speedups"]
+    assert [value / found[0] for value in found] == pytest.approx([value / expected[0] for value in expected], rel=1e-6)
     arms[0]["seeds"][2]["wall_seconds"] = None
-    found = read(arms, unit="seconds")
-    assert found["speedup"] is None
-    assert found["reason"].startswith("baseline has no finite loss and wall time of every seed at 4,000 steps")
+    unknown = read(arms, unit="seconds")
+    assert unknown["speedup"] is None
+    assert unknown["reason"].startswith("baseline has no finite loss and wall time of every seed at 4,000 steps")
     assert read(arms)["speedup"] == flops["speedup"]
 
 
