@@ -27,16 +27,17 @@ def curve(stages: list[dict[str, Any]], final: float, seed: int) -> list[dict[st
     """A validation curve as real runs have it: near log(256) at first, a plateau in superposition, then the fall."""
     noise = random.Random(seed)
     points, step, raw, switch = [], 0, 0, sum(s["steps"] for s in stages[:-1])
+    total = switch + stages[-1]["steps"]
     for stage in stages:
         first = step
-        while step < first + stage["steps"] or (stage is stages[-1] and step == TOTAL):
-            left = 1 - step / TOTAL
+        while step < first + stage["steps"] or (stage is stages[-1] and step == total):
+            left = 1 - step / total
             loss = final + 4.27 * math.exp(-step / 70) + 0.5 * left**3 + 0.13 * min(1.0, left / 0.2)
             if step and step <= switch:
                 loss = 3.55 + 0.75 * math.exp(-step / 400) + noise.gauss(0, 0.05)
             elif switch:
                 loss += 1.5 * math.exp(-(step - switch) / 120)
-            if step != TOTAL:
+            if step != total:
                 loss += noise.gauss(0, 0.006)
             points.append((step, raw, stage["bag_size"], loss))
             step += 200
@@ -54,19 +55,19 @@ def curve(stages: list[dict[str, Any]], final: float, seed: int) -> list[dict[st
     ]
 
 
-def fake_arm(name: str, bag_size: int, ratio: float, finals: list[float]) -> dict[str, Any]:
-    switch = round(ratio * TOTAL) if bag_size > 1 else 0
-    stages = [{"bag_size": 1, "steps": TOTAL - switch, "mode": "full", "slot_weights": "uniform"}]
+def fake_arm(name: str, bag_size: int, ratio: float, finals: list[float], total: int = TOTAL) -> dict[str, Any]:
+    switch = round(ratio * total) if bag_size > 1 else 0
+    stages = [{"bag_size": 1, "steps": total - switch, "mode": "full", "slot_weights": "uniform"}]
     if switch:
         stages.insert(0, {"bag_size": bag_size, "steps": switch, "mode": "full", "slot_weights": "uniform"})
-    raw = ROWS * LENGTH * (TOTAL + switch * (bag_size - 1))
+    raw = ROWS * LENGTH * (total + switch * (bag_size - 1))
     return {
         "name": name,
         "stages": stages,
         "mode": "full",
         "slot_weights": "uniform",
         "bag_size": bag_size,
-        "ratio": switch / TOTAL,
+        "ratio": switch / total,
         "switch_step": switch,
         "learning_rate": 3e-3,
         "seeds": [
@@ -74,12 +75,12 @@ def fake_arm(name: str, bag_size: int, ratio: float, finals: list[float]) -> dic
                 "seed": seed,
                 "final_validation_loss": final,
                 "bits_per_byte": final / math.log(2),
-                "steps": TOTAL,
-                "positions": TOTAL * ROWS * LENGTH,
+                "steps": total,
+                "positions": total * ROWS * LENGTH,
                 "raw_tokens": raw,
                 "unique_raw_tokens": raw,
-                "flops": TOTAL * ROWS * LENGTH * FLOPS,
-                "wall_seconds": 281.3 + 3.1 * seed + 4 * bag_size,
+                "flops": total * ROWS * LENGTH * FLOPS,
+                "wall_seconds": (281.3 + 3.1 * seed + 4 * bag_size) * total / TOTAL,
                 "peak_memory_bytes": 612_368_384,
                 "curve": curve(stages, final, 100 * bag_size + seed),
             }

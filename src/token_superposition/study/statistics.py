@@ -1,4 +1,4 @@
-"""The one piece of statistics a comparison rests on: a paired t-interval over seeds.
+"""The one piece of statistics a comparison rests on: a t-interval over seeds, of differences taken in pairs.
 
 Two arms that share a seed share their initialisation, so the difference is taken seed by seed and the
 interval is that of its mean. Student's t, not a bootstrap: with three seeds a percentile bootstrap covers
@@ -58,9 +58,26 @@ def paired_difference(a: Sequence[float], b: Sequence[float], level: float = 0.9
     mean = math.fsum(differences) / count
     if count == 1:
         return PairedDifference(mean, None, differences, ONE_SEED)
-    variance = math.fsum((d - mean) ** 2 for d in differences) / (count - 1)
+    return PairedDifference(mean, t_interval(differences, level), differences, None)
+
+
+def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """The two-sided t-interval of the mean of independent values.
+
+    Args:
+        values: at least two, all finite.
+        level: the interval's confidence.
+
+    Raises:
+        ValueError: for fewer values, or a level that is not between 0 and 1.
+    """
+    count = len(values)
+    if count < 2:
+        raise ValueError(f"an interval needs at least two values, not {count}")
+    mean = math.fsum(values) / count
+    variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
     margin = t_quantile(level, count - 1) * math.sqrt(variance / count)
-    return PairedDifference(mean, (mean - margin, mean + margin), differences, None)
+    return mean - margin, mean + margin
 
 
 def t_quantile(level: float, degrees: int) -> float:

@@ -2,7 +2,7 @@
 
 The dictionary is the contract between what trains and what tells. Its keys:
 
-    schema_version   1
+    schema_version   1, or 2 with budgets; what only 2 has is marked *
     title, created   text; ISO date
     command          optional: the command that made it
     model            architecture, parameters, config; optional: init_from, what all runs went on from: path,
@@ -17,9 +17,12 @@ The dictionary is the contract between what trains and what tells. Its keys:
         seeds        a list; each has seed, final_validation_loss, bits_per_byte, steps, positions, raw_tokens,
                      unique_raw_tokens, flops, wall_seconds, peak_memory_bytes, and `curve`: a list of
                      step, phase, bag_size, flops, raw_tokens, validation_loss
-    equal_flops      of the best arm: baseline, arm (names), delta_nats (mean over seeds of arm less baseline),
-                     confidence_interval ([low, high] or null), confidence_level, deltas (one a seed),
-                     reason (null, or why there is no interval)
+        budgets*     optional: all that the arm was trained at, the shortest first: total_steps, kind (`budget`, or
+                     `equal_data` for the baseline at the raw tokens another arm reads), stages, switch_step, ratio,
+                     learning_rate, seeds (as above). The arm's own seeds are those of the longest `budget`
+    equal_flops      at the longest budget, of the best arm: baseline, arm (names), delta_nats (mean over seeds of arm
+                     less baseline), confidence_interval ([low, high] or null), confidence_level, deltas (one a
+                     seed), reason (null, or why there is no interval)
     equal_flops_all  the same of every arm but the baseline, in a list; optional with two arms
     sweep            only where each arm was tuned: keys, values (of each key), num_seeds, arms: a list; each
         name         the arm's
@@ -27,12 +30,19 @@ The dictionary is the contract between what trains and what tells. Its keys:
                      mean_validation_loss (null where a seed diverged), diverged_when_compared (seeds)
         best         the values chosen, which the arm was compared at
         at_edge      of the keys whose best ends their range: `lowest` or `highest`
-    equal_data, iso_loss   null, or a result: delta_nats or speedup, confidence_interval, basis
+        budgets*     optional, a list: total_steps of every budget, and its arms as these, which are the longest's
+    equal_data       null, or of the best arm, as equal_flops, its baseline being the one that read as much text; and
+                     total_steps of that baseline, raw_tokens
+    equal_data_all*  the same of every arm that has it
+    iso_loss         null, or the speed-up of the best arm at the baseline's final loss: an entry of
+    iso_loss_all*    every speed-up; see `study.speedup.iso_loss_all`
+    switch*          spike and crossing of every superposition arm; see `study.switch.switch_facts`
     reasons          why equal_data and iso_loss are null, by key
 
 Losses are next-token, in nats a token. A seed's numbers may be null where they were not recorded, and its
-curve empty. `facts` reads the dictionary, `numbers` writes numbers, `verdict` finds the words; `curves`, `scale`,
-`marks`, `figure`, `sweep_figure` and `strip` draw; `tables`, `sweep`, `prose` and `page` lay it out.
+curve empty. `facts` and `budgets` read the dictionary, `numbers` and `numbering` write numbers, `verdict` and
+`findings` find the words; `curves`, `scale`, `marks`, `figure`, `budget_figure`, `gap_figure`, `sweep_figure` and
+`strip` draw; `tables`, `budget_tables`, `sweep`, `prose` and `page` lay it out.
 """
 
 from __future__ import annotations

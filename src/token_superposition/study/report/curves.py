@@ -11,7 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from token_superposition.study.report.facts import Arm, Report
+from token_superposition.study.arms import Arm
+from token_superposition.study.report.facts import Report
 from token_superposition.study.report.numbers import finite
 
 
@@ -89,16 +90,3 @@ def _x_at(line: tuple[Point, ...], step: int) -> float | None:
         if before.step <= step <= after.step:
             return before.x + (after.x - before.x) * (step - before.step) / (after.step - before.step)
     return None
-
-
-def gap_over_time(report: Report, arm: Arm, base: Arm) -> list[tuple[int, float]]:
-    """(step, arm's mean loss less the baseline's) at the steps after the switch that both validated at."""
-    series = {s.name: s for s in all_series(report, "flops")}
-    if arm["name"] not in series or base["name"] not in series:
-        return []
-    theirs = {point.step: point.loss for point in series[base["name"]].mean}
-    return [
-        (point.step, point.loss - theirs[point.step])
-        for point in series[arm["name"]].mean
-        if point.step > arm["switch_step"] and point.step in theirs
-    ]

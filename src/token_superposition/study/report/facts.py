@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from token_superposition.study.arms import Arm, Budget
+
 Report = Mapping[str, Any]
-Arm = Mapping[str, Any]
 
 
 def unit(report: Report) -> str:
@@ -46,8 +47,8 @@ def num_seeds(report: Report) -> int:
     return max(len(arm["seeds"]) for arm in report["arms"])
 
 
-def mean(arm: Arm, key: str) -> float | None:
-    """The mean over an arm's seeds; None where a seed has no such number."""
+def mean(arm: Arm | Budget, key: str) -> float | None:
+    """The mean over the seeds of an arm, or of one of its budgets; None where a seed has no such number."""
     values = [seed.get(key) for seed in arm["seeds"]]
     if not values or any(value is None for value in values):
         return None

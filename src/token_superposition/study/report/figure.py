@@ -12,16 +12,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
 from token_superposition.study.report.curves import Point, Series
-from token_superposition.study.report.marks import arm_class, marker, short, spread
+from token_superposition.study.report.marks import arm_class, marker, short_names, spread
 from token_superposition.study.report.numbers import decimal
 from token_superposition.study.report.scale import Scale, axis_title, engineering, tick_labels, ticks
 
 WIDTH, HEIGHT = 480.0, 348.0
-_LEFT, _TOP, _BOTTOM = 42.0, 56.0, 46.0
-_LINE, _CHARACTER = 15.0, 7.0  # a label's height, and about the width of a letter
-_LONGEST_NAME = 20
+LEFT, TOP, BOTTOM = 42.0, 56.0, 46.0
+_LINE, CHARACTER = 15.0, 7.0  # a label's height, and about the width of a letter
+LONGEST_NAME = 20
 _FIRST_STEPS = (0.04, 0.12)  # of the run: what the whole-run panel may cut off, and where curves must go on
 _ZOOM = 2 / 3
 _FEWEST = 3  # points of each arm that the enlarged part shows
@@ -98,18 +99,15 @@ def panel(
         unit: of the loss.
         box: another panel's window, outlined in this one.
     """
-    names = [short(s.name, _LONGEST_NAME) for s in series]
-    right = WIDTH - max(map(len, names)) * _CHARACTER - 16
-    x, y = Scale(*window.x, _LEFT, right), Scale(*window.y, HEIGHT - _BOTTOM, _TOP)
+    names = short_names([s.name for s in series], LONGEST_NAME)
+    right = WIDTH - max(map(len, names)) * CHARACTER - 16
+    x, y = Scale(*window.x, LEFT, right), Scale(*window.y, HEIGHT - BOTTOM, TOP)
     ends = "; ".join(f"{s.name} ends at {decimal(s.mean[-1].loss)}" for s in series)
     description = f"Next-token validation loss in {unit} over {axis.title.lower()}. {ends}."
     power = engineering(max(abs(end) for end in window.x))
     parts = [
-        f'<svg class="panel" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-labelledby="{name}-t {name}-d">',
-        f'<title id="{name}-t">{escape(heading)}</title><desc id="{name}-d">{escape(description)}</desc>',
-        f'<clipPath id="{name}-c"><rect x="{_LEFT:g}" y="{_TOP:g}" width="{right - _LEFT:.1f}" '
-        f'height="{HEIGHT - _BOTTOM - _TOP:g}"/></clipPath>',
-        f'<text class="heading" x="0" y="14">{escape(heading)}</text>',
+        *opening(name, heading, description),
+        clip(name, right),
         f'<text class="axis" x="0" y="32">Validation loss ({escape(unit)})</text>',
         *_grid(x, y, power, axis_title(axis.title, axis.unit, power)),
         *([_box(x, y, box)] if box else []),
@@ -119,8 +117,7 @@ def panel(
         "</g>",
         *_ends(series, names, x, y),
         *_hits(series, x, y),
-        f'<line class="guide" y1="{_TOP:g}" y2="{HEIGHT - _BOTTOM:g}" x1="0" x2="0"/>',
-        "</svg>",
+        *closing(),
     ]
     return "\n".join(parts)
 
@@ -136,7 +133,7 @@ def y_grid(x: Scale, y: Scale) -> list[str]:
 
 
 def _grid(x: Scale, y: Scale, power: int, title: str) -> list[str]:
-    parts, bottom = y_grid(x, y), HEIGHT - _BOTTOM
+    parts, bottom = y_grid(x, y), HEIGHT - BOTTOM
     parts.append(f'<line class="base" x1="{x.start:g}" x2="{x.end:.1f}" y1="{bottom:g}" y2="{bottom:g}"/>')
     values = ticks(x.low, x.high, max(3, round((x.end - x.start) / 70)))
     for value, label in zip(values, tick_labels(values, 10.0**power), strict=True):
@@ -165,12 +162,12 @@ def _switches(series: list[Series], x: Scale) -> list[str]:
     parts, row, last = [], 0, -math.inf
     for place, arms in sorted(found.items()):
         at = x(place)
-        row = row + 1 if at - last < len(text) * _CHARACTER + 10 else 0
+        row = row + 1 if at - last < len(text) * CHARACTER + 10 else 0
         last = at
         style = arm_class(arms[0].index) if len(arms) == 1 else ""
-        edge, bottom, line = f"{at:.1f}", HEIGHT - _BOTTOM, _TOP + 3 + 14 * (row % 4)
-        parts.append(f'<line class="switch {style}" x1="{edge}" x2="{edge}" y1="{_TOP - 8:g}" y2="{bottom:g}"/>')
-        to_left = at + 5 + len(text) * _CHARACTER > WIDTH
+        edge, bottom, line = f"{at:.1f}", HEIGHT - BOTTOM, TOP + 3 + 14 * (row % 4)
+        parts.append(f'<line class="switch {style}" x1="{edge}" x2="{edge}" y1="{TOP - 8:g}" y2="{bottom:g}"/>')
+        to_left = at + 5 + len(text) * CHARACTER > WIDTH
         offset, anchor = (-5, "end") if to_left else (5, "start")
         parts.append(
             f'<text class="note {style}" x="{at + offset:.1f}" y="{line:g}" text-anchor="{anchor}">{text}</text>'
@@ -191,26 +188,71 @@ def _path(line: tuple[Point, ...], x: Scale, y: Scale) -> str:
 
 def _ends(series: list[Series], names: list[str], x: Scale, y: Scale) -> list[str]:
     """Markers and names at the lines' ends; a line that ends early is carried on to its name by dots."""
-    wanted = [min(max(y(s.mean[-1].loss), y.end), y.start) for s in series]
-    places = spread(wanted, HEIGHT - _BOTTOM, _LINE)
+    ends = [
+        LineEnd(s.index, name, x(s.mean[-1].x), min(max(y(s.mean[-1].loss), y.end), y.start))
+        for s, name in zip(series, names, strict=True)
+    ]
+    return [*end_names(ends, x.end), *(marker(end.arm, end.x, end.y) for end in ends)]
+
+
+class LineEnd(NamedTuple):
+    """Where an arm's line ends, in places of the drawing; `arm` is its place in the report."""
+
+    arm: int
+    name: str
+    x: float
+    y: float
+
+
+def end_names(ends: list[LineEnd], right: float) -> list[str]:
+    """The names at the right edge, each at its line's level or near it, and what leads there."""
+    places = spread([end.y for end in ends], HEIGHT - BOTTOM, _LINE)
     parts = []
-    for s, name, at, place in zip(series, names, wanted, places, strict=True):
-        style, end = arm_class(s.index), x(s.mean[-1].x)
-        if x.end - end > 3:
-            parts.append(f'<line class="carry {style}" x1="{end:.1f}" x2="{x.end:.1f}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        if abs(place - at) > 2:
-            parts.append(f'<path class="leader {style}" d="M{x.end + 5:.1f} {at:.1f}L{x.end + 10:.1f} {place:.1f}"/>')
-        parts.append(marker(s.index, end, at))
-        parts.append(f'<text class="name {style}" x="{x.end + 13:.1f}" y="{place + 4:.1f}">{escape(name)}</text>')
+    for (arm, name, x, y), place in zip(ends, places, strict=True):
+        style = arm_class(arm)
+        if right - x > 3:
+            parts.append(f'<line class="carry {style}" x1="{x:.1f}" x2="{right:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        if abs(place - y) > 2:
+            parts.append(f'<path class="leader {style}" d="M{right + 5:.1f} {y:.1f}L{right + 10:.1f} {place:.1f}"/>')
+        parts.append(f'<text class="name {style}" x="{right + 13:.1f}" y="{place + 4:.1f}">{escape(name)}</text>')
     return parts
 
 
 def _hits(series: list[Series], x: Scale, y: Scale) -> list[str]:
     """What the page's script reads out: a point and its words each."""
     return [
-        f'<circle class="hit {arm_class(s.index)}" cx="{x(p.x):.1f}" cy="{y(p.loss):.1f}" r="3.2" '
-        f'data-arm="{s.index}" data-words="{escape(f"{s.name}, step {p.step:,}: {decimal(p.loss)}")}"/>'
+        hit(s.index, x(p.x), y(p.loss), f"{s.name}, step {p.step:,}: {decimal(p.loss)}")
         for s in series
         for p in s.mean
         if x.low <= p.x <= x.high and y.low <= p.loss <= y.high
     ]
+
+
+def opening(name: str, heading: str, description: str) -> list[str]:
+    """A panel's first elements; `name` is unique in the page, a prefix of element ids."""
+    return [
+        f'<svg class="panel" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-labelledby="{name}-t {name}-d">',
+        f'<title id="{name}-t">{escape(heading)}</title><desc id="{name}-d">{escape(description)}</desc>',
+        f'<text class="heading" x="0" y="14">{escape(heading)}</text>',
+    ]
+
+
+def clip(name: str, right: float) -> str:
+    """The plot's frame, which lines that go on above it are cut at; its id is the panel's name and `-c`."""
+    return (
+        f'<clipPath id="{name}-c"><rect x="{LEFT:g}" y="{TOP:g}" width="{right - LEFT:.1f}" '
+        f'height="{HEIGHT - BOTTOM - TOP:g}"/></clipPath>'
+    )
+
+
+def closing() -> list[str]:
+    """A panel's last elements."""
+    return [f'<line class="guide" y1="{TOP:g}" y2="{HEIGHT - BOTTOM:g}" x1="0" x2="0"/>', "</svg>"]
+
+
+def hit(index: int, at: float, level: float, words: str) -> str:
+    """A point that the page's script reads out, with its words."""
+    return (
+        f'<circle class="hit {arm_class(index)}" cx="{at:.1f}" cy="{level:.1f}" r="3.2" data-arm="{index}" '
+        f'data-words="{escape(words)}"/>'
+    )

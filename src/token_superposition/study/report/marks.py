@@ -27,6 +27,16 @@ def short(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
 
 
+def short_names(names: list[str], longest: int) -> list[str]:
+    """Names that fit, told apart: where beginnings are the same, the middle is left out instead of the end."""
+    cut = [short(name, longest) for name in names]
+    head, tail = (longest - 1) // 2, longest - 1 - (longest - 1) // 2
+    return [
+        f"{name[:head].rstrip()}…{name[-tail:].lstrip()}" if len(name) > longest and cut.count(text) > 1 else text
+        for name, text in zip(names, cut, strict=True)
+    ]
+
+
 def spread(wanted: list[float], bottom: float, gap: float) -> list[float]:
     """Places near those wanted, at least `gap` apart and none below `bottom` (places count downwards)."""
     groups: list[list[int]] = []

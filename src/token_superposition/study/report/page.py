@@ -9,6 +9,9 @@ from __future__ import annotations
 from html import escape
 from importlib import resources
 
+from token_superposition.study.report.budget_figure import losses_panel
+from token_superposition.study.report.budget_tables import bounds_words, budgets_table, speedup_table
+from token_superposition.study.report.budgets import difference_at_equal_data, has_budgets, reference_steps
 from token_superposition.study.report.curves import Series, all_series
 from token_superposition.study.report.facts import (
     Report,
@@ -22,7 +25,19 @@ from token_superposition.study.report.facts import (
     unit,
 )
 from token_superposition.study.report.figure import Axis, Window, end_window, panel, whole_window
+from token_superposition.study.report.findings import (
+    budget_caption,
+    not_read,
+    readings,
+    saving,
+    saving_interval,
+    shown_reading,
+    switch_sentences,
+)
+from token_superposition.study.report.gap_figure import gaps_panel
+from token_superposition.study.report.numbering import figure_number, table_number
 from token_superposition.study.report.numbers import (
+    count,
     count_in_words,
     decimal,
     interval,
@@ -43,9 +58,10 @@ _DATA = Axis("raw_tokens", "Raw tokens read", "")
 def render_html(report: Report) -> str:
     """The report as one HTML page."""
     sections = [
-        ("Loss over compute", _figure(report, _COMPUTE, 1)),
-        ("Loss over data", _figure(report, _DATA, 2)),
-        ("The arms in numbers", arms_table(report)),
+        ("Budget by budget", _budgets(report)),
+        ("Loss over compute", _over_compute(report)),
+        ("Loss over data", _figure(report, _DATA, figure_number(report, "data"))),
+        ("The arms in numbers", arms_table(report, table_number(report, "arms"))),
         ("Seed by seed", _seeds(report)),
         ("Tuning each arm", _sweep(report)),
         ("What was trained", what_was_trained(report)),
@@ -85,13 +101,16 @@ def _big_numbers(report: Report) -> str:
     compute = ratio(report, arm, "flops")
     same = compute is None or abs(compute - 1) < 0.01
     read, theirs = count_in_words(mean(arm, "raw_tokens")), count_in_words(mean(base, "raw_tokens"))
-    cells = [
-        ("Difference in validation loss", signed(result["delta_nats"]), f"{unit(report)}\n{sure}"),
-        (
-            "Bits per byte",
-            decimal(mean(arm, "bits_per_byte"), 3),
-            f"baseline {decimal(mean(base, 'bits_per_byte'), 3)}",
-        ),
+    bits = (
+        "Bits per byte",
+        decimal(mean(arm, "bits_per_byte"), 3),
+        f"baseline {decimal(mean(base, 'bits_per_byte'), 3)}",
+    )
+    first = ("Difference in validation loss", signed(result["delta_nats"]), f"{unit(report)}\n{sure}")
+    cells: list[tuple[str, str, str] | None] = [
+        first,
+        _speedup(report) or bits,
+        _equal_data(report) or (bits if _speedup(report) else None),
         (
             "Raw data read",
             f"× {decimal(relative, 2)}" if relative is not None else "–",
@@ -103,15 +122,49 @@ def _big_numbers(report: Report) -> str:
             f"{power_of_ten(flops)} FLOPs\n{'each arm' if same else 'in the baseline'}",
         ),
     ]
+    if same and all(cells):
+        cells.pop()  # equal, as the title of the first then says
+        cells[0] = ("Difference at equal compute", *first[1:])
     items = "".join(
         f'<div><dt>{escape(title)}</dt><dd class="big">{escape(big)}</dd>{_lines(small)}</div>'
-        for title, big, small in cells
+        for title, big, small in filter(None, cells)
     )
     return f'<dl class="figures">{items}</dl>'
 
 
+def _speedup(report: Report) -> tuple[str, str, str] | None:
+    """The speed-up for the head: its number, or what is known where it is out of range; None where nothing is."""
+    found = readings(report, best(report)["name"], "baseline_end").get("flops")
+    title, steps = "Compute for the baseline’s loss", count(reference_steps(report))
+    if found is not None and found["speedup"] is None and found["bounds"] is None:
+        found, title = shown_reading(report), "Compute for superposition’s loss"
+    if found is None:
+        return None
+    if found["speedup"] is None:
+        return title, bounds_words(found), f"its loss at {steps} steps"
+    number, words = saving(found)
+    ends = saving_interval(found)
+    sure = f"{found['confidence_level']:.0%} interval {ends}" if ends else "no interval"
+    return title, f"{number}× {words.split()[0]}", f"its loss at {steps} steps\n{sure}"
+
+
+def _equal_data(report: Report) -> tuple[str, str, str] | None:
+    found = difference_at_equal_data(report, best(report))
+    if found is None:
+        return None
+    ends = found["confidence_interval"]
+    sure = f"{found['confidence_level']:.0%} interval {interval(ends)}" if ends else "no interval"
+    return "Difference at equal data", signed(found["delta_nats"]), f"{unit(report)}\n{sure}"
+
+
 def _lines(text: str) -> str:
     return "".join(f"<dd>{escape(line)}</dd>" for line in text.splitlines())
+
+
+def _over_compute(report: Report) -> str:
+    words = "".join(f"<p>{escape(line)}</p>" for line in switch_sentences(report))
+    figure = _figure(report, _COMPUTE, figure_number(report, "compute"))
+    return figure + (f'<div class="tables">{words}</div>' if words else "")
 
 
 def _figure(report: Report, axis: Axis, number: int) -> str:
@@ -129,9 +182,28 @@ def _figure(report: Report, axis: Axis, number: int) -> str:
     )
 
 
+def _budgets(report: Report) -> str:
+    """Final losses at every budget, the speed-up read off, and the tables of both; empty with one budget."""
+    if not has_budgets(report):
+        return ""
+    number = figure_number(report, "budgets")
+    drawn = [losses_panel(report), gaps_panel(report)]
+    figure = (
+        f'<figure><div class="panels">{"".join(drawn)}</div><p class="readout"></p>'
+        f"<figcaption><b>Figure {number}.</b> {escape(budget_caption(report))}</figcaption></figure>"
+        if any(drawn)
+        else "<p>No final loss is finite, so there is nothing to draw.</p>"
+    )
+    table = budgets_table(report, table_number(report, "budgets"))
+    speedups = speedup_table(report, table_number(report, "speedup")) if report.get("iso_loss_all") else ""
+    notes = "".join(f'<p class="small">{escape(line)}</p>' for line in not_read(report))
+    return f'{figure}<div class="tables">{speedups}{notes}</div><div class="tables">{table}</div>'
+
+
 def _caption(report: Report, axis: Axis, series: list[Series], whole: Window, end: Window | None) -> str:
+    longest = f" in the runs of {count(reference_steps(report))} steps" if has_budgets(report) else ""
     lines = [
-        "Next-token validation loss, in the superposition phase too, over "
+        f"Next-token validation loss{longest}, in the superposition phase too, over "
         + ("training compute." if axis is _COMPUTE else "raw tokens read.")
     ]
     if axis is _DATA:
@@ -150,28 +222,29 @@ def _caption(report: Report, axis: Axis, series: list[Series], whole: Window, en
     if any(final is None or abs(s.mean[-1].loss - final) > 0.0005 for s, final in zip(series, finals, strict=True)):
         ends = ", ".join(f"{s.name} at {decimal(s.mean[-1].loss, 3)}" for s in series)
         lines.append(
-            "Curves are scored on fewer validation tokens than the final losses of Table 1, so they end elsewhere: "
-            f"{ends}."
+            "Curves are scored on fewer validation tokens than the final losses of Table "
+            f"{table_number(report, 'arms')}, so they end elsewhere: {ends}."
         )
     return " ".join(lines)
 
 
 def _seeds(report: Report) -> str:
-    table, strip = seeds_table(report), difference_strip(report)
+    if num_seeds(report) < 2:
+        return ""
+    table, strip = seeds_table(report, table_number(report, "seeds")), difference_strip(report)
     if not strip:
         return table
+    number = figure_number(report, "seeds")
     caption = (
-        "<figcaption><b>Figure 3.</b> Difference to the baseline. Rings: one seed each; filled: their mean, with its "
-        "confidence interval.</figcaption>"
+        f"<figcaption><b>Figure {number}.</b> Difference to the baseline. Rings: one seed each; filled: their mean, "
+        "with its confidence interval.</figcaption>"
     )
     beside = "pair" if len(report["arms"]) == 2 else "above"  # a table of many columns wants the whole width
     return f'<div class="{beside}"><figure>{strip}{caption}</figure>{table}</div>'
 
 
 def _sweep(report: Report) -> str:
-    """After the figure and the table of seeds, where there are any."""
-    figure, table = 4 if difference_strip(report) else 3, 3 if seeds_table(report) else 2
-    return sweep_section(report, figure=figure, table=table)
+    return sweep_section(report, figure=figure_number(report, "sweep"), table=table_number(report, "sweep"))
 
 
 def _footer() -> str:

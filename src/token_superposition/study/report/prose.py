@@ -7,16 +7,21 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+<<<<<<< HEAD
 from token_superposition.objective.slot_weights import describe_slot_weights
 from token_superposition.study.report.facts import Arm, Report, num_seeds, ratio, recovery_steps, unit
+=======
+from token_superposition.study.arms import Arm, budgets
+from token_superposition.study.report.budgets import compared_steps, equal_data_steps, has_budgets, reference_steps
+from token_superposition.study.report.facts import Report, num_seeds, ratio, recovery_steps
+from token_superposition.study.report.findings import equal_data_sentences, speedup_sentences
+from token_superposition.study.report.numbering import table_number
+>>>>>>> 622f79c36b0323fda952fb22d66cc09f56a05d94
 from token_superposition.study.report.numbers import (
     count,
     count_in_words,
-    decimal,
-    interval,
     plain,
     plural,
-    signed,
 )
 from token_superposition.study.report.sweep import runs_words, tuned_caveats
 from token_superposition.study.report.tables import arm_heading
@@ -37,23 +42,34 @@ def what_was_trained(report: Report) -> str:
         else ""
     )
     words = f"<p>{_model(report)} {_data(report)}</p><p>{_settings(report)}</p>"
+    if has_budgets(report):
+        words += (
+            f"<p>The stages of {count(reference_steps(report))} steps; at other budgets they take the same shares:</p>"
+        )
     return f'{words}<ul class="arms">{arms}</ul>{shape}'
 
 
 def _model(report: Report) -> str:
-    model, seeds = report["model"], num_seeds(report)
-    arms = len(report["arms"])
-    runs = f"{plural(arms, 'arm')} × {plural(seeds, 'seed')}"
+    model = report["model"]
     start, shared = "trained from scratch", "initialisation"
     if model.get("init_from"):
         start = f"gone on with from the trained model <code>{escape(plain(model['init_from']['path']))}</code>"
         shared = "its weights"
+    runs = sum(len(budget["seeds"]) for arm in report["arms"] for budget in budgets(arm))
+    once = " Runs that begin alike share their beginning, which was trained once." if has_budgets(report) else ""
     return (
         f"A {escape(plain(model['architecture']))} model of {count_in_words(model['parameters'])} parameters, {start} "
-        f"{plural(arms * seeds, 'time')} ({runs}){runs_words(report)}. Arms share {shared}, "
+        f"{plural(runs, 'time')} ({_runs(report)}){runs_words(report)}.{once} Arms share {shared}, "
         "validation set, batch and optimizer; they cannot share the order of the data, which they read at different "
         "rates."
     )
+
+
+def _runs(report: Report) -> str:
+    arms, seeds, lengths = len(report["arms"]), num_seeds(report), len(compared_steps(report))
+    counted = f"{plural(arms, 'arm')}{f' × {lengths} budgets' if lengths > 1 else ''} × {plural(seeds, 'seed')}"
+    more = sum(len(b["seeds"]) for b in budgets(report["arms"][0]) if b["kind"] != "budget")
+    return counted + (f", and the baseline {plural(more, 'time')} for equal data" if more else "")
 
 
 def _data(report: Report) -> str:
@@ -72,16 +88,18 @@ def _settings(report: Report) -> str:
     s: Mapping[str, Any] = report["settings"]
     positions = s["batch_size"] * s["sequence_length"]
     swept = (report.get("sweep") or {}).get("keys", [])
-    rates = {arm.get("learning_rate", s["learning_rate"]) for arm in report["arms"]}
+    arms_table = table_number(report, "arms")
+    rates_table = table_number(report, "budgets") if has_budgets(report) else arms_table
+    rates = {budget.get("learning_rate") or s["learning_rate"] for arm in report["arms"] for budget in budgets(arm)}
 
     def unless_swept(key: str, text: str) -> str:
-        return "as in Table 1" if f"train.{key}" in swept else text
+        return f"as in Table {arms_table}" if f"train.{key}" in swept else text
 
-    rate = plain(s["learning_rate"]) if len(rates) == 1 else "as in Table 1"
+    rate = plain(s["learning_rate"]) if len(rates) == 1 else f"as in Table {rates_table}"
     warmup = unless_swept("warmup_ratio", f"over {plural(s['warmup_steps'], 'step')}")
-    decay = unless_swept("decay_ratio", f"over the last {count(s['decay_steps'])}")
+    decay = unless_swept("decay_ratio", _decay(report))
     words = (
-        f"Each run takes {count(s['total_steps'])} optimizer steps of {plural(s['batch_size'], 'row')} × "
+        f"Each run takes {_lengths(report)} optimizer steps of {plural(s['batch_size'], 'row')} × "
         f"{plural(s['sequence_length'], 'position')} ({count(positions)} positions a step) with AdamW: peak learning "
         f"rate {rate}, warm-up {warmup}, linear decay {decay}, weight decay "
         f"{unless_swept('weight_decay', plain(s['weight_decay']))}. It computes in "
@@ -89,6 +107,21 @@ def _settings(report: Report) -> str:
     )
     threads = s.get("num_threads")
     return escape(words + (f" with {plural(threads, 'thread')}." if isinstance(threads, int) else "."))
+
+
+def _lengths(report: Report) -> str:
+    """`4,000`, or `1,000, 2,000 or 4,000 (for equal data 5,200)`."""
+    *others, last = map(count, compared_steps(report))
+    words = f"{', '.join(others)} or {last}" if others else last
+    longer = equal_data_steps(report)
+    return words + (f" (for equal data {', '.join(map(count, longer))})" if longer else "")
+
+
+def _decay(report: Report) -> str:
+    s = report["settings"]
+    if not has_budgets(report):
+        return f"over the last {count(s['decay_steps'])}"
+    return f"over the last {100 * s['decay_steps'] / s['total_steps']:.3g}% of the steps"
 
 
 def _schedule(arm: Arm) -> str:
@@ -128,29 +161,19 @@ def _equal_compute(report: Report) -> str:
 def _others(report: Report) -> list[str]:
     reasons = report.get("reasons") or {}
     lines = []
-    for key, title in (("equal_data", "Equal data"), ("iso_loss", "Equal loss (speed-up)")):
-        result = report.get(key)
-        if result is None:
+    for key, title, found in (
+        ("equal_data", "Equal data", equal_data_sentences(report)),
+        ("iso_loss", "Equal loss (speed-up)", speedup_sentences(report) if report.get("iso_loss") else []),
+    ):
+        if found:
+            lines.append(f"<b>{title}: measured.</b> {escape(' '.join(found))}")
+        else:
             reason = reasons.get(key) or "no reason was recorded"
             lines.append(f"<b>{title}: not measured,</b> because {escape(reason)}.")
-        else:
-            lines.append(f"<b>{title}:</b> {escape(_result(result, unit(report)))}.")
     lines[0] += " In the paper superposition loses at equal data: it buys compute with data."
+    if report.get("iso_loss"):
+        lines[1] += f" {escape(report['iso_loss']['basis'][:1].upper() + report['iso_loss']['basis'][1:])}."
     return lines
-
-
-def _result(result: Mapping[str, Any], loss_unit: str) -> str:
-    """A measured comparison of a later version: its number, interval and basis."""
-    words = []
-    if "delta_nats" in result:
-        words.append(f"{signed(result['delta_nats'])} {loss_unit}")
-    if "speedup" in result:
-        words.append(f"{decimal(result['speedup'], 2)} times less compute")
-    if result.get("confidence_interval"):
-        words.append(f"interval {interval(result['confidence_interval'])}")
-    if result.get("basis"):
-        words.append(str(result["basis"]))
-    return ", ".join(words) or "see report.json"
 
 
 def _caveats(report: Report) -> list[str]:

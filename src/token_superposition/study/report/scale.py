@@ -31,6 +31,16 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     return [k * step for k in range(first, last + 1)]
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round values for a logarithmic axis within [low, high]: as few kinds of them as give at least three."""
+    powers = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    for mantissas in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
+        found = [times * 10.0**power for power in powers for times in mantissas if low <= times * 10.0**power <= high]
+        if len(found) > 2:
+            return found
+    return ticks(low, high, 3)
+
+
 def tick_labels(values: list[float], divisor: float = 1.0) -> list[str]:
     """The ticks over `divisor`, all with the decimals that tell them apart."""
     if len(values) < 2:

@@ -6,12 +6,15 @@ figure and a table with every setting, those that diverged too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from token_superposition.study.arms import quoted
+from token_superposition.study.report.budgets import reference_steps
 from token_superposition.study.report.facts import Report, unit
-from token_superposition.study.report.numbers import as_typed, decimal, plural
+from token_superposition.study.report.numbering import table_number
+from token_superposition.study.report.numbers import as_typed, count, decimal, plural
 from token_superposition.study.report.sweep_figure import has_gaps, is_cut, key_words, panels
 from token_superposition.study.report.tables import arm_heading
 
@@ -19,11 +22,19 @@ Tried = Mapping[str, Any]  # an arm's part of the sweep
 Setting = Mapping[str, Any]  # one of the settings it was tried at
 
 
+def by_budget(report: Report) -> list[Mapping[str, Any]]:
+    """The sweep of every budget, the shortest first, each with its `total_steps`; of one budget, the sweep itself."""
+    sweep, last = report["sweep"], reference_steps(report)
+    listed = {int(each["total_steps"]): {**sweep, **each} for each in sweep.get("budgets") or []}
+    return [each for _, each in sorted({last: {**sweep, "total_steps": last}, **listed}.items())]
+
+
 def tuned_sentences(report: Report) -> list[str]:
     """What each arm was given and how it was chosen, and where the best may lie outside what was tried."""
     sweep = report.get("sweep")
     if sweep is None:
         return []
+    sweeps = by_budget(report)
     number = len(sweep["arms"][0]["settings"])
     one_key = len(sweep["keys"]) == 1
     what = f"best {key_words(sweep['keys'][0])} of {number}" if one_key else f"best of {number} settings"
@@ -31,16 +42,22 @@ def tuned_sentences(report: Report) -> list[str]:
     if len(set(given.values())) == 1:
         chosen = f"{next(iter(given.values()))} for {'both' if len(given) == 2 else 'all'}"
     else:
-        chosen = ", ".join(f"{values} for {_quoted(name)}" for name, values in given.items())
+        chosen = ", ".join(f"{values} for {quoted(name)}" for name, values in given.items())
+    at_each, at_last = "", ""
+    if len(sweeps) > 1:
+        at_each, at_last = ", at every budget anew", f"at {count(sweeps[-1]['total_steps'])} steps "
     lines = [
-        f"Each arm was given its own {what} that were tried: {chosen}. The choice is by final validation loss on "
-        f"{_seeds(sweep)}, which {'is' if sweep['num_seeds'] == 1 else 'are'} not among the seeds compared."
+        f"Each arm was given its own {what} that were tried{at_each}: {at_last}{chosen}. The choice is by final "
+        f"validation loss on {_seeds(sweep)}, which {'is' if sweep['num_seeds'] == 1 else 'are'} not among the seeds "
+        "compared."
     ]
     edges: dict[tuple[str, str], list[str]] = {}
-    for tried in sweep["arms"]:
-        for key, end in tried["at_edge"].items():
-            at = f"{as_typed(tried['best'][key])}, the {end} tried"
-            edges.setdefault((key, at), []).append(_quoted(tried["name"]))
+    for each in sweeps:
+        where = f" at {count(each['total_steps'])} steps" if len(sweeps) > 1 else ""
+        for tried in each["arms"]:
+            for key, end in tried["at_edge"].items():
+                at = f"{as_typed(tried['best'][key])}, the {end} tried"
+                edges.setdefault((key, at), []).append(quoted(tried["name"]) + where)
     lines += [
         f"The best {key_words(key)} of {_list(names)} lies at the edge of the range ({at}): the best may lie outside, "
         "so widen the sweep."
@@ -63,12 +80,13 @@ def tuned_caveats(report: Report) -> list[str]:
         )
     if sweep is None or "train.learning_rate" not in sweep["keys"]:
         same = len({arm.get("learning_rate") for arm in report["arms"]}) == 1
+        table = table_number(report, "arms")
         lines.append(
             "<b>One learning rate.</b> Every arm used the same; it was not tuned for either, and the best one may "
             "differ (<code>--sweep train.learning_rate=…</code> finds it for each)."
             if same
-            else "<b>Learning rates differ</b> between arms (Table 1); it is fair where each is its arm’s best, which "
-            "was not looked for here (<code>--sweep train.learning_rate=…</code> does)."
+            else f"<b>Learning rates differ</b> between arms (Table {table}); it is fair where each is its arm’s best, "
+            "which was not looked for here (<code>--sweep train.learning_rate=…</code> does)."
         )
     return lines
 
@@ -78,9 +96,13 @@ def runs_words(report: Report) -> str:
     sweep = report.get("sweep")
     if sweep is None:
         return ""
+    sweeps = by_budget(report)
     arms, settings, seeds = len(sweep["arms"]), len(sweep["arms"][0]["settings"]), sweep["num_seeds"]
     counts = f"{plural(arms, 'arm')} × {plural(settings, 'setting')} × {plural(seeds, 'seed')}"
-    return f", and {plural(arms * settings * seeds, 'time')} more for the sweep ({counts})"
+    if len(sweeps) > 1:
+        counts += f" × {len(sweeps)} budgets"
+    runs = sum(len(tried["settings"]) * each["num_seeds"] for each in sweeps for tried in each["arms"])
+    return f", and {plural(runs, 'time')} more for the sweep ({counts})"
 
 
 def sweep_section(report: Report, *, figure: int, table: int) -> str:
@@ -93,7 +115,16 @@ def sweep_section(report: Report, *, figure: int, table: int) -> str:
     sweep = report.get("sweep")
     if sweep is None:
         return ""
-    drawings = panels(report)
+    sweeps = by_budget(report)
+    drawings = [
+        panel
+        for place, each in enumerate(sweeps)
+        for panel in panels(
+            {**report, "sweep": each},
+            name=f"sweep{place}-" if len(sweeps) > 1 else "sweep",
+            heading=f", {count(each['total_steps'])} steps" if len(sweeps) > 1 else "",
+        )
+    ]
     caption = f"<figcaption><b>Figure {figure}.</b> {escape(_caption(report))}</figcaption>"
     inner = f'<div class="panels">{"".join(drawings)}</div>' if len(drawings) > 1 else "".join(drawings)
     drawn = f'<figure>{inner}<p class="readout"></p>{caption}</figure>' if drawings else ""
@@ -109,9 +140,10 @@ def _caption(report: Report) -> str:
         lines.append("Each value is shown at the best of the other keys’ values.")
     elif sweep["num_seeds"] > 1:
         lines.append("Bold: mean; thin: each seed.")
-    if is_cut(report):
+    sweeps = [{**report, "sweep": each} for each in by_budget(report)]
+    if any(map(is_cut, sweeps)):
         lines.append("Arrows: losses above the figure’s top.")
-    if has_gaps(report):
+    if any(map(has_gaps, sweeps)):
         lines.append("Crosses: the run diverged, which counts as worst.")
     return " ".join(lines)
 
@@ -121,18 +153,31 @@ def _table(report: Report, number: int) -> str:
     order = {arm["name"]: index for index, arm in enumerate(report["arms"])}
     keys = "".join(f'<th scope="col" class="given">{escape(_sentence(key_words(key)))}</th>' for key in sweep["keys"])
     arms = "".join(f'<th scope="col">{arm_heading(order[a["name"]], a["name"])}</th>' for a in sweep["arms"])
-    rows = []
-    for settings in zip(*(tried["settings"] for tried in sweep["arms"]), strict=True):
-        first, *others = (as_typed(settings[0]["values"][key]) for key in sweep["keys"])
-        cells = "".join(_cell(tried, setting) for tried, setting in zip(sweep["arms"], settings, strict=True))
-        more = "".join(f'<td class="given">{escape(value)}</td>' for value in others)
-        rows.append(f'<tr><th scope="row">{escape(first)}</th>{more}{cells}</tr>')
+    sweeps = by_budget(report)
+    bodies = []
+    for each in sweeps:
+        rows = [
+            _setting_row(each, settings)
+            for settings in zip(*(tried["settings"] for tried in each["arms"]), strict=True)
+        ]
+        if len(sweeps) > 1:
+            width = len(sweep["keys"]) + len(sweep["arms"])
+            title = f"{count(each['total_steps'])} steps"
+            rows.insert(0, f'<tr class="group"><th scope="rowgroup" colspan="{width}">{title}</th></tr>')
+        bodies.append(f"<tbody>{''.join(rows)}</tbody>")
     mean = "Mean final" if sweep["num_seeds"] > 1 else "Final"
     return (
         f'<div class="scroll tried"><table><caption><b>Table {number}.</b> {mean} validation loss of every setting '
         f"tried, {escape(unit(report))}, on {_seeds(sweep)}.</caption><thead><tr>{keys}{arms}</tr></thead>"
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        f"{''.join(bodies)}</table></div>"
     )
+
+
+def _setting_row(sweep: Mapping[str, Any], settings: Sequence[Setting]) -> str:
+    first, *others = (as_typed(settings[0]["values"][key]) for key in sweep["keys"])
+    cells = "".join(_cell(tried, setting) for tried, setting in zip(sweep["arms"], settings, strict=True))
+    more = "".join(f'<td class="given">{escape(value)}</td>' for value in others)
+    return f'<tr><th scope="row">{escape(first)}</th>{more}{cells}</tr>'
 
 
 def _cell(tried: Tried, setting: Setting) -> str:
@@ -153,10 +198,14 @@ def _cell(tried: Tried, setting: Setting) -> str:
 
 def _passed_over(report: Report) -> list[str]:
     """Settings that the sweep found good but that diverged with a seed that is compared."""
+    sweeps = by_budget(report)
     return [
-        f"{_sentence(_given(setting['values'], name_keys=True))} did not stay the choice for {_quoted(tried['name'])}: "
-        f"it diverged with seed {_list([str(seed) for seed in setting['diverged_when_compared']])}, which is compared."
-        for tried in report["sweep"]["arms"]
+        f"{_sentence(_given(setting['values'], name_keys=True))} did not stay the choice for {quoted(tried['name'])}"
+        + (f" at {count(each['total_steps'])} steps: " if len(sweeps) > 1 else ": ")
+        + f"it diverged with seed {_list([str(seed) for seed in setting['diverged_when_compared']])}, which is "
+        "compared."
+        for each in sweeps
+        for tried in each["arms"]
         for setting in tried["settings"]
         if setting["diverged_when_compared"]
     ]
@@ -175,10 +224,6 @@ def _seeds(sweep: Mapping[str, Any]) -> str:
 def _given(values: Mapping[str, Any], *, name_keys: bool) -> str:
     """`0.002`, or `learning rate 0.002 and weight decay 0.1`."""
     return _list([f"{key_words(key)} {as_typed(v)}" if name_keys else as_typed(v) for key, v in values.items()])
-
-
-def _quoted(name: str) -> str:
-    return name if name in ("baseline", "superposition") else f"“{name}”"
 
 
 def _list(names: list[str]) -> str:

@@ -53,10 +53,16 @@ def has_gaps(report: Report) -> bool:
     return any(loss is None for line in lines for loss in line.losses)
 
 
-def panels(report: Report) -> list[str]:
-    """A panel a key, as SVG; none where every run diverged."""
+def panels(report: Report, *, name: str, heading: str) -> list[str]:
+    """A panel a key, as SVG; none where every run diverged.
+
+    Args:
+        report: the report's dictionary, its sweep the one to draw.
+        name: unique in the page; a prefix of element ids.
+        heading: what the panels' first lines end with.
+    """
     keys = report["sweep"]["keys"]
-    drawn = [_panel(report, key, f"sweep{number}") for number, key in enumerate(keys)]
+    drawn = [_panel(report, key, f"{name}{number}", heading) for number, key in enumerate(keys)]
     return [panel for panel in drawn if panel]
 
 
@@ -104,7 +110,7 @@ def _cut(lines: Sequence[_Line]) -> bool:
     return bool(_known(lines)) and max(_known(lines)) > _top(lines)
 
 
-def _panel(report: Report, key: str, name: str) -> str:
+def _panel(report: Report, key: str, name: str, of_what: str) -> str:
     lines, values = _lines(report, key), report["sweep"]["values"][key]
     if not _known(lines):
         return ""
@@ -120,11 +126,11 @@ def _panel(report: Report, key: str, name: str) -> str:
     said = "; ".join(f"{line.name}: best at {as_typed(values[line.chosen])}" for line in lines)
     parts = [
         f'<svg class="panel" viewBox="0 0 {WIDTH:g} {_HEIGHT:g}" role="img" aria-labelledby="{name}-t {name}-d">',
-        f'<title id="{name}-t">{escape(heading)}</title>'
+        f'<title id="{name}-t">{escape(heading + of_what)}</title>'
         f'<desc id="{name}-d">{escape(f"Final validation loss over {words}. {said}.")}</desc>',
         f'<clipPath id="{name}-c"><rect x="{_LEFT:g}" y="{_TOP:g}" width="{right - _LEFT:.1f}" '
         f'height="{_HEIGHT - _BOTTOM - _TOP:g}"/></clipPath>',
-        f'<text class="heading" x="0" y="14">{escape(heading)}</text>',
+        f'<text class="heading" x="0" y="14">{escape(heading + of_what)}</text>',
         f'<text class="axis" x="0" y="32">Final validation loss ({escape(unit(report))})</text>',
         *y_grid(frame, y),
         *_axis(values, places, right, heading),

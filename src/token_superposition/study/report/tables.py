@@ -6,8 +6,9 @@ from collections.abc import Callable
 from html import escape
 
 from token_superposition.objective.slot_weights import describe_slot_weights
+from token_superposition.study.arms import Arm
+from token_superposition.study.report.budgets import difference_at_equal_data, has_budgets, reference_steps
 from token_superposition.study.report.facts import (
-    Arm,
     Report,
     baseline,
     differences,
@@ -16,6 +17,7 @@ from token_superposition.study.report.facts import (
     ratio,
     unit,
 )
+from token_superposition.study.report.findings import switch_of
 from token_superposition.study.report.marks import arm_class, marker
 from token_superposition.study.report.numbers import (
     as_typed,
@@ -39,10 +41,11 @@ def arm_heading(index: int, name: str) -> str:
     return f'<span class="arm-name {arm_class(index)}">{mark}{escape(name)}</span>'
 
 
-def arms_table(report: Report) -> str:
-    """Table 1: what each arm reached and what it used, means over seeds."""
+def arms_table(report: Report, number: int) -> str:
+    """What each arm reached and what it used, means over seeds."""
     seeds = num_seeds(report)
     over = f"Means over {seeds} seeds. " if seeds > 1 else ""
+    longest = f" at {count(reference_steps(report))} steps, the longest budget" if has_budgets(report) else ""
     heads = "".join(
         f'<th scope="col">{arm_heading(index, arm["name"])}</th>' for index, arm in enumerate(report["arms"])
     )
@@ -51,9 +54,9 @@ def arms_table(report: Report) -> str:
         for rows in (_results(report), _trained(report), _used(report))
     )
     return (
-        '<div class="scroll"><table><caption><b>Table 1.</b> The arms. '
-        f"{over}Raw tokens are what is read; positions are what the network computes, and what FLOPs count."
-        f'</caption><thead><tr><th scope="col"></th>{heads}</tr></thead>{bodies}</table></div>'
+        f'<div class="scroll"><table><caption><b>Table {number}.</b> The arms{longest}. {over}Raw tokens are what is '
+        "read; positions are what the network computes, and what FLOPs count.</caption>"
+        f'<thead><tr><th scope="col"></th>{heads}</tr></thead>{bodies}</table></div>'
     )
 
 
@@ -71,8 +74,16 @@ def _results(report: Report) -> list[tuple[str, _Cell, str]]:
             return "–"
         ends = result["confidence_interval"]
         level = f"{result['confidence_level']:.0%} interval"
-        more = f"{_more(level)}{_more(interval(ends))}" if ends else _more("no interval")
-        return signed(result["delta_nats"], 4) + more
+        return signed(result["delta_nats"], 4) + (
+            f"{more(level)}{more(interval(ends))}" if ends else more("no interval")
+        )
+
+    def at_equal_data(arm: Arm) -> str:
+        result = difference_at_equal_data(report, arm)
+        if result is None:
+            return "–"
+        ends = result["confidence_interval"]
+        return signed(result["delta_nats"], 4) + more(interval(ends) if ends else "no interval")
 
     def span(arm: Arm) -> str:
         losses = [seed["final_validation_loss"] for seed in arm["seeds"]]
@@ -85,12 +96,14 @@ def _results(report: Report) -> list[tuple[str, _Cell, str]]:
         ("Difference to the baseline", difference, ""),
         ("Bits per byte", lambda a: decimal(mean(a, "bits_per_byte")), ""),
     ]
+    if any(difference_at_equal_data(report, arm) for arm in report["arms"]):
+        rows.insert(2, ("Difference at equal data", at_equal_data, ""))
     if num_seeds(report) > 1:
         rows.insert(1, ("Lowest to highest seed", span, ""))
     return rows
 
 
-def _more(text: str) -> str:
+def more(text: str) -> str:
     """A further line in a cell, in small print."""
     return f'<span class="more">{escape(text)}</span>'
 
@@ -111,12 +124,27 @@ def _trained(report: Report) -> list[tuple[str, _Cell]]:
     def swept(key: str) -> _Cell:
         return lambda arm: escape(as_typed(best[arm["name"]][key]))
 
+    def spike(arm: Arm) -> str:
+        found = switch_of(report, arm)
+        return signed(found["spike_nats"], 2) if found and found["spike_nats"] is not None else "–"
+
+    def crossing(arm: Arm) -> str:
+        found = switch_of(report, arm)
+        if found is None:
+            return "–"
+        return count(found["crossing_step"]) if found["crossing_step"] is not None else "not reached"
+
+    at_switch: list[tuple[str, _Cell]] = [
+        ("Loss above the baseline’s at the switch", spike),
+        ("At or below the baseline’s from step", crossing),
+    ]
     keys = [key for key in sweep["keys"] if key != "train.learning_rate"]  # which has its row in any case
     return [
         ("Bag size, stage by stage", bags),
         ("Superposition: mode, slot weights", lambda a: escape(superposed(a))),
         ("Share of steps in superposition", lambda a: f"{100 * a['ratio']:.3g}%"),
         ("Switch to next-token at step", lambda a: count(a["switch_step"]) if a["switch_step"] else "–"),
+        *(at_switch if report.get("switch") else []),
         ("Peak learning rate", lambda a: plain(a.get("learning_rate", report["settings"].get("learning_rate")))),
         *((key, swept(key)) for key in keys),
     ]
@@ -126,8 +154,8 @@ def _used(report: Report) -> list[tuple[str, _Cell]]:
     def against(key: str, write: Callable[[float | None], str]) -> _Cell:
         def cell(arm: Arm) -> str:
             relative = ratio(report, arm, key) if arm is not baseline(report) else None
-            more = _more(f"× {decimal(relative, 2)}") if relative is not None else ""
-            return escape(write(mean(arm, key))) + more
+            against_it = more(f"× {decimal(relative, 2)}") if relative is not None else ""
+            return escape(write(mean(arm, key))) + against_it
 
         return cell
 
@@ -142,8 +170,8 @@ def _used(report: Report) -> list[tuple[str, _Cell]]:
     ]
 
 
-def seeds_table(report: Report) -> str:
-    """Table 2: every seed's final loss and difference; empty with one seed."""
+def seeds_table(report: Report, number: int) -> str:
+    """Every seed's final loss and difference; empty with one seed."""
     if num_seeds(report) < 2:
         return ""
     found = differences(report)
@@ -166,7 +194,7 @@ def seeds_table(report: Report) -> str:
     means = "".join(f"<td>{decimal(mean(arm, 'final_validation_loss'))}</td>" for arm in report["arms"])
     means += "".join(f"<td>{signed(r['delta_nats'], 4)}</td>" for r in found)
     return (
-        '<div class="scroll seeds"><table><caption><b>Table 2.</b> Final validation loss of every seed, '
+        f'<div class="scroll seeds"><table><caption><b>Table {number}.</b> Final validation loss of every seed, '
         f"{escape(unit(report))}. Arms share a seed’s initialisation, so differences are taken seed by seed.</caption>"
         f'<thead><tr><th scope="col">Seed</th>{heads}</tr></thead><tbody>{rows}</tbody>'
         f'<tbody><tr class="key"><th scope="row">Mean</th>{means}</tr></tbody></table></div>'

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from token_superposition.study.report.curves import gap_over_time
+from token_superposition.study.report.budgets import difference_at_equal_data
 from token_superposition.study.report.facts import (
     Report,
     baseline,
@@ -26,6 +26,14 @@ from token_superposition.study.report.facts import (
     recovery_steps,
     unit,
 )
+from token_superposition.study.report.findings import (
+    budget_sentences,
+    equal_data_sentences,
+    saves_compute,
+    saving,
+    speedup_sentences,
+    switch_of,
+)
 from token_superposition.study.report.numbers import (
     count,
     count_in_words,
@@ -36,6 +44,7 @@ from token_superposition.study.report.numbers import (
     three_figures,
 )
 from token_superposition.study.report.sweep import tuned_sentences
+from token_superposition.study.switch import mean_gaps
 
 Outcome = Literal["won", "lost", "undecided"]
 
@@ -66,6 +75,9 @@ def verdict(report: Report) -> Verdict:
     """The result of the arm that the report's `equal_flops` is about."""
     details = [
         *_certainty(report),
+        *speedup_sentences(report),
+        *equal_data_sentences(report),
+        *budget_sentences(report),
         *_reasons_for_a_loss(report),
         *_choice(report),
         *tuned_sentences(report),
@@ -110,6 +122,8 @@ def _headline(report: Report) -> str:
         ended = f"{start} {who} ended {abs(delta):.3f} {unit(report)} {side} {than}"
     outcome = _outcome(report)
     if outcome == "won":
+        if saves_compute(report):
+            ended += f", and it reached the baseline’s loss with {' times '.join(saving(report['iso_loss']))}"
         return f"{ended}: it helped here."
     if outcome == "lost":
         return f"{ended}: it did not help here."
@@ -159,7 +173,7 @@ def _reasons_for_a_loss(report: Report) -> list[str]:
         "bags of 8 for 30% still behind at 4,000. Try more steps, smaller bags or a smaller share of the steps."
     )
     lines = [first]
-    gaps = gap_over_time(report, arm, baseline(report))
+    gaps = [(step, gap) for step, gap in mean_gaps(baseline(report), arm) if step > arm["switch_step"]]
     if len(gaps) >= 4 and gaps[-1][1] > 0:
         (step, middle), (_, end) = gaps[len(gaps) // 2 - 1], gaps[-1]
         change = f"{signed(middle)} at step {count(step)}, {signed(end)} at the curves’ end"
@@ -167,6 +181,11 @@ def _reasons_for_a_loss(report: Report) -> list[str]:
             lines.append(f"The difference was still shrinking ({change}): a longer recovery may turn it.")
         elif middle < 1.1 * end:
             lines.append(f"The difference was no longer shrinking ({change}): a longer recovery alone may not turn it.")
+    switch = switch_of(report, arm)
+    if switch is not None and switch["crossing_step"] is None and gaps:
+        lines.append(
+            f"At no validation of the {count(recovery_steps(arm))} steps after the switch did it get ahead and stay so."
+        )
     if arm["ratio"] > 0.4:
         lines.append(f"It spent {arm['ratio']:.0%} of the steps in superposition; the paper recommends 20% to 40%.")
     return lines
@@ -193,9 +212,11 @@ def _data_read(report: Report) -> list[str]:
     if abs(relative - 1) < 0.005:
         lines = [f"Both read the same amount of raw data ({count_in_words(read)} tokens)."]
     else:
+        measured = difference_at_equal_data(report, arm) is not None
+        paper = "" if measured else ", and at equal data the paper finds it behind"
         lines = [
-            f"It read {decimal(relative, 2)} times the raw data ({words}): superposition trades data for compute, and "
-            "at equal data the paper finds it behind."
+            f"It read {decimal(relative, 2)} times the raw data ({words}): superposition trades data for "
+            f"compute{paper}."
         ]
     if unique is not None and unique < 0.98 * read:
         lines.append(f"{count_in_words(unique)} of its tokens were new; the rest it read more than once.")

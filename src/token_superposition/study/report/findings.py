@@ -1,0 +1,255 @@
+"""What budgets, equal data and the switch say, in sentences for the verdict and for the page.
+
+A speed-up of 1.43 is written "1.43 times less compute"; one below 1 the other way round, so that a reader never has to
+turn a number over. What could not be measured is said with its reason, as the report gives it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from token_superposition.study.arms import Arm, quoted
+from token_superposition.study.report.budgets import (
+    FEWEST_FOR_INTERVAL,
+    compared_steps,
+    difference_at,
+    difference_at_equal_data,
+    equal_data_steps,
+    has_budgets,
+    is_cut,
+    placed,
+    shortest_in_full,
+)
+from token_superposition.study.report.facts import Report, baseline, best, unit
+from token_superposition.study.report.numbers import count, decimal, interval, signed, three_figures
+from token_superposition.study.statistics import ONE_SEED, PairedDifference
+
+Reading = Mapping[str, Any]
+_CLOSES, _STAYS = 2 / 3, 0.9  # of how far behind it was one budget before
+
+
+def saving(reading: Reading) -> tuple[str, str]:
+    """`1.43` and `less compute`, or `1.25` and `more time` where superposition needs more."""
+    speedup, what = reading["speedup"], "compute" if reading.get("unit", "flops") == "flops" else "time"
+    return (decimal(speedup, 2), f"less {what}") if speedup >= 1 else (decimal(1 / speedup, 2), f"more {what}")
+
+
+def saving_interval(reading: Reading) -> str | None:
+    """`1.21 to 1.70`, the way round that `saving` is; None without an interval."""
+    ends = reading.get("confidence_interval")
+    if not ends:
+        return None
+    low, high = ends if reading["speedup"] >= 1 else (1 / ends[1], 1 / ends[0])
+    return f"{decimal(low, 2)} to {decimal(high, 2)}"
+
+
+def readings(report: Report, arm: str, read_at: str) -> dict[str, Reading]:
+    """An arm's readings at one end, by their unit."""
+    listed = report.get("iso_loss_all") or []
+    return {r["unit"]: r for r in listed if r["arm"] == arm and r["read_at"] == read_at}
+
+
+def shown_reading(report: Report) -> Reading | None:
+    """The reading that the figure shows: the headline, or else that at superposition's end."""
+    if report.get("iso_loss"):
+        headline: Reading = report["iso_loss"]
+        return headline
+    reading = readings(report, best(report)["name"], "superposition_end").get("flops")
+    return reading if reading and reading["speedup"] is not None else None
+
+
+def saves_compute(report: Report) -> bool:
+    """Whether the headline's speed-up is one, whatever the seeds."""
+    headline = report.get("iso_loss")
+    return bool(headline and headline["confidence_interval"] and headline["confidence_interval"][0] > 1)
+
+
+def speedup_sentences(report: Report) -> list[str]:
+    """The best arm's speed-up at the baseline's loss, or why it cannot be read and what can be read instead."""
+    name = best(report)["name"]
+    at_baseline, at_end = (readings(report, name, end) for end in ("baseline_end", "superposition_end"))
+    if not at_baseline or not has_budgets(report):
+        return []
+    first, second = at_baseline["flops"], at_end["flops"]
+    if first["speedup"] is not None:
+        steps = count(compared_steps(report)[-1])
+        return [
+            f"It reached the baseline’s loss at {steps} steps ({decimal(first['loss'], 3)}) with "
+            f"{_amount(at_baseline)}.{_sureness(first)}"
+        ]
+    lines = [f"The speed-up at the baseline’s final loss cannot be read off: {first['reason']}."]
+    if second["speedup"] is not None:
+        run = "longer" if second["speedup"] >= 1 else "shorter"
+        lines.append(
+            f"Read at superposition’s own final loss ({decimal(second['loss'], 3)}), which the baseline reaches in a "
+            f"{run} run, it took {_amount(at_end)}.{_sureness(second)}"
+        )
+    return lines
+
+
+def _amount(found: Mapping[str, Reading]) -> str:
+    """`1.43 times less compute (95% interval 1.21 to 1.70) and 1.40 times less measured time (...)`."""
+    parts = []
+    for key in ("flops", "seconds"):
+        reading = found.get(key)
+        if reading and reading["speedup"] is not None:
+            number, words = saving(reading)
+            words = words.replace("time", "measured time")
+            ends = saving_interval(reading)
+            level = f" ({reading['confidence_level']:.0%} interval {ends})" if ends else ""
+            parts.append(f"{number} times {words}{level}")
+    return " and ".join(parts)
+
+
+def _sureness(reading: Reading) -> str:
+    ends = reading["confidence_interval"]
+    if ends is None:
+        return (
+            " One seed gives no interval." if reading["reason"] == ONE_SEED else f" No interval: {reading['reason']}."
+        )
+    return " The interval holds 1, so these seeds do not say that it saves compute." if ends[0] <= 1 <= ends[1] else ""
+
+
+def equal_data_sentences(report: Report) -> list[str]:
+    """The best arm against the baseline that read as much text."""
+    found = difference_at_equal_data(report, best(report))
+    if found is None or found["delta_nats"] is None or not math.isfinite(found["delta_nats"]):
+        return []
+    delta, ends = found["delta_nats"], found["confidence_interval"]
+    level = f"{found['confidence_level']:.0%} interval {interval(ends)}" if ends else "no interval"
+    side = "above" if delta > 0 else "below"
+    start = (
+        f"At equal data, {_longer(report, found)}, superposition ended {abs(delta):.3f} {unit(report)} {side} it "
+        f"({level})"
+    )
+    if ends and ends[0] > 0:
+        compute = report["equal_flops"]["confidence_interval"]
+        gained = compute is not None and compute[1] < 0
+        return [start + (": what it gained at equal compute, it bought with text." if gained else ".")]
+    if ends and ends[1] < 0:
+        return [start + ": its gain is more than the additional text."]
+    return [start + (": these seeds do not decide it." if ends else ".")]
+
+
+def _longer(report: Report, found: Mapping[str, Any]) -> str:
+    steps = found.get("total_steps")
+    if steps is None:
+        return "against a baseline that read as much text"
+    times = steps / compared_steps(report)[-1]
+    return (
+        f"against a baseline of {count(steps)} steps ({three_figures(times)} times the compute) that read as much text"
+    )
+
+
+def budget_sentences(report: Report) -> list[str]:
+    """The best arm's difference at every budget, and where it starts to win or whether the gap closes."""
+    arm = best(report)
+    found = [(steps, difference_at(report, arm, steps)) for steps in compared_steps(report)]
+    known = [(steps, each) for steps, each in found if each is not None and math.isfinite(each.mean)]
+    if len(known) < 2:
+        return []
+    (first, start), *others = known
+    more = ", ".join(f"{signed(each.mean)} at {count(steps)}" for steps, each in others)
+    line = f"Budget by budget, superposition less the baseline: {signed(start.mean)} at {count(first)} steps, {more}."
+    won = [each.interval is not None and each.interval[1] < 0 for _, each in known]
+    if all(won):
+        line += " Its interval lies below zero at every one."
+    elif won[-1]:
+        since = len(won) - won[::-1].index(False)
+        line += f" Its interval lies below zero from {count(known[since][0])} steps on."
+    elif not any(won) and all(each.interval is not None for _, each in known):
+        line += _trend(report, known)
+    return [line]
+
+
+def _trend(report: Report, known: Sequence[tuple[int, PairedDifference]]) -> str:
+    """Whether a gap closes faster than losses flatten: counted in the compute that the baseline's own fall is worth.
+
+    A run that needs a fixed multiple of the compute has a gap that shrinks with every budget and never closes.
+    """
+    points = {point.steps: point for point in placed(baseline(report))}
+    behind = []
+    for (before, _), (steps, each) in itertools.pairwise(known):
+        if before not in points or steps not in points:
+            return ""
+        fall = points[before].loss - points[steps].loss
+        if fall <= 0 or each.mean <= 0:
+            return ""
+        behind.append(each.mean / fall * math.log(points[steps].flops / points[before].flops))
+    if len(behind) < 2:
+        return ""
+    if behind[-1] < _CLOSES * behind[-2]:
+        return " The gap closes faster than the losses flatten: a longer run may turn it."
+    if behind[-1] > _STAYS * behind[-2]:
+        return " The gap shrinks no faster than the losses flatten: a longer run alone may not turn it."
+    return ""
+
+
+def switch_sentences(report: Report) -> list[str]:
+    """What happened to every superposition arm at its switch."""
+    lines = []
+    for found in report.get("switch") or []:
+        spike, lasted, crossing = found["spike_nats"], found["spike_steps"], found["crossing_step"]
+        words = [f"{quoted(found['arm'])}:"] if len(report["arms"]) > 2 else []
+        if spike is not None and spike > 0:
+            over = f"; after {count(lasted)} steps less than a tenth of that was left" if lasted is not None else ""
+            words.append(
+                f"At the switch (step {count(found['switch_step'])}) superposition’s next-token loss stood {spike:.2f} "
+                f"{unit(report)} above the baseline’s{over}."
+            )
+        if crossing is not None:
+            words.append(
+                f"From step {count(crossing)}, {count(found['crossing_recovery_steps'])} steps after the switch, its "
+                "curve stayed at or below the baseline’s."
+            )
+        if found["reason"]:
+            words.append(f"{found['reason'][:1].upper()}{found['reason'][1:]}.")
+        lines.append(" ".join(words))
+    return lines
+
+
+def switch_of(report: Report, arm: Arm) -> Mapping[str, Any] | None:
+    """What the report says of an arm's switch."""
+    return next((found for found in report.get("switch") or [] if found["arm"] == arm["name"]), None)
+
+
+def not_read(report: Report) -> list[str]:
+    """Why speed-ups are missing from their table: a sentence a reading, in seconds only where FLOPs have one."""
+    lines = []
+    for reading in report.get("iso_loss_all") or []:
+        arm, read_at = reading["arm"], reading["read_at"]
+        in_flops = readings(report, arm, read_at)["flops"]
+        if reading["speedup"] is None and (reading["unit"] == "flops" or in_flops["speedup"] is not None):
+            whose = "the baseline’s" if read_at == "baseline_end" else "superposition’s"
+            who = f"{quoted(arm)}, at {whose} loss" if len(report["arms"]) > 2 else f"At {whose} loss"
+            seconds = ", in seconds" if reading["unit"] == "seconds" else ""
+            lines.append(f"{who}{seconds}: {reading['reason']}.")
+    return lines
+
+
+def budget_caption(report: Report) -> str:
+    """What the figure of the budgets shows."""
+    seeds = max(len(arm["seeds"]) for arm in report["arms"])
+    lines = ["Left: final validation loss at every budget, over training compute on a logarithmic axis."]
+    if seeds >= FEWEST_FOR_INTERVAL:
+        lines.append("Bands: 95% intervals of each mean over seeds.")
+    elif seeds > 1:
+        lines.append("Bands: from the lower seed to the higher.")
+    if equal_data_steps(report):
+        lines.append("Rings: the baseline trained on as much text as superposition reads.")
+    if is_cut(report):
+        lines.append(f"Runs under {count(shortest_in_full(report))} steps may lie above the top, which is cut off.")
+    reading = shown_reading(report)
+    if reading:
+        whose = "the baseline’s" if reading["read_at"] == "baseline_end" else "superposition’s"
+        who = "superposition" if len(report["arms"]) == 2 else quoted(reading["arm"])
+        lines.append(
+            f"The arrow lies at {whose} final loss and runs from the compute that {who} needs for it to the baseline’s."
+        )
+    elif report.get("iso_loss_all"):
+        lines.append("No speed-up is drawn: it lies outside what was trained.")
+    lines.append("Right: the difference to the baseline at each, taken seed by seed.")
+    return " ".join(lines)

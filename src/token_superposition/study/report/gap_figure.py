@@ -1,0 +1,172 @@
+"""The figure's second panel: each arm's final loss less the baseline's, at every budget and at equal data.
+
+Its differences are taken seed by seed, so their intervals, and not the bands of the first panel, say whether two arms
+differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+from token_superposition.study.report.budgets import (
+    compared_steps,
+    difference_at,
+    difference_at_equal_data,
+    shortest_in_full,
+)
+from token_superposition.study.report.facts import Report, unit
+from token_superposition.study.report.figure import (
+    BOTTOM,
+    CHARACTER,
+    HEIGHT,
+    LEFT,
+    LONGEST_NAME,
+    TOP,
+    WIDTH,
+    LineEnd,
+    clip,
+    closing,
+    end_names,
+    hit,
+    opening,
+    y_grid,
+)
+from token_superposition.study.report.marks import arm_class, marker, short_names
+from token_superposition.study.report.numbers import count, finite, interval, signed
+from token_superposition.study.report.scale import Scale
+
+_INSET = 22.0  # between the frame and the first and last points
+
+
+def gaps_panel(report: Report) -> str:
+    """The panel as SVG; empty where no difference is finite."""
+    steps = compared_steps(report)
+    arms = list(enumerate(report["arms"]))[1:]
+    rows: list[tuple[int, str, list[_Gap]]] = []
+    for index, arm in arms:
+        gaps = [
+            _Gap(place, f"{count(number)} steps", found.mean, found.interval)
+            for place, number in enumerate(steps)
+            if (found := difference_at(report, arm, number)) is not None and math.isfinite(found.mean)
+        ]
+        data = difference_at_equal_data(report, arm)
+        if data is not None and finite(data["delta_nats"]):
+            ends = data["confidence_interval"]
+            gaps.append(_Gap(None, "equal data", data["delta_nats"], (ends[0], ends[1]) if ends else None))
+        if gaps:
+            rows.append((index, arm["name"], gaps))
+    if not rows:
+        return ""
+    names = short_names([name for _, name, _ in rows], LONGEST_NAME)
+    right = WIDTH - max(map(len, names)) * CHARACTER - 16
+    has_data = any(gap.place is None for _, _, gaps in rows for gap in gaps)
+    first = steps.index(shortest_in_full(report))
+    shown = [gap for _, _, gaps in rows for gap in gaps if gap.place is None or gap.place >= first]
+    values = [0.0, *(value for gap in shown for value in (gap.mean, *(gap.ends or ())))]
+    room = 0.08 * (max(values) - min(values)) or 0.01
+    y = Scale(min(values) - room, max(values) + room, HEIGHT - BOTTOM, TOP)
+    dodge = min(9.0, 34.0 / len(rows))
+    inset = _INSET + dodge * (len(rows) - 1) / 2
+    data_at = right - inset
+    last = data_at - 62 if has_data else right - inset
+    logs = [math.log(number) for number in steps]
+    x = Scale(logs[0], logs[-1], LEFT + inset, last) if len(logs) > 1 else Scale(logs[0] - 1, logs[0], LEFT, last)
+
+    def at(row: int, gap: _Gap) -> float:
+        base = data_at if gap.place is None else x(logs[gap.place])
+        return base + dodge * (row - (len(rows) - 1) / 2)
+
+    said = "; ".join(f"{name}: {', '.join(gap.words for gap in gaps)}" for _, name, gaps in rows)
+    parts = [
+        *opening(
+            "budgets-gap", "Difference to the baseline", f"Final loss less the baseline’s in {unit(report)}. {said}."
+        ),
+        clip("budgets-gap", right),
+        f'<text class="axis" x="0" y="32">Final loss less the baseline’s ({escape(unit(report))}); below zero is better'
+        "</text>",
+        *y_grid(Scale(0, 1, LEFT, right), y),
+        f'<line class="zero" x1="{LEFT:g}" x2="{right:.1f}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>',
+        *_steps_axis(steps, [x(log) for log in logs], right, data_at if has_data else None),
+    ]
+    for row, (index, _, gaps) in enumerate(rows):
+        path = "L".join(f"{at(row, gap):.1f} {y(gap.mean):.1f}" for gap in gaps if gap.place is not None)
+        if path:
+            line = f'<path class="mean {arm_class(index)}" d="M{path}"/>'
+            parts.append(f'<g clip-path="url(#budgets-gap-c)">{line}</g>')
+        for gap in gaps:
+            if y.low <= gap.mean <= y.high:
+                parts += _gap_marks(index, at(row, gap), gap, y)
+    line_ends = [
+        LineEnd(index, name, at(row, gaps[-1]) + 5, y(gaps[-1].mean))
+        for row, ((index, _, gaps), name) in enumerate(zip(rows, names, strict=True))
+    ]
+    parts += [
+        *end_names(line_ends, right),
+        *(
+            hit(index, at(row, gap), y(gap.mean), f"{name}, {gap.words}")
+            for row, (index, name, gaps) in enumerate(rows)
+            for gap in gaps
+            if y.low <= gap.mean <= y.high
+        ),
+        *closing(),
+    ]
+    return "\n".join(parts)
+
+
+@dataclass(frozen=True)
+class _Gap:
+    """A difference to the baseline: at the budget of that place, or (None) at equal data."""
+
+    place: int | None
+    where: str
+    mean: float
+    ends: tuple[float, float] | None
+
+    @property
+    def words(self) -> str:
+        """What is read out."""
+        return f"{self.where}: {signed(self.mean)}" + (f" ({interval(self.ends)})" if self.ends else "")
+
+
+def _steps_axis(steps: Sequence[int], places: Sequence[float], right: float, data_at: float | None) -> list[str]:
+    bottom, parts = HEIGHT - BOTTOM, []
+    parts.append(f'<line class="base" x1="{LEFT:g}" x2="{right:.1f}" y1="{bottom:g}" y2="{bottom:g}"/>')
+    free = math.inf  # the longest budget is labelled first
+    for number, at in reversed(list(zip(steps, places, strict=True))):
+        parts.append(f'<line class="base" x1="{at:.1f}" x2="{at:.1f}" y1="{bottom:g}" y2="{bottom + 4:g}"/>')
+        half = len(count(number)) * CHARACTER / 2
+        if at + half <= free:
+            free = at - half - 4
+            parts.append(
+                f'<text class="tick" x="{at:.1f}" y="{bottom + 18:g}" text-anchor="middle">{count(number)}</text>'
+            )
+    end = right
+    if data_at is not None:
+        end = data_at - 31
+        parts.append(f'<line class="apart" x1="{end:.1f}" x2="{end:.1f}" y1="{TOP:g}" y2="{bottom + 22:g}"/>')
+        parts += [
+            f'<text class="tick" x="{data_at:.1f}" y="{bottom + line:g}" text-anchor="middle">{text}</text>'
+            for line, text in ((18, "equal"), (32, "data"))
+        ]
+    middle = (LEFT + end) / 2
+    title = "Optimizer steps, at equal compute"
+    parts.append(f'<text class="axis" x="{middle:.1f}" y="{HEIGHT - 7:g}" text-anchor="middle">{title}</text>')
+    return parts
+
+
+def _gap_marks(index: int, at: float, gap: _Gap, y: Scale) -> list[str]:
+    style, parts = arm_class(index), []
+    if gap.ends is not None:
+        low, high = y(gap.ends[0]), y(gap.ends[1])
+        parts.append(
+            f'<path class="whisker {style}" d="M{at - 5:.1f} {low:.1f}h10M{at - 5:.1f} {high:.1f}h10M{at:.1f} '
+            f'{low:.1f}V{high:.1f}"/>'
+        )
+    if gap.place is None:
+        parts.append(f'<circle class="tried {style}" cx="{at:.1f}" cy="{y(gap.mean):.1f}" r="4"/>')
+    else:
+        parts.append(marker(index, at, y(gap.mean)))
+    return parts

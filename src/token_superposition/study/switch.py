@@ -1,0 +1,105 @@
+"""What happens at the switch to next-token training: the spike, how long it lasts, and where superposition gets ahead.
+
+All three are read off the gap, superposition's next-token validation loss less the baseline's at the same step and
+seed, meant over seeds, at the steps of the reference budget that both were validated at. Nothing is interpolated:
+every step named here is one at which both were measured, so a step found is late by up to one validation interval.
+
+    spike      the gap at the switch step itself, before any next-token training. The model has only seen bags until
+               then, and its next-token loss is far above the baseline's.
+    its end    the first validation at which less than a tenth of the spike is left. A tenth, as the gap falls fast at
+               first and then slowly; and as it may never reach zero.
+    crossing   the first validation of the recovery from which the gap stays at or below zero to the end. That a curve
+               dips below once and comes back is no crossing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from token_superposition.study.arms import Arm, Budget, by_seed, reference
+
+LEFT = 0.1  # of the spike, where it counts as over
+
+
+def switch_facts(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+    """Spike and crossing of every superposition arm.
+
+    Args:
+        arms: the report's, the baseline first.
+
+    Returns:
+        A dictionary an arm: arm (its name), switch_step, spike_nats, spike_steps (recovery steps until it was over),
+        crossing_step, crossing_recovery_steps (the same, counted from the switch), reason (why any of them is null).
+    """
+    return [_facts(arms[0], arm) for arm in arms[1:]]
+
+
+def mean_gaps(baseline: Arm, arm: Arm) -> list[tuple[int, float]]:
+    """(step, mean over seeds of the arm's validation loss less the baseline's), at the steps all of them have."""
+    theirs, ours = by_seed(reference(baseline)), by_seed(reference(arm))
+    gaps = []
+    for seed, run in ours.items():
+        if seed in theirs:
+            base, other = _losses(theirs[seed]), _losses(run)
+            if base and other:  # a run without a curve says nothing about its steps
+                gaps.append({step: loss - base[step] for step, loss in other.items() if step in base})
+    shared = set.intersection(*map(set, gaps)) if gaps else set()
+    return [(step, math.fsum(gap[step] for gap in gaps) / len(gaps)) for step in sorted(shared)]
+
+
+def _losses(run: Mapping[str, Any]) -> dict[int, float]:
+    """A run's validation losses by step, those that are numbers."""
+    losses = {int(point["step"]): point.get("validation_loss") for point in run.get("curve") or []}
+    return {step: loss for step, loss in losses.items() if loss is not None and math.isfinite(loss)}
+
+
+def _facts(baseline: Arm, arm: Arm) -> dict[str, Any]:
+    budget: Budget = reference(arm)
+    switch = int(budget["switch_step"])
+    gaps = mean_gaps(baseline, arm)
+    recovery = [(step, gap) for step, gap in gaps if step > switch]
+    spike, spike_steps, no_spike = _spike(dict(gaps).get(switch), recovery, switch)
+    crossing, no_crossing = _crossing(recovery)
+    return {
+        "arm": arm["name"],
+        "switch_step": switch,
+        "spike_nats": spike,
+        "spike_steps": spike_steps,
+        "crossing_step": crossing,
+        "crossing_recovery_steps": None if crossing is None else crossing - switch,
+        "reason": "; ".join(reason for reason in (no_spike, no_crossing) if reason) or None,
+    }
+
+
+def _spike(
+    gap: float | None, recovery: Sequence[tuple[int, float]], switch: int
+) -> tuple[float | None, int | None, str | None]:
+    """The spike, the recovery steps it lasted, and why one of them is missing."""
+    if gap is None:
+        reason = f"the spike is not known: the two were not both validated at step {switch:,}, the switch"
+        return None, None, f"{reason} (let logging.validation_interval divide it)"
+    if gap <= 0:
+        return gap, None, "there was no spike: superposition was not behind at the switch"
+    for step, left in recovery:
+        if left < LEFT * gap:
+            return gap, step - switch, None
+    return gap, None, f"the spike did not fall below {LEFT:.0%} of its height" if recovery else None
+
+
+def _crossing(recovery: Sequence[tuple[int, float]]) -> tuple[int | None, str | None]:
+    """The step from which the gap stays at or below zero, or why there is none."""
+    if not recovery:
+        return None, "there is no crossing: the two were not both validated after the switch"
+    ahead = None
+    for step, gap in reversed(recovery):
+        if gap > 0:
+            break
+        ahead = step
+    if ahead is not None:
+        return ahead, None
+    step, gap = recovery[-1]
+    best_step, best = min(recovery, key=lambda point: point[1])
+    once = f" (it was ahead at step {best_step:,}, and did not stay so)" if best <= 0 else ""
+    return None, f"superposition did not get ahead: at step {step:,} it was still {gap:.3f} nats above{once}"

@@ -1,0 +1,272 @@
+"""What the report says and shows of several budgets, equal data and the switch."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import re
+from typing import Any
+
+import pytest
+
+from tests.study.synthetic import LATE, NEVER, STUDIES, finish, make_study, tuned
+from tests.study.test_report_page import Page
+from token_superposition.study.report import render_html, verdict
+from token_superposition.study.report.marks import short_names
+from token_superposition.study.report.scale import log_ticks
+
+Report = dict[str, Any]
+
+
+def said(report: Report) -> str:
+    return " ".join(verdict(report).details)
+
+
+def text_of(report: Report) -> str:
+    return re.sub(r" +(?=[,.:;])", "", Page(render_html(report)).text)
+
+
+def table(report: Report, number: int) -> list[list[str]]:
+    """A table's rows, the words of each."""
+    page = render_html(report)
+    part = page[page.index(f"<b>Table {number}.</b>") :]
+    rows = re.findall(r"<tr.*?</tr>", part[: part.index("</table>")])
+    return [[re.sub(r"<[^>]*>", " ", cell).strip() for cell in re.findall(r"<t[hd].*?</t[hd]>", row)] for row in rows]
+
+
+def drawing(report: Report, name: str) -> str:
+    page = render_html(report)
+    part = page[page.index(f'aria-labelledby="{name}-t') :]
+    return part[: part.index("</svg>")]
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_page_is_whole_and_numbered_in_order(study: str) -> None:
+    report = STUDIES[study]()
+    before = copy.deepcopy(report)
+    html = render_html(report)
+    page = Page(html)
+    assert report == before
+    assert html == render_html(json.loads(json.dumps(report)))
+    ids = [value for key, value in page.attributes if key == "id"]
+    assert len(ids) == len(set(ids))
+    for kind in ("Figure", "Table"):
+        numbers = [int(found) for found in re.findall(rf"<b>{kind} (\d+)\.</b>", html)]
+        assert numbers == list(range(1, len(numbers) + 1))
+        assert all(1 <= int(found) <= len(numbers) for found in re.findall(rf"{kind} (\d+)", page.text))
+    assert not re.search(r"\bnan\b|\bNone\b|\binf\b|not recorded", page.text)
+    assert not re.search(r"https?:|@import|url\((?!#)|src=|href=", html)
+    words = verdict(report)
+    assert all(line in page.text for line in (words.headline, *words.details))
+
+
+def test_the_headline_and_the_box_give_the_difference_and_the_speedup() -> None:
+    report = make_study()
+    number = f"{report['iso_loss']['speedup']:.2f}"
+    low, high = report["iso_loss"]["confidence_interval"]
+    assert verdict(report).headline.endswith(
+        f"and it reached the baseline’s loss with {number} times less compute: it helped here."
+    )
+    text = text_of(report)
+    assert f"Compute for the baseline’s loss {number}× less its loss at 4,000 steps 95% interval {low:.2f} to" in text
+    assert "Difference at equal compute −0.052" in text
+    assert f"with {number} times less compute (95% interval {low:.2f} to {high:.2f}) and " in said(report)
+    assert "times less measured time" in said(report)
+
+
+def test_the_arrow_runs_from_superposition_s_compute_to_the_baseline_s() -> None:
+    report = make_study()
+    figure = drawing(report, "budgets-loss")
+    ((start, level, end),) = re.findall(r'class="arrow" d="M([\d.]+) ([\d.]+)H([\d.]+)"', figure)
+    start, level, end = float(start), float(level), float(end)
+    marks = [
+        tuple(map(float, at)) for at in re.findall(r'<circle class="mark arm-0" cx="([\d.]+)" cy="([\d.]+)"', figure)
+    ]
+    assert (end, level) in marks  # the baseline's last budget
+    assert start < end
+    doubling = marks[2][0] - marks[1][0]  # the axis is logarithmic
+    assert (end - start) / doubling == pytest.approx(math.log2(report["iso_loss"]["speedup"]), abs=0.01)
+    assert f"{report['iso_loss']['speedup']:.2f}× less compute" in figure
+    assert figure.count('class="band') == 2
+    assert 'class="arrow"' not in drawing(STUDIES["out-of-range"](), "budgets-loss")
+
+
+def test_a_speedup_below_one_is_turned_over() -> None:
+    report = make_study(NEVER)
+    reading = next(r for r in report["iso_loss_all"] if r["read_at"] == "superposition_end" and r["unit"] == "flops")
+    more = f"{1 / reading['speedup']:.2f}"
+    low, high = reading["confidence_interval"]
+    assert f"{more}× more compute" in drawing(report, "budgets-loss")
+    assert f"95% interval {1 / high:.2f} to {1 / low:.2f}" in drawing(report, "budgets-loss")
+    assert f"which the baseline reaches in a shorter run, it took {more} times more compute" in said(report)
+    assert table(report, 1)[2][1].split()[:2] == [f"{more}×", "more"]
+
+
+def test_out_of_range_is_said_with_what_is_known() -> None:
+    won, lost = STUDIES["out-of-range"](), make_study(NEVER)
+    assert "Compute for the baseline’s loss over 4.00× less its loss at 4,000 steps" in text_of(won)
+    assert "so the speed-up is more than 4.00; a shorter budget would tell." in said(won)
+    assert "No speed-up is drawn" in text_of(won)
+    assert "Compute for the baseline’s loss not reached its loss at 4,000 steps" in text_of(lost)
+    assert "so the speed-up is less than 1.00; a longer budget would tell." in said(lost)
+    assert "times less compute" not in verdict(won).headline
+
+
+def test_budgets_have_a_table_with_differences_tokens_and_rates() -> None:
+    rows = table(tuned(make_study(LATE)), 2)
+    assert rows[0][1:] == ["Final loss", "Difference", "Learning rate", "Raw bytes read", "Compute, FLOPs", "Wall time"]
+    assert [row[0] for row in rows if len(row) == 1] == [
+        "1,000 steps",
+        "2,000 steps",
+        "4,000 steps",
+        "7,600 steps, for equal data",
+    ]
+    assert rows[3][0] == "superposition"
+    assert rows[3][2].startswith("+0.13")
+    assert rows[3][3:5] == ["0.002", "3.89 million"]
+    assert rows[-1][0].split() == ["superposition", "of", "4,000", "steps"]
+    report = make_study(LATE)
+    data = report["equal_data"]
+    assert table(report, 2)[-1][2].startswith(f"+{data['delta_nats']:.4f}")
+
+
+def test_equal_data_says_what_was_bought_with_text() -> None:
+    words = said(make_study())
+    assert "At equal data, against a baseline of 7,600 steps (1.90 times the compute) that read as much text" in words
+    assert "what it gained at equal compute, it bought with text" in words
+    assert "at equal data the paper finds it behind" not in words
+    assert "its gain is more than the additional text" in said(STUDIES["out-of-range"]())
+    lost = said(make_study(NEVER))
+    assert "At equal data" in lost
+    assert "it bought with text" not in lost
+    assert "at equal data the paper finds it behind" in said(STUDIES["no-equal-data"]())
+    assert "Equal data: not measured, because it was not asked for (--equal-data)." in text_of(
+        STUDIES["no-equal-data"]()
+    )
+
+
+def test_where_it_starts_to_win_is_said() -> None:
+    assert "Its interval lies below zero from 4,000 steps on." in said(make_study(LATE))
+    assert "Its interval lies below zero at every one." in said(make_study())
+    assert "+0.139 at 1,000 steps, +0.010 at 2,000, −0.038 at 4,000" in said(make_study(LATE))
+
+
+def test_a_report_of_one_budget_stays_as_it_was() -> None:
+    report = make_study(budgets=[4000], equal_data=False)
+    text = text_of(report)
+    assert "Budget by budget" not in text
+    assert "budget" not in said(report)
+    assert "Equal loss (speed-up): not measured, because one budget was trained" in text
+    assert "Table 1. The arms. Means over 5 seeds." in text
+    assert "Training compute equal" in text
+
+
+def test_a_gap_that_only_flattens_is_not_said_to_close() -> None:
+    # A run that always needs 1 / 0.75 of the compute: its gap halves as losses flatten, and never closes.
+    flat = make_study((("superposition", 4, 0.3, 0.75),), noise=0.0005, shared=0)
+    assert "shrinks no faster than the losses flatten" in said(flat)
+    closing = make_study((("superposition", 4, 0.3, lambda steps: 1 - 0.5 * (1000 / steps)),), noise=0.0005, shared=0)
+    assert "closes faster than the losses flatten: a longer run may turn it" in said(closing)
+    assert "flatten" not in said(make_study())
+
+
+def test_one_seed_claims_nothing() -> None:
+    report = make_study(num_seeds=1)
+    words = verdict(report)
+    assert words.outcome == "undecided"
+    assert "one seed does not decide it" in words.headline
+    assert "One seed gives no interval." in said(report)
+    assert "below zero" not in said(report)
+    assert "flatten" not in said(make_study(NEVER, num_seeds=1))
+    assert "bought with text" not in said(report)
+    figure = drawing(report, "budgets-loss")
+    assert "no interval" in figure
+    assert 'class="band' not in figure
+    assert "Bands" not in text_of(report)
+    assert "Bands: from the lower seed to the higher." in text_of(make_study(num_seeds=2))
+
+
+def test_a_speedup_that_may_be_none_is_not_claimed() -> None:
+    report = STUDIES["noise"]()
+    assert report["iso_loss"]["confidence_interval"][0] < 1
+    assert "The interval holds 1, so these seeds do not say that it saves compute." in said(report)
+    assert "times less compute" not in verdict(report).headline
+    assert "bought with text" not in said(report)  # nothing was gained beyond doubt
+
+
+def test_the_switch_is_told_for_every_arm() -> None:
+    text = text_of(STUDIES["four-arms"]())
+    assert text.count("superposition’s next-token loss stood") == 3
+    assert (
+        "“s=4, r=0.2”: At the switch (step 800) superposition’s next-token loss stood 1.99 nats per byte above" in text
+    )
+    assert "From step 1,200, 400 steps after the switch, its curve stayed at or below the baseline’s." in text
+    lost = make_study(NEVER)
+    assert "Superposition did not get ahead: at step 4,000 it was still 0.050 nats above." in text_of(lost)
+    assert "At no validation of the 2,800 steps after the switch did it get ahead and stay so." in said(lost)
+
+
+def test_all_runs_are_counted_and_their_lengths_said() -> None:
+    text = text_of(tuned(make_study()))
+    assert (
+        "trained from scratch 35 times (2 arms × 3 budgets × 5 seeds, and the baseline 5 times for equal data)" in text
+    )
+    assert "and 18 times more for the sweep (2 arms × 3 settings × 1 seed × 3 budgets)" in text
+    assert "Each run takes 1,000, 2,000 or 4,000 (for equal data 7,600) optimizer steps" in text
+    assert "linear decay over the last 20% of the steps" in text
+    assert "peak learning rate as in Table 2" in text
+
+
+def test_the_sweep_of_every_budget_is_shown() -> None:
+    report = tuned(make_study())
+    words = said(report)
+    assert (
+        "its own best learning rate of 3 that were tried, at every budget anew: at 4,000 steps 0.001 for both" in words
+    )
+    assert "The best learning rate of baseline at 1,000 steps lies at the edge of the range (0.004" in words
+    rows = table(report, 5)
+    assert [row[0] for row in rows if len(row) == 1] == ["1,000 steps", "2,000 steps", "4,000 steps"]
+    assert sum("chosen" in cell for row in rows for cell in row) == 6
+    for steps in ("1,000", "2,000", "4,000"):
+        assert f"Learning rate, {steps} steps" in text_of(report)
+
+
+def test_losses_that_are_missing_leave_the_rest() -> None:
+    report = make_study()
+    report["arms"][1]["budgets"][0]["seeds"][0]["final_validation_loss"] = math.nan
+    finish(report)
+    page = Page(render_html(report))
+    assert "not finite" in page.text
+    assert report["iso_loss"]["speedup"] > 1
+    assert "(without 1,000 steps, where a run has no finite loss or compute)" in page.text
+    for arm in report["arms"]:
+        for budget in arm["budgets"]:
+            for run in budget["seeds"]:
+                run["final_validation_loss"] = math.nan
+    finish(report)
+    assert "No final loss is finite, so there is nothing to draw." in Page(render_html(report)).text
+
+
+def test_shorter_runs_do_not_flatten_what_decides() -> None:
+    for panel, highest in (("budgets-gap", 0.3), ("budgets-loss", 2.0)):  # at 250 steps 0.98, and 3.3
+        figure = drawing(STUDIES["six-budgets"](), panel)
+        labels = [float(each.replace("−", "-")) for each in re.findall(r'text-anchor="end">([−\d.]+)</text>', figure)]
+        assert max(labels) < highest
+    assert "Runs under 1,000 steps may lie above the top, which is cut off." in text_of(STUDIES["six-budgets"]())
+    assert "cut off" not in text_of(make_study()).split("Figure 2")[0]
+
+
+def test_names_that_begin_alike_are_told_apart() -> None:
+    assert short_names(["superposition with a", "b"], 20) == ["superposition with a", "b"]
+    names = short_names(["superposition with bags of four", "superposition with bags of two"], 20)
+    assert names == ["superposi…gs of four", "superposi…ags of two"]
+    assert short_names(["superposition with bags of four"], 20) == ["superposition with…"]
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 1000), (6.2, 47), (0.9, 3.3), (12.1, 12.9), (3e12, 4e14)])
+def test_log_ticks_are_inside_and_several(low: float, high: float) -> None:
+    found = log_ticks(low, high)
+    assert len(found) >= 2
+    assert all(low <= tick <= high for tick in found)
+    assert found == sorted(found)
