@@ -7,16 +7,12 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-<<<<<<< HEAD
 from token_superposition.objective.slot_weights import describe_slot_weights
-from token_superposition.study.report.facts import Arm, Report, num_seeds, ratio, recovery_steps, unit
-=======
 from token_superposition.study.arms import Arm, budgets
 from token_superposition.study.report.budgets import compared_steps, equal_data_steps, has_budgets, reference_steps
 from token_superposition.study.report.facts import Report, num_seeds, ratio, recovery_steps
 from token_superposition.study.report.findings import equal_data_sentences, speedup_sentences
 from token_superposition.study.report.numbering import table_number
->>>>>>> 622f79c36b0323fda952fb22d66cc09f56a05d94
 from token_superposition.study.report.numbers import (
     count,
     count_in_words,
