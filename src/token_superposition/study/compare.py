@@ -207,7 +207,7 @@ def build_report(study: Study, places: Mapping[str, Path], num_seeds: int) -> di
             "batch_size": train.batch_size,
             "sequence_length": train.sequence_length,
             "learning_rate": train.learning_rate,
-            "warmup_steps": train.warmup_steps,
+            "warmup_steps": train.num_warmup_steps,
             "decay_steps": train.decay_steps,
             "weight_decay": train.weight_decay,
             "device": stored.get("train", {}).get("device"),

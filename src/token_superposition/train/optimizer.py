@@ -122,7 +122,7 @@ def build_learning_rate(config: TrainConfig) -> WarmupStableDecay:
     return WarmupStableDecay(
         peak=config.learning_rate,
         total_steps=config.total_steps,
-        warmup_steps=config.warmup_steps,
+        warmup_steps=config.num_warmup_steps,
         decay_steps=config.decay_steps,
         final_ratio=config.final_learning_rate_ratio,
     )
