@@ -116,6 +116,10 @@ class Schedule:
         """The stage that `step` belongs to; raises ValueError where the run has no such step."""
         return self.stages[self.index_at(step)]
 
+    def in_last_stage(self, step: int) -> bool:
+        """Whether a step is in the last stage, which may get longer; raises ValueError where the run has none such."""
+        return self.index_at(step) == len(self.stages) - 1
+
     def bag_size_at(self, step: int) -> int:
         """The bag size that `step` trains with."""
         return self.lookup(step).bag_size

@@ -49,6 +49,14 @@ class WarmupStableDecay:
         return self.peak * (self.final_ratio + (1 - self.final_ratio) * left / self.decay_steps)
 
 
+    @property
+    def steps_before_decay(self) -> int:
+        """Steps from the start whose learning rate would be the same without a decay, however long the run."""
+        if self.decay_steps <= 1 or self.final_ratio == 1:
+            return self.total_steps
+        return max(self.warmup_steps, self.total_steps - self.decay_steps + 1)
+
+
 class Optimizers:
     """Torch optimizers that step as one, or not at all.
 
