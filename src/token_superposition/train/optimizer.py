@@ -48,7 +48,6 @@ class WarmupStableDecay:
             return self.peak
         return self.peak * (self.final_ratio + (1 - self.final_ratio) * left / self.decay_steps)
 
-
     @property
     def steps_before_decay(self) -> int:
         """Steps from the start whose learning rate would be the same without a decay, however long the run."""

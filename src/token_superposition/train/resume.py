@@ -48,7 +48,7 @@ def settle_config(config: RunConfig, folder: RunFolder, source: Source | None = 
         UserError: where the folder's run was started with another configuration, or keys contradict the source; names
             the key.
     """
-    run = _stored(folder)
+    run = stored_config(folder)
     stored = None if run is None else run.model_dump(mode="json")
     settled = config.model_dump(mode="json")
     train = settled["train"]
@@ -91,7 +91,7 @@ def branch_config(config: RunConfig, parent: RunFolder) -> RunConfig:
         config: what was asked for; it differs from the other run's in what it will do later, and in nothing else.
         parent: the other run.
     """
-    settled, run = config.model_dump(mode="json"), _stored(parent)
+    settled, run = config.model_dump(mode="json"), stored_config(parent)
     if run is not None:
         stored = run.model_dump(mode="json")
         settled |= {"data": stored["data"], "model": stored["model"]}
@@ -200,8 +200,8 @@ def _keep_spelling(settled: dict[str, Any], config: RunConfig, stored: dict[str,
         settled["train"] |= {key: stored["train"][key] for key in ("warmup_ratio", "warmup_steps")}
 
 
-def _stored(folder: RunFolder) -> RunConfig | None:
-    """The configuration that the folder's run was started with; None for a new one."""
+def stored_config(folder: RunFolder) -> RunConfig | None:
+    """The configuration that the folder's run was started with; None for a new one, UserError where it is damaged."""
     values = folder.read_config()
     if values is None:
         return None
