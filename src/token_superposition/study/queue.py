@@ -6,9 +6,11 @@ not changed: more budgets, arms or seeds later train only what is new.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import yaml
 
@@ -25,6 +27,16 @@ from token_superposition.study.workers import run_jobs, share_cores
 from token_superposition.train.config import RunConfig, parse_config
 from token_superposition.train.optimizer import build_learning_rate
 from token_superposition.train.resume import check_unchanged, stored_config
+
+# What is compared step by step, and so may differ between runs that begin alike.
+_SCHEDULE_KEYS = (
+    "total_steps",
+    "warmup_ratio",
+    "warmup_steps",
+    "decay_ratio",
+    "final_learning_rate_ratio",
+    "learning_rate",
+)
 
 
 def train_trials(
@@ -58,22 +70,48 @@ def train_trials(
 def _branched_jobs(trials: Sequence[Trial], seed: int) -> list[Job]:
     """The jobs of a seed's runs, the longest first: others wait for it."""
     trials = sorted(trials, key=lambda trial: -trial.total_steps)
-    courses = [_course(trial, seed) for trial in trials]
-    plan = _plan(courses, [trial.run(seed) for trial in trials])
-    longest = {trial.base: trial.total_steps for trial in reversed(trials)}
+    courses, folders = [_course(trial, seed) for trial in trials], [trial.run(seed) for trial in trials]
+    longest = {trial.base: trial for trial in reversed(trials)}
+    for trial in longest.values():
+        for folder, course in _other_runs(trial, seed, {folder.path for folder in folders}):
+            courses.append(course)
+            folders.append(folder)
+    plan = _plan(courses, folders)
     made: dict[int, Job] = {}
 
     def make(number: int) -> Job:
+        if number >= len(trials):  # a run that nobody asks for now, to be left and not to be trained
+            path = folders[number].path
+            return Job(str(path), path.with_suffix(".yaml"), path, courses[number].stages.total_steps)
         if number not in made:
             trial, branch = trials[number], plan[number]
             parent = None if branch.parent is None else make(branch.parent)
             keep = set(branch.left_at)
-            if trial.total_steps == longest[trial.base]:
+            if trial is longest[trial.base]:
                 keep.add(_left_by_a_longer_one(trial, courses[number]))
             made[number] = _write_job(trial, seed, branch, sorted(keep - {0}), parent)
         return made[number]
 
     return [make(number) for number in range(len(trials))]
+
+
+def _other_runs(trial: Trial, seed: int, known: Collection[Path]) -> Iterator[tuple[RunFolder, Course]]:
+    """Runs of the same arm, setting and seed at other budgets, which another study has left: they can be begun as."""
+    config = trial.seeded(seed)
+    name = f"seed-{config.train.seed}"
+    for path in sorted({*trial.base.glob(f"*-steps/{name}"), trial.base / name} - set(known)):
+        folder = RunFolder(path)
+        stored, fixed = stored_config(folder), folder.read_fixed()
+        if stored is None or fixed is None:
+            continue
+        schedule = {key: getattr(stored.train, key) for key in _SCHEDULE_KEYS}
+        same = config.model_copy(
+            update={"superposition": stored.superposition, "train": config.train.model_copy(update=schedule)}
+        )
+        with contextlib.suppress(UserError):  # for all else that differs
+            check_unchanged(same, folder)
+            begun = Begun(Schedule.from_dicts(fixed["stages"]), frozenset(checkpoint_steps(folder.checkpoints)), True)
+            yield folder, Course(_group(config), begun.schedule, build_learning_rate(stored.train), begun)
 
 
 def _plan(courses: list[Course], folders: Sequence[RunFolder]) -> list[Branch]:
@@ -106,7 +144,7 @@ def _course(trial: Trial, seed: int) -> Course:
 def _group(config: RunConfig) -> str:
     """All that shapes a run's steps, but for its stages and its learning rate."""
     values = config.model_dump(mode="json", exclude={"superposition"})
-    for key in ("total_steps", "warmup_ratio", "warmup_steps", "decay_ratio", "final_learning_rate_ratio"):
+    for key in _SCHEDULE_KEYS:
         del values["train"][key]
     del values["logging"]["keep_checkpoint_steps"], values["data"]["verify"]
     return json.dumps(values, sort_keys=True)
