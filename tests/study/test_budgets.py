@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,11 @@ from token_superposition.study.display import Display
 from token_superposition.study.job import Job
 from token_superposition.study.queue import train_trials
 from token_superposition.study.study_file import Study
+from token_superposition.study.sweep import parse_sweep
 from token_superposition.study.trials import arm_trials, equal_data_steps, with_equal_data
+from token_superposition.train import record
+from token_superposition.train.config import load_config
+from token_superposition.train.loop import train
 
 
 @pytest.fixture
@@ -38,6 +43,25 @@ def values(small_run: dict[str, Any]) -> dict[str, Any]:
     del small_run["train"]["warmup_ratio"], small_run["train"]["total_steps"]
     small_run["logging"] |= {"keep_checkpoints": 1, "checkpoint_interval": 100, "validation_interval": 10}
     return small_run
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs are trained here, one after another: a process of its own takes seconds to start. Returns their names."""
+    trained: list[str] = []
+
+    def run_jobs(jobs: Sequence[Job], **_: Any) -> None:
+        waiting = [job for job in jobs if not job.done]
+        while waiting:
+            job = next(job for job in waiting if job.ready)
+            waiting.remove(job)
+            job.prepare()
+            trained.append(job.name)
+            train(load_config(job.config), job.folder, quiet=True)
+
+    monkeypatch.setattr(queue, "run_jobs", run_jobs)
+    monkeypatch.setattr(record, "matrix_peak", lambda *_: 1e9)
+    return trained
 
 
 def runs(folder: Path) -> dict[str, RunFolder]:
@@ -69,6 +93,7 @@ def without_times(report: Any) -> Any:
     return [without_times(value) for value in report] if isinstance(report, list) else report
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_study_of_budgets_and_more_of_it_later(values: dict[str, Any], tmp_path: Path) -> None:
     study = make_study({**values, "budgets": [24, 12]}, equal_data=True)
     report = compare(study, tmp_path, jobs=2, quiet=True)
@@ -125,32 +150,28 @@ def test_a_study_of_budgets_and_more_of_it_later(values: dict[str, Any], tmp_pat
 
 
 def test_what_was_trained_without_budgets_is_taken_and_the_other_way_round(
-    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    values: dict[str, Any], tmp_path: Path, in_process: list[str]
 ) -> None:
     values["train"]["warmup_ratio"] = 0.1
     del values["train"]["warmup_steps"]
     one = make_study(values, {"train.total_steps": 20})
-    report = compare(one, tmp_path, jobs=2, quiet=True)
+    report = compare(one, tmp_path, quiet=True)
     assert sorted(tree(tmp_path)) == ["baseline/seed-0", "superposition/seed-0"]
     several = make_study({**values, "budgets": [10, 20]})
-    both = compare(several, tmp_path, jobs=2, quiet=True)
-    assert len(tree(tmp_path)) == 4  # superposition that was not cut can be left nowhere, the baseline had kept nothing
+    both = compare(several, tmp_path, quiet=True)
+    # Superposition that was not cut can be left nowhere, and the baseline had kept nothing.
+    assert in_process[2:] == ["baseline, 10 steps, seed 0", "superposition, 10 steps, seed 0"]
+    assert set(tree(tmp_path).values()) == {0}
     assert [arm["seeds"] for arm in both["arms"]] == [arm["seeds"] for arm in report["arms"]]
-
-    started: list[str] = []
-    monkeypatch.setattr(queue, "run_jobs", lambda jobs, **_: started.extend(job.name for job in jobs if not job.done))
-    shutil.rmtree(tmp_path / "runs" / "baseline" / "seed-0")
-    train_trials(arm_trials(several, "baseline", tmp_path), [0], branches=True, jobs=1, quiet=True)
-    assert started == ["baseline, 20 steps, seed 0"]
+    (tmp_path / "runs/superposition/20-steps").mkdir()
     shutil.move(tmp_path / "runs/superposition/seed-0", tmp_path / "runs/superposition/20-steps/seed-0")
-    started.clear()
-    train_trials(arm_trials(one, "superposition", tmp_path), [0], branches=False, jobs=1, quiet=True)
-    assert started == []
+    in_process.clear()
+    assert compare(one, tmp_path, quiet=True) == report
+    assert in_process == []
 
 
+@pytest.mark.usefixtures("in_process")
 def test_every_arm_is_tuned_at_every_budget(values: dict[str, Any], tmp_path: Path) -> None:
-    from token_superposition.study.sweep import parse_sweep
-
     study = make_study({**values, "budgets": [12, 24]}, equal_data=True)
     sweep = parse_sweep(["train.learning_rate=1e-3,1e-2"], study.arms)
     report = compare(study, tmp_path, sweep=sweep, jobs=2, quiet=True)
@@ -173,11 +194,8 @@ def test_every_arm_is_tuned_at_every_budget(values: dict[str, Any], tmp_path: Pa
         assert steps[f"superposition/train.learning_rate={rate}/12-steps/seed-1000"] == 3
 
 
-KILLS = (
-    "baseline/24-steps/seed-0/checkpoints/step-*",
-    "superposition/12-steps/seed-0/checkpoints",
-    "baseline/12-steps/*",
-)
+# What a kill waits for: the trunk's checkpoint, from which no branch may have been made yet; the first branch.
+KILLS = ("baseline/24-steps/seed-0/checkpoints/step-*", "superposition/12-steps/seed-0/config.yaml")
 
 
 def test_killed_and_started_again_it_comes_to_the_same_report(values: dict[str, Any], tmp_path: Path) -> None:
@@ -206,7 +224,9 @@ def test_killed_and_started_again_it_comes_to_the_same_report(values: dict[str, 
                 with contextlib.suppress(UserError), RunFolder(run):
                     break
                 time.sleep(0.01)
-        (out / "runs" / "baseline" / "12-steps" / ".seed-0.tmp" / "checkpoints").mkdir(parents=True, exist_ok=True)
+        branch = out / "runs" / "superposition" / "12-steps" / "seed-0"
+        if not branch.exists():
+            (branch.parent / ".seed-0.tmp" / "checkpoints").mkdir(parents=True, exist_ok=True)
     done = {run.summary_file: run.summary_file.stat().st_mtime_ns for run in runs(out).values() if run.read_summary()}
     for folder in (out, tmp_path / "whole"):
         assert subprocess.run(command(folder), check=False, stdout=subprocess.DEVNULL).returncode == 0
@@ -238,6 +258,7 @@ def test_a_child_that_is_interrupted_ends_the_study_in_one_line(values: dict[str
     assert "seed-0.log" in errors[0]
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_checkpoint_that_is_lost_costs_steps_and_nothing_else(
     values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,7 +310,6 @@ def test_the_display_counts_what_is_trained_and_says_who_waits(tmp_path: Path) -
     trunk = Job("trunk", tmp_path / "a.yaml", tmp_path / "a", 100)
     leaf = Job("leaf", tmp_path / "b.yaml", tmp_path / "b", 60, 40, trunk)
     assert leaf.last_step() == (40, "waits for trunk")
-    assert not leaf.ready
     said = io.StringIO()
     Display([trunk, leaf], quiet=False, console=Console(file=said, width=200)).update()
     assert said.getvalue() == "0 of 120 steps\n"
@@ -298,7 +318,6 @@ def test_the_display_counts_what_is_trained_and_says_who_waits(tmp_path: Path) -
     (tmp_path / "a" / "checkpoints" / "step-0000040").mkdir(parents=True)
     display.update()
     display.close()
-    assert leaf.ready
     assert leaf.last_step() == (40, "starting")
 
 
