@@ -67,7 +67,8 @@ _KEYS = """
     model.config.architectures model.config.auto_map model.config.id2label model.config.problem_type
     model.config.chunk_size_feed_forward model.config._name_or_path model.config.is_encoder_decoder
     model.config.pretraining_tp model.config.transformers_version model.config.attn_implementation
-    model.config.model_type arms arms.a arms.b
+    model.config.model_type arms arms.a arms.b budgets equal_data train.warmup_steps
+    logging.keep_checkpoint_steps
 """
 _PATHS = _KEYS.split()
 _STAGE = ("bag_size", "ratio", "steps", "mode", "slot_weights")

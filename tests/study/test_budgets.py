@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,6 @@ from token_superposition.study.queue import train_trials
 from token_superposition.study.study_file import Study
 from token_superposition.study.sweep import parse_sweep
 from token_superposition.study.trials import arm_trials, equal_data_steps, with_equal_data
-from token_superposition.train import record
-from token_superposition.train.config import load_config
-from token_superposition.train.loop import train
 
 
 @pytest.fixture
@@ -43,25 +39,6 @@ def values(small_run: dict[str, Any]) -> dict[str, Any]:
     del small_run["train"]["warmup_ratio"], small_run["train"]["total_steps"]
     small_run["logging"] |= {"keep_checkpoints": 1, "checkpoint_interval": 100, "validation_interval": 10}
     return small_run
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Runs are trained here, one after another: a process of its own takes seconds to start. Returns their names."""
-    trained: list[str] = []
-
-    def run_jobs(jobs: Sequence[Job], **_: Any) -> None:
-        waiting = [job for job in jobs if not job.done]
-        while waiting:
-            job = next(job for job in waiting if job.ready)
-            waiting.remove(job)
-            job.prepare()
-            trained.append(job.name)
-            train(load_config(job.config), job.folder, quiet=True)
-
-    monkeypatch.setattr(queue, "run_jobs", run_jobs)
-    monkeypatch.setattr(record, "matrix_peak", lambda *_: 1e9)
-    return trained
 
 
 def runs(folder: Path) -> dict[str, RunFolder]:

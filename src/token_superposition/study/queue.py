@@ -137,7 +137,9 @@ def _course(trial: Trial, seed: int) -> Course:
     begun = None
     if fixed is not None:
         checkpoints = frozenset(checkpoint_steps(folder.checkpoints))
-        begun = Begun(Schedule.from_dicts(fixed["stages"]), checkpoints, folder.summary_file.exists())
+        # One that diverged may have done so after the step in question, which only who goes there finds out.
+        ended = folder.summary_file.exists() or folder.diverged_file.exists()
+        begun = Begun(Schedule.from_dicts(fixed["stages"]), checkpoints, ended)
     return Course(_group(config), config.schedule(), build_learning_rate(config.train), begun)
 
 
