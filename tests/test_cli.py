@@ -176,6 +176,9 @@ def test_a_value_of_the_wrong_kind(capsys: pytest.CaptureFixture[str], config: P
     assert "--seeds" in refused(capsys, "compare", config, "--out", out, "--seeds", "many")
     assert "--seeds" in refused(capsys, "compare", config, "--out", out, "--seeds", "0")
     assert "--steps" in refused(capsys, "demo", "--out", out, "--steps", "3")
+    assert "give one of the two" in refused(capsys, "demo", "--out", out, "--steps", "12", "--budgets", "12,24")
+    assert "--budgets: 12 is there twice" in refused(capsys, "compare", config, "--out", out, "--budgets", "12,12")
+    assert "none of the budgets" in refused(capsys, "compare", config, "--out", out, "--budgets", "20,24")
     assert "cannot be read" in refused(capsys, "train", config, "--out", out, "--train.betas", "[0.9")
     assert not out.exists()
 
@@ -315,6 +318,15 @@ def test_the_demo_end_to_end(tmp_path: Path) -> None:
     assert report["equal_flops"]["confidence_interval"] is None
     assert "</html>" in (out / "report.html").read_text(encoding="utf-8")
     assert (out / "data" / "dataset.json").exists()
+
+    more = tst("demo", "--out", out, "--budgets", "16,12", "--equal-data", "--json")
+    assert more.returncode == 0, more.stderr
+    later = json.loads(more.stdout.splitlines()[-1])
+    baseline, superposition = later["arms"]
+    assert [budget["total_steps"] for budget in baseline["budgets"]] == [12, 16, 21]
+    assert superposition["budgets"][0]["seeds"] == report["arms"][1]["seeds"]  # what was done is not trained again
+    assert later["equal_data"]["total_steps"] == 21
+    assert later["command"] == f"tst demo --seeds 1 --out {out} --budgets 16,12 --equal-data"
 
 
 def test_a_run_is_scored_continued_and_exported(

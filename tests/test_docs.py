@@ -41,6 +41,8 @@ def shorten(words: list[str]) -> list[str]:
         "generate": ["--max-new-tokens", "20"],
         "bench": ["--bag-sizes", "1,2", *([] if "--find-batch" in words else ["--steps", "1"]), "--quiet"],
     }
+    if "--budgets" in words:
+        more["compare"] += ["--budgets", "10,12"]
     return [*words, *more.get(words[1], [])]
 
 

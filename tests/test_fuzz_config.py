@@ -67,7 +67,8 @@ _KEYS = """
     model.config.architectures model.config.auto_map model.config.id2label model.config.problem_type
     model.config.chunk_size_feed_forward model.config._name_or_path model.config.is_encoder_decoder
     model.config.pretraining_tp model.config.transformers_version model.config.attn_implementation
-    model.config.model_type arms arms.a arms.b
+    model.config.model_type arms arms.a arms.b budgets equal_data train.warmup_steps
+    logging.keep_checkpoint_steps
 """
 _PATHS = _KEYS.split()
 _STAGE = ("bag_size", "ratio", "steps", "mode", "slot_weights")
@@ -153,7 +154,7 @@ def test_any_study(world: World, changes: list[tuple[str, str, Any]], arm: dict[
     values = changed(world.base, changes)
     values.setdefault("arms", {"baseline": {"superposition.bag_size": 1}, "other": arm})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("token_superposition.study.compare.run_jobs", _no_jobs)
+        patch.setattr("token_superposition.study.queue.run_jobs", _no_jobs)
         said = judged("compare", world.written(yaml.safe_dump(values)), "--out", world.work / "out", "--quiet")
         assert said.code in (2, 130)
         assert said.code == 130 or not (world.work / "out").exists(), said
@@ -219,7 +220,7 @@ _ANY_WORD = st.text(alphabet="abcxyz019-=,: é\udcff\0\n", max_size=6).filter(la
 )
 def test_any_words(world: World, monkeypatch: pytest.MonkeyPatch, first: list[str], words: list[str]) -> None:
     monkeypatch.chdir(world.clean())
-    monkeypatch.setattr("token_superposition.study.compare.run_jobs", _no_jobs)
+    monkeypatch.setattr("token_superposition.study.queue.run_jobs", _no_jobs)
     monkeypatch.setattr("token_superposition.study.demo.prepare", _no_jobs)
     monkeypatch.setattr("token_superposition.bench.subject.Trainer", _no_jobs)
     (world.work / "run.yaml").write_text(world.config.read_text())

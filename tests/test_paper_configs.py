@@ -47,7 +47,7 @@ def test_the_mixture_has_ten_billion_parameters_and_one_active() -> None:
 @pytest.mark.parametrize("name", [*DENSE, "10b-a1b"])
 def test_warm_up_decay_and_batch_are_the_papers(name: str) -> None:
     train = load(name).train
-    assert train.warmup_steps == 2000
+    assert train.num_warmup_steps == 2000
     assert train.decay_steps == pytest.approx(0.1 * train.total_steps, abs=1)
     assert train.positions_per_step == 2 ** (23 if name == "10b-a1b" else 21)
 

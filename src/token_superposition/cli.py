@@ -119,6 +119,7 @@ def _add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
     demo.add_argument("--steps", type=int, help="optimizer steps of each run (default: 4000)")
     demo.add_argument("--seeds", type=int, default=1, help="seeds of each arm (default: %(default)s)")
     demo.add_argument("--jobs", type=int, help="runs at once (default: as the cores bear)")
+    _add_budgets(demo)
     _add_sweep(demo)
 
     overridable = "any key of the configuration can follow, such as --train.learning_rate 1e-3"
@@ -142,7 +143,21 @@ def _add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
     compare.add_argument("--out", type=Path, help="folder (default: runs/, the configuration's name and -compare)")
     compare.add_argument("--seeds", type=int, default=1, help="seeds of each arm (default: %(default)s)")
     compare.add_argument("--jobs", type=int, help="runs at once (default: as the cores bear)")
+    _add_budgets(compare)
     _add_sweep(compare)
+
+
+def _add_budgets(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--budgets",
+        metavar="STEPS",
+        help="lengths of run, such as 1000,2000,4000; what they share is trained once",
+    )
+    command.add_argument(
+        "--equal-data",
+        action="store_true",
+        help="train the baseline on the raw tokens that superposition read too, for more steps",
+    )
 
 
 def _add_sweep(command: argparse.ArgumentParser) -> None:
@@ -181,10 +196,11 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
 
 
 def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
+    from token_superposition.study.budgets import budget_words
     from token_superposition.study.compare import compare, load_study
     from token_superposition.study.sweep import parse_sweep, sweep_words
 
-    study = load_study(options.config, _values(overrides))
+    study = load_study(options.config, _values(overrides), budgets=options.budgets, equal_data=options.equal_data)
     num_sweep_seeds = _sweep_seeds(options)
     sweep = None
     if options.sweep:
@@ -192,7 +208,7 @@ def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[di
     folder = options.out or Path("runs") / f"{options.config.stem}-compare"
     keys = [word for name, text in overrides.items() for word in (f"--{name}", text)]
     words = ["tst", "compare", str(options.config), "--seeds", str(options.seeds), "--out", str(folder)]
-    words += [*sweep_words(options.sweep, num_sweep_seeds), *keys]
+    words += [*budget_words(options.budgets, options.equal_data), *sweep_words(options.sweep, num_sweep_seeds), *keys]
     report = compare(
         study,
         folder,
@@ -211,6 +227,8 @@ def _demo(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any
     report = demo(
         options.out,
         steps=options.steps,
+        budgets=options.budgets,
+        equal_data=options.equal_data,
         num_seeds=options.seeds,
         sweep=options.sweep,
         num_sweep_seeds=_sweep_seeds(options),

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from tests.train.runs import going_on, stranger
 from token_superposition.cli import main
 from token_superposition.errors import UserError
+from token_superposition.run.branch import branch_step
+from token_superposition.run.folder import RunFolder
 from token_superposition.study.compare import compare, load_study, make_study
 
 
@@ -40,6 +42,17 @@ def test_a_study_s_arms_go_on_from_the_same_weights(foreign: Path, small_run: di
     save_file({name: tensor * 1.5 for name, tensor in load_file(file).items()}, file, {"format": "pt"})
     with pytest.raises(UserError, match="seed-1: went on from other weights than"):
         compare(load_study(tmp_path / "study.yaml", {}), tmp_path / "out", num_seeds=2, quiet=True)
+
+
+def test_budgets_that_go_on_from_it_branch(
+    foreign: Path, small_run: dict[str, Any], tmp_path: Path, in_process: list[str]
+) -> None:
+    values = {**going_on(small_run, foreign), "budgets": [10, 12]}
+    report = compare(make_study(values), tmp_path / "out", quiet=True)
+    folder = tmp_path / "out" / "runs" / "baseline" / "10-steps" / "seed-0"
+    assert branch_step(RunFolder(folder)) == 9
+    assert report["model"]["init_from"]["path"] == str(foreign)
+    assert in_process[-1] == "superposition, 10 steps, seed 0"
 
 
 def test_arms_cannot_differ_in_it(foreign: Path, small_run: dict[str, Any]) -> None:

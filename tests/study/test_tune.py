@@ -15,11 +15,11 @@ import pytest
 from token_superposition.errors import TrainingDivergedError, UserError
 from token_superposition.files import write_json
 from token_superposition.run.folder import FIGURES
-from token_superposition.study import tune as module
+from token_superposition.study import queue
 from token_superposition.study.compare import Study, compare, make_study
+from token_superposition.study.job import Job
 from token_superposition.study.sweep import parse_sweep
 from token_superposition.study.tune import Tuned, tune
-from token_superposition.study.workers import Job
 from token_superposition.train.config import load_config
 
 RATE = "train.learning_rate"
@@ -63,9 +63,9 @@ def tuned(
     sweep_seeds: int = 1,
 ) -> tuple[Tuned, Made]:
     made = Made(loss)
-    monkeypatch.setattr(module, "run_jobs", made.run_jobs)
+    monkeypatch.setattr(queue, "run_jobs", made.run_jobs)
     sweep = parse_sweep([f"{RATE}={values}"], study.arms, num_seeds=sweep_seeds)
-    return tune(study.arms, sweep, folder, num_seeds=num_seeds, jobs=1, quiet=True), made
+    return tune(study, sweep, folder, num_seeds=num_seeds, jobs=1, quiet=True), made
 
 
 def plain(superposed: bool, rate: float, seed: int) -> float:
@@ -74,7 +74,7 @@ def plain(superposed: bool, rate: float, seed: int) -> float:
 
 
 def rates(result: Tuned) -> list[float]:
-    return [config.train.learning_rate for config in result.arms.values()]
+    return [trial.config.train.learning_rate for trial in result.trials]
 
 
 def test_each_arm_is_compared_at_its_own_best(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +82,7 @@ def test_each_arm_is_compared_at_its_own_best(study: Study, tmp_path: Path, monk
     assert rates(result) == [0.002, 0.004]
     baseline, superposition = result.report["arms"]
     assert (baseline["best"], superposition["best"]) == ({RATE: 0.002}, {RATE: 0.004})
-    assert result.places["baseline"] == tmp_path / "runs" / "baseline" / f"{RATE}=0.002"
+    assert result.trials[0].base == tmp_path / "runs" / "baseline" / f"{RATE}=0.002"
 
     # One queue for the sweep, on a seed of its own; then the seeds compared, at the best alone.
     first, second = made.trained
@@ -120,9 +120,9 @@ def test_the_best_at_the_edge_is_said(
 
 
 def test_nothing_lies_below_zero(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "run_jobs", Made(plain).run_jobs)
+    monkeypatch.setattr(queue, "run_jobs", Made(plain).run_jobs)
     sweep = parse_sweep(["train.weight_decay=0,0.1"], study.arms)  # which the made-up losses do not depend on
-    result = tune(study.arms, sweep, tmp_path, num_seeds=1, jobs=1, quiet=True)
+    result = tune(study, sweep, tmp_path, num_seeds=1, jobs=1, quiet=True)
     assert [arm["best"] for arm in result.report["arms"]] == [{"train.weight_decay": 0}] * 2
     assert [arm["at_edge"] for arm in result.report["arms"]] == [{}, {}]
 

@@ -13,8 +13,8 @@ schedule is made, so that a later change of the total cannot move it (`with_tota
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -116,6 +116,10 @@ class Schedule:
         """The stage that `step` belongs to; raises ValueError where the run has no such step."""
         return self.stages[self.index_at(step)]
 
+    def in_last_stage(self, step: int) -> bool:
+        """Whether a step is in the last stage, which may get longer; raises ValueError where the run has none such."""
+        return self.index_at(step) == len(self.stages) - 1
+
     def bag_size_at(self, step: int) -> int:
         """The bag size that `step` trains with."""
         return self.lookup(step).bag_size
@@ -167,6 +171,29 @@ class Schedule:
                 "only its recovery can change"
             )
         return Schedule([*self.stages[:-1], Stage(1, last.steps + change, last.mode, last.slot_weights)])
+
+    def merged(self) -> Schedule:
+        """The same run with neighbours that differ in nothing made one stage: what is trained, whatever its cuts."""
+        stages: list[Stage] = []
+        for stage in self.stages:
+            if stages and replace(stages[-1], steps=stage.steps) == stage:
+                stages[-1] = replace(stage, steps=stages[-1].steps + stage.steps)
+            else:
+                stages.append(stage)
+        return Schedule(stages)
+
+    def cut_at(self, steps: Iterable[int]) -> Schedule:
+        """The same run with stages that begin at these steps, and where one kind follows another.
+
+        Raises:
+            ValueError: where the run has no such step.
+        """
+        whole = self.merged()
+        starts = sorted({*whole.starts, *steps})
+        ends = [*starts[1:], whole.total_steps]
+        return Schedule(
+            [replace(whole.lookup(start), steps=end - start) for start, end in zip(starts, ends, strict=True)]
+        )
 
     def as_dicts(self) -> list[dict[str, Any]]:
         """The stages as JSON-able dictionaries; `Schedule.from_dicts` reads them back."""

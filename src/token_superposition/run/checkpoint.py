@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,15 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:07d}"
 
 
-def save_checkpoint(folder: Path, step: int, tensors: dict[str, Any], state: dict[str, Any], keep: int) -> Path:
-    """Write a checkpoint, then remove all but the newest `keep`.
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    tensors: dict[str, Any],
+    state: dict[str, Any],
+    keep: int,
+    keep_steps: Collection[int] = (),
+) -> Path:
+    """Write a checkpoint, then remove all but the newest `keep` and those of `keep_steps`.
 
     Args:
         folder: the run's checkpoint folder.
@@ -50,6 +57,7 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Any], state: dic
         tensors: nested dictionaries of tensors, for DCP.
         state: everything else, JSON-able.
         keep: how many checkpoints stay, this one included.
+        keep_steps: steps whose checkpoints stay besides.
 
     Raises:
         CheckpointError: where it cannot be written; what was there before stays as it was.
@@ -65,6 +73,8 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Any], state: dic
     except OSError as error:
         raise CheckpointError(could_not_write(final, error)) from error
     for old in _all_checkpoints(folder)[:-keep]:
+        if _step_of(old) in keep_steps:
+            continue
         shutil.rmtree(old, ignore_errors=True)  # what stays is older than what is good, and the next one's to remove
     return final
 
@@ -95,6 +105,37 @@ def _write(folder: Path, final: Path, step: int, tensors: dict[str, Any], state:
         raise
 
 
+def branch_checkpoint(source: Path, target: Path, state: dict[str, Any]) -> None:
+    """The checkpoint `source` for another run: the same files (hard links where the disk has them), another state.
+
+    Args:
+        source: a whole checkpoint; it may go while the other stays.
+        target: where the other is to be; nothing is there yet.
+        state: what takes the place of its state.
+    """
+    shutil.copytree(source, target, copy_function=_link)
+    manifest = json.loads((source / _MANIFEST).read_text(encoding="utf-8"))
+    # Both are written anew under a name of their own and renamed: the links' other ends stay as they are.
+    file = target / "state.json"
+    write_json(file, state)
+    manifest["files"][file.name] = {"bytes": file.stat().st_size, "blake2b": _digest(file)}
+    write_json(target / _MANIFEST, manifest)
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The steps that there are checkpoints of, whole or not."""
+    return [_step_of(path) for path in _all_checkpoints(folder)]
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint is there and fits its manifest; it is read to find out."""
+    try:
+        _check(checkpoint)
+    except DamagedCheckpointError:
+        return False
+    return True
+
+
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is whole, and what is wrong with those newer than it."""
     complaints = []
@@ -111,7 +152,7 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 def discard_newer(folder: Path, step: int) -> None:
     """Remove the checkpoints after `step`: damaged ones, which would count among the newest that are kept."""
     for path in _all_checkpoints(folder):
-        if int(path.name[5:]) > step:
+        if _step_of(path) > step:
             shutil.rmtree(path)
 
 
@@ -151,7 +192,11 @@ def _one_process() -> Iterator[None]:
 def _all_checkpoints(folder: Path) -> list[Path]:
     """Every checkpoint folder, oldest first."""
     found = [p for p in folder.glob("step-*") if p.is_dir() and p.name[5:].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+    return sorted(found, key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name[5:])
 
 
 def _check(path: Path) -> None:
@@ -170,6 +215,14 @@ def _check(path: Path) -> None:
             raise DamagedCheckpointError(f"{file}: has {file.stat().st_size} bytes, its manifest says {num_bytes}")
         if _digest(file) != digest:
             raise DamagedCheckpointError(f"{file}: its content does not fit its checksum")
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one that knows no links
+        shutil.copyfile(source, target)
+        _sync_file(Path(target))
 
 
 def _digest(file: Path) -> str:

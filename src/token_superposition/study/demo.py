@@ -12,6 +12,7 @@ import yaml
 
 from token_superposition.data.prepare import prepare
 from token_superposition.errors import UserError
+from token_superposition.study.budgets import LEAST_STEPS, budget_words
 from token_superposition.study.compare import check_request, compare, make_study
 from token_superposition.study.sweep import parse_sweep, sweep_words
 
@@ -27,6 +28,8 @@ def demo(
     folder: Path,
     *,
     steps: int | None = None,
+    budgets: str | None = None,
+    equal_data: bool = False,
     num_seeds: int = 1,
     sweep: Sequence[str] = (),
     num_sweep_seeds: int = 1,
@@ -38,22 +41,30 @@ def demo(
     Args:
         folder: where data, runs and report go.
         steps: optimizer steps of each run; the demo's own without it.
+        budgets: several lengths in its place, such as `1000,2000`.
+        equal_data: train the baseline on the raw tokens that superposition read too.
         sweep, num_sweep_seeds: keys with values to try first, as in `parse_sweep`; and the seeds to try them with.
         num_seeds, jobs, quiet: as in `compare`.
 
     Returns:
         The report, as in `report.json`.
     """
-    if steps is not None and steps < 10:
-        raise UserError(f"--steps is at least 10, not {steps}")
+    if steps is not None and steps < LEAST_STEPS:
+        raise UserError(f"--steps is at least {LEAST_STEPS}, not {steps}")
+    if steps is not None and budgets is not None:
+        raise UserError("--steps and --budgets both say how long the runs are; give one of the two")
     check_request(folder, num_seeds, jobs)
     data = folder / "data"
     overrides: dict[str, Any] = {"data.path": str(data)}
     if steps is not None:
         overrides["train.total_steps"] = steps
-    study = make_study(demo_config(), overrides, source="demo.yaml")
+    values = demo_config()
+    if budgets is not None:
+        del values["train"]["total_steps"]
+    study = make_study(values, overrides, source="demo.yaml", budgets=budgets, equal_data=equal_data)
     tried = parse_sweep(sweep, study.arms, num_seeds=num_sweep_seeds, given=study.given) if sweep else None
     prepare(["python"], tokenizer="bytes", out=data, quiet=quiet)
-    words = ["tst", "demo", "--seeds", str(num_seeds), "--out", str(folder), *sweep_words(sweep, num_sweep_seeds)]
+    words = ["tst", "demo", "--seeds", str(num_seeds), "--out", str(folder)]
+    words += [*budget_words(budgets, equal_data), *sweep_words(sweep, num_sweep_seeds)]
     command = shlex.join(words if steps is None else [*words, "--steps", str(steps)])
     return compare(study, folder, num_seeds=num_seeds, sweep=tried, jobs=jobs, quiet=quiet, command=command)

@@ -1,36 +1,38 @@
 """The configuration of a run: one YAML file, every key overridable by its dotted path.
 
-The classes below are the reference of all keys. Unknown keys, wrong types and values out of range are a
-`UserError` of one line that names the file, the line, the key and, for a misspelt key, the nearest known
-one (`complaints` writes it, `yaml_keys` reads files and dotted paths). `auto` stands for "decide on this
-machine"; the run folder keeps what was decided.
+The classes below and those of `data_config` are the reference of all keys. Unknown keys, wrong types and values
+out of range are a `UserError` of one line that names the file, the line, the key and, for a misspelt key, the
+nearest known one (`complaints` writes it, `yaml_keys` reads files and dotted paths). `auto` stands for "decide on
+this machine"; the run folder keeps what was decided.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from token_superposition.errors import UserError
 from token_superposition.plan.stages import Mode, Schedule, Stage, SuperpositionSchedule
 from token_superposition.train.complaints import complaint
+from token_superposition.train.data_config import DataConfig, SourceConfig
+from token_superposition.train.values import (
+    Device,
+    FolderPath,
+    Fraction,
+    NotNegative,
+    NotNegativeInt,
+    NumThreads,
+    Positive,
+    PositiveInt,
+    Ratio,
+    Section,
+    Seed,
+    SlotWeights,
+)
 from token_superposition.yaml_keys import changed_keys, line_of, parse_override, read_yaml, with_keys
 
 __all__ = [
@@ -50,132 +52,14 @@ __all__ = [
     "with_keys",
 ]
 
-_MOST = 10**12  # of anything that is counted: nobody needs more, and int64 holds it
+STUDY_KEYS = {"arms": "are", "budgets": "are", "equal_data": "is"}  # of a study's file, which is a run's but for them
 _MOST_RAW_TOKENS = 10**18
-_DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 
 
-def _number(value: Any) -> Any:
-    """YAML's `true` and `"3"` are no numbers, though Python would take them for 1 and 3."""
-    if isinstance(value, bool):
-        raise ValueError("a number is needed, not true or false")
-    if isinstance(value, str):
-        raise ValueError("a number is needed, not a text")
-    return value
-
-
-def _device(value: str) -> str:
-    if not _DEVICES.fullmatch(value):
-        raise ValueError("a device is auto, cpu, cuda, cuda:1 (or another number) or mps")
-    return value
-
-
-def _path(value: str) -> str:
-    if not value or "\0" in value:
-        raise ValueError("the path of a folder is needed")
-    return value
-
-
-def _slot_weights(value: Any) -> Any:
-    from token_superposition.objective.slot_weights import parse_slot_weights
-
-    if isinstance(value, str):
-        parse_slot_weights(value)
-    return value
-
-
-PositiveInt = Annotated[int, BeforeValidator(_number), Field(ge=1, le=_MOST)]
-NotNegativeInt = Annotated[int, BeforeValidator(_number), Field(ge=0, le=_MOST)]
-Seed = Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**63)]
-NumThreads = Annotated[int, BeforeValidator(_number), Field(ge=1, le=512)]
-Ratio = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1, allow_inf_nan=False)]
-Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1, allow_inf_nan=False)]
-Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
-SlotWeights = Annotated[str, BeforeValidator(_slot_weights)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
-
-
-class SourceConfig(_Section):
-    """One source of a mixture."""
-
-    path: Annotated[str, AfterValidator(_path)] = Field(description="the folder that `tst prepare` wrote")
-    weight: Positive = Field(1.0, description="its share of the rows, in proportion to the others'")
-
-
-class DataConfig(_Section):
-    """What is trained on."""
-
-    sources: dict[str, SourceConfig] = Field(
-        default_factory=dict, description="a mixture, in place of `path`: a name, and each source's path and weight"
-    )
-    path: Annotated[str, AfterValidator(_path)] | None = Field(
-        None, description="the folder that `tst prepare` wrote", validate_default=True
-    )
-    bag_boundary: Literal["stream", "document"] = Field(
-        "stream", description="document: no bag and no target crosses the end of a document; short bags are padded"
-    )
-    attention_boundary: Literal["row", "document"] = Field(
-        "row", description="document: positions see their own document only; needs bag_boundary document"
-    )
-    verify: bool = Field(True, description="read all of it when a run starts and compare its checksums")
-    validation_sets: dict[str, str] = Field(
-        default_factory=dict, description="further validation sets: a name, and the prepared folder whose split it is"
-    )
-
-    @field_validator("sources")
-    @classmethod
-    def _weights(cls, sources: dict[str, SourceConfig]) -> dict[str, SourceConfig]:
-        from token_superposition.data.mixture import weight_parts
-
-        for name in sources:
-            if not re.fullmatch(r"[\w+-][\w+ -]{0,99}", name):
-                raise ValueError(f"a source's name has at most 100 letters, digits and + - _, not {name[:100]!r}")
-        if sources:
-            weight_parts([source.weight for source in sources.values()])
-        return dict(sorted(sources.items()))  # the order in the file is none of the run's
-
-    @field_validator("path")
-    @classmethod
-    def _one_kind(cls, path: str | None, info: ValidationInfo) -> str | None:
-        if "sources" in info.data and (path is None) != bool(info.data["sources"]):
-            if path is None:
-                raise PydanticCustomError("missing", "is missing")
-            raise ValueError("sources stands in its place: give one of the two")
-        return path
-
-    @model_validator(mode="after")
-    def _fits(self) -> DataConfig:
-        if self.attention_boundary == "document" and self.bag_boundary != "document":
-            raise ValueError(
-                "attention_boundary: document needs bag_boundary: document, or bags would see two documents at once"
-            )
-        twice = sorted(self.sources.keys() & self.validation_sets.keys())
-        if twice:
-            raise ValueError(f"validation_sets.{twice[0]}: a source has this name, and is validated anyway")
-        return self
-
-    @property
-    def mixture(self) -> dict[str, SourceConfig]:
-        """The sources by name; of one folder, a single one without a name."""
-        if self.path is None:
-            return self.sources
-        return {"": SourceConfig(path=self.path, weight=1.0)}
-
-    @property
-    def folders(self) -> list[str]:
-        """Every folder that the run reads, each once."""
-        paths = [source.path for source in self.mixture.values()]
-        return list(dict.fromkeys([*paths, *self.validation_sets.values()]))
-
-
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """What is trained: any causal language model of transformers, from its configuration or with trained weights."""
 
-    init_from: Annotated[str, AfterValidator(_path)] | None = Field(
+    init_from: FolderPath | None = Field(
         None, description="a trained model to go on from, of which the rest is: a run, an export, a Hugging Face folder"
     )
     architecture: str = Field("llama", description="transformers' model_type")
@@ -191,7 +75,7 @@ class ModelConfig(_Section):
         return self
 
 
-class StageConfig(_Section):
+class StageConfig(Section):
     """One superposition stage of a staged run; recovery takes the steps that are left."""
 
     bag_size: PositiveInt
@@ -207,7 +91,7 @@ class StageConfig(_Section):
         return self
 
 
-class SuperpositionConfig(_Section):
+class SuperpositionConfig(Section):
     """The superposition phase. Without this section a run is ordinary next-token training."""
 
     bag_size: PositiveInt = Field(1, description="tokens a bag; 1 turns superposition off")
@@ -232,7 +116,7 @@ class SuperpositionConfig(_Section):
         return self
 
 
-class TrainConfig(_Section):
+class TrainConfig(Section):
     """How it is trained; the same in both phases."""
 
     total_steps: PositiveInt = 4000
@@ -242,7 +126,8 @@ class TrainConfig(_Section):
     seed: Seed = Field(0, description="of the initialisation and the order of the data")
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: for hidden matrices, AdamW for the rest")
     learning_rate: Positive = Field(3e-3, description="peak")
-    warmup_ratio: Fraction = Field(0.05, description="share of the steps that warm up")
+    warmup_ratio: Fraction | None = Field(None, description="share of the steps that warm up; 0.05 if not given")
+    warmup_steps: NotNegativeInt | None = Field(None, description="the same in steps, whatever the total")
     decay_ratio: Fraction = Field(0.2, description="share of the steps that decay, at the end")
     final_learning_rate_ratio: Fraction = Field(0.0, description="end of the decay over the peak")
     betas: tuple[Ratio, Ratio] = (0.9, 0.95)
@@ -258,7 +143,7 @@ class TrainConfig(_Section):
     max_grad_norm: Positive | None = Field(1.0, description="clip the gradient's norm; null: never")
     max_skipped_steps: NotNegativeInt = Field(10, description="steps without a finite loss and gradient that are borne")
     deterministic: bool = Field(False, description="only algorithms that give the same bits every time, on a GPU too")
-    device: Annotated[str, AfterValidator(_device)] = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    device: Device = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the computation")
     num_threads: NumThreads | Literal["auto"] = Field("auto", description="CPU threads; pins the result")
 
@@ -268,16 +153,23 @@ class TrainConfig(_Section):
             raise ValueError(
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
-        if self.warmup_ratio + self.decay_ratio > 1:
+        if self.warmup_ratio is not None and self.warmup_steps is not None:
+            raise ValueError("give one of warmup_ratio and warmup_steps")
+        if self.warmup_steps is None and self._warmup_share + self.decay_ratio > 1:
             raise ValueError("warmup_ratio and decay_ratio together are above 1")
+        if self.warmup_steps is not None and self.warmup_steps + self.decay_steps > self.total_steps:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} reach into the decay, the last {self.decay_steps} of "
+                f"{self.total_steps} steps; lower warmup_steps or decay_ratio"
+            )
         if self.loss_backend == "torch" and self.z_loss:
             raise ValueError("loss_backend torch has no z-loss; take auto")
         return self
 
     @property
-    def warmup_steps(self) -> int:
+    def num_warmup_steps(self) -> int:
         """Steps of rising learning rate."""
-        return round(self.warmup_ratio * self.total_steps)
+        return round(self._warmup_share * self.total_steps) if self.warmup_steps is None else self.warmup_steps
 
     @property
     def decay_steps(self) -> int:
@@ -289,8 +181,12 @@ class TrainConfig(_Section):
         """Latent positions an optimizer step."""
         return self.batch_size * self.sequence_length
 
+    @property
+    def _warmup_share(self) -> float:
+        return 0.05 if self.warmup_ratio is None else self.warmup_ratio
 
-class LoggingConfig(_Section):
+
+class LoggingConfig(Section):
     """What is written while training; none of it changes the result."""
 
     log_interval: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
@@ -299,6 +195,9 @@ class LoggingConfig(_Section):
     validation_tokens: PositiveInt = Field(262_144, description="tokens of the last one")
     checkpoint_interval: PositiveInt = Field(1000, description="steps between checkpoints")
     keep_checkpoints: PositiveInt = Field(2, description="how many of the newest are kept")
+    keep_checkpoint_steps: list[PositiveInt] = Field(
+        default_factory=list, description="steps after which a checkpoint is written too, and always kept"
+    )
     fail_on_checkpoint_error: bool = Field(False, description="end where a checkpoint cannot be written")
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         default_factory=list, description="where the metrics go besides; each is an extra of that name"
@@ -306,7 +205,7 @@ class LoggingConfig(_Section):
     project: str = Field("token-superposition", description="what wandb and trackio file the run under")
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """A run, whole."""
 
     data: DataConfig
@@ -368,9 +267,10 @@ def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> RunCo
         UserError: for a file that cannot be read, is not YAML, or a key or value that does not fit.
     """
     values, lines = read_yaml(path)
-    if "arms" in values:
-        number = line_of(lines, ["arms"])
-        raise UserError(f"{path}, line {number}: arms: are for tst compare; a run has none of them")
+    for key in STUDY_KEYS:
+        if key in values:
+            number = line_of(lines, [key])
+            raise UserError(f"{path}, line {number}: {key}: {STUDY_KEYS[key]} for tst compare; a run has none of them")
     return parse_config(values, overrides or {}, source=str(path), lines=lines)
 
 

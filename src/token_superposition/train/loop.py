@@ -81,6 +81,7 @@ def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, An
         trainer = Trainer(config, schedule, source)
         run_id: str = fixed["id"] if fixed else uuid4().hex[:8]
         fixed_now = {
+            **(fixed or {}),
             "id": run_id,
             "stages": schedule.as_dicts(),
             "data_fingerprint": trainer.corpora.fingerprint,
@@ -120,10 +121,11 @@ def _run(trainer: Trainer, record: Recorder) -> dict[str, Any]:
                 waited += time.perf_counter() - fetch
                 record.add(batch, trainer.step(batch))
                 step = record.done
-                last_of_stage = step == total or schedule.lookup(step) != batch.stage
+                last_of_stage = step == total or schedule.index_at(step) != batch.span.stage
                 stopping = stop.is_set()  # asked once: a request from here on waits for the next step
                 log = step % logging.log_interval == 0 or last_of_stage
-                save = step % logging.checkpoint_interval == 0 or last_of_stage or stopping
+                kept = step in logging.keep_checkpoint_steps
+                save = step % logging.checkpoint_interval == 0 or last_of_stage or kept or stopping
                 if log or save or trainer.device.type == "cpu":
                     values = record.look()  # waits for the device
                 if log:

@@ -48,6 +48,13 @@ class WarmupStableDecay:
             return self.peak
         return self.peak * (self.final_ratio + (1 - self.final_ratio) * left / self.decay_steps)
 
+    @property
+    def steps_before_decay(self) -> int:
+        """Steps from the start whose learning rate would be the same without a decay, however long the run."""
+        if self.decay_steps <= 1 or self.final_ratio == 1:
+            return self.total_steps
+        return max(self.warmup_steps, self.total_steps - self.decay_steps + 1)
+
 
 class Optimizers:
     """Torch optimizers that step as one, or not at all.
@@ -122,7 +129,7 @@ def build_learning_rate(config: TrainConfig) -> WarmupStableDecay:
     return WarmupStableDecay(
         peak=config.learning_rate,
         total_steps=config.total_steps,
-        warmup_steps=config.warmup_steps,
+        warmup_steps=config.num_warmup_steps,
         decay_steps=config.decay_steps,
         final_ratio=config.final_learning_rate_ratio,
     )

@@ -238,12 +238,13 @@ class Recorder:
             "init_from": self.init_from,
             "config": self.trainer.config.model_dump(mode="json"),
         }
-        folder, keep = self.folder.checkpoints, self.logging.keep_checkpoints
+        folder, logging = self.folder.checkpoints, self.logging
+        keep, steps = logging.keep_checkpoints, logging.keep_checkpoint_steps
         try:
             self.metrics.sync()
-            save_checkpoint(folder, self.done, self.trainer.tensors(), state, keep)
+            save_checkpoint(folder, self.done, self.trainer.tensors(), state, keep, steps)
         except CheckpointError as error:
-            if self.logging.fail_on_checkpoint_error or self.done == self.schedule.total_steps:
+            if logging.fail_on_checkpoint_error or self.done == self.schedule.total_steps:
                 raise CheckpointError(
                     f"step {self.done}: {error}; start the run again to go on from the checkpoint before it"
                 ) from error

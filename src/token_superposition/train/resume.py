@@ -49,7 +49,8 @@ def settle_config(config: RunConfig, folder: RunFolder, source: Source | None = 
         UserError: where the folder's run was started with another configuration, or keys contradict the source; names
             the key.
     """
-    stored = _stored(folder)
+    run = stored_config(folder)
+    stored = None if run is None else run.model_dump(mode="json")
     settled = config.model_dump(mode="json")
     train = settled["train"]
     before = {key: value for key, value in (stored or settled)["train"].items() if value != "auto"}
@@ -71,8 +72,9 @@ def settle_config(config: RunConfig, folder: RunFolder, source: Source | None = 
     if config.model.init_from is not None and model and model["init_from"] == config.model.init_from:
         tokenizer = Corpora.open(config.data).tokenizer
         settled["model"] = settle_model(config.model, model["architecture"], model["config"], tokenizer)
-    if stored is not None:
+    if stored is not None and run is not None:
         take_measured(settled["superposition"], stored["superposition"])
+        _keep_spelling(settled, config, stored, run)
         for key in changed_keys(stored, settled):
             moved = key.startswith("data.sources.") and key.endswith(".path")
             if not (key.startswith(_FREE) or moved) or key in _RESULT:
@@ -81,6 +83,21 @@ def settle_config(config: RunConfig, folder: RunFolder, source: Source | None = 
                     f"{folder.path}: this run was started with {key} {old!r}, and is now given {new!r}; "
                     "give the old value to go on, or name another folder for a new run"
                 )
+    return parse_config(_without_nulls(settled))
+
+
+def branch_config(config: RunConfig, parent: RunFolder) -> RunConfig:
+    """The configuration of a run that begins as another one did: what is decided for that holds for this one.
+
+    Args:
+        config: what was asked for; it differs from the other run's in what it will do later, and in nothing else.
+        parent: the other run.
+    """
+    settled, run = config.model_dump(mode="json"), stored_config(parent)
+    if run is not None:
+        stored = run.model_dump(mode="json")
+        settled |= {"data": stored["data"], "model": stored["model"]}
+        settled["train"] |= {key: stored["train"][key] for key in ("device", "dtype", "num_threads")}
     return parse_config(_without_nulls(settled))
 
 
@@ -107,7 +124,7 @@ def settle_schedule(config: RunConfig, fixed: dict[str, Any] | None, steps_done:
     if old == new:
         return schedule
     before = config.train.model_copy(update={"total_steps": old})
-    earliest = max(before.warmup_steps, config.train.warmup_steps)
+    earliest = max(before.num_warmup_steps, config.train.num_warmup_steps)
     latest = min(old - before.decay_steps, new - config.train.decay_steps)
     if not earliest <= steps_done <= latest:
         when = f"they agree from step {earliest} to step {latest} only" if earliest <= latest else "they agree nowhere"
@@ -172,16 +189,28 @@ def what_is_odd(config: RunConfig, stream: TokenStream, source: Source | None = 
     return said
 
 
-def _stored(folder: RunFolder) -> dict[str, Any] | None:
-    """The configuration that the folder's run was started with; None for a new one."""
+def _keep_spelling(settled: dict[str, Any], config: RunConfig, stored: dict[str, Any], run: RunConfig) -> None:
+    """Leave as the run has it what is given in other words now and means the same: stages, cuts or not; warm-up."""
+    if config.schedule().merged() == run.schedule().merged():
+        settled["superposition"] = stored["superposition"]
+    totals = (config.train.total_steps, run.train.total_steps)
+    ours, theirs = (
+        [part.model_copy(update={"total_steps": total}).num_warmup_steps for total in totals]
+        for part in (config.train, run.train)
+    )
+    if ours == theirs:
+        settled["train"] |= {key: stored["train"][key] for key in ("warmup_ratio", "warmup_steps")}
+
+
+def stored_config(folder: RunFolder) -> RunConfig | None:
+    """The configuration that the folder's run was started with; None for a new one, UserError where it is damaged."""
     values = folder.read_config()
     if values is None:
         return None
     try:
-        config = parse_config(_without_nulls(values), source=str(folder.config_file))
+        return parse_config(_without_nulls(values), source=str(folder.config_file))
     except UserError as error:
         raise UserError(f"{error}; it was edited or damaged: put it right, or name another folder") from None
-    return config.model_dump(mode="json")
 
 
 def _value(values: dict[str, Any], dotted: str) -> Any:

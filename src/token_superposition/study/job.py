@@ -1,0 +1,98 @@
+"""A run of a study, as the process that trains it and who watches it see it: files, and how far it is."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from token_superposition.run.branch import branch_diverged, make_branch
+from token_superposition.run.checkpoint import checkpoint_path
+from token_superposition.run.folder import RunFolder
+from token_superposition.train.config import RunConfig, load_config
+from token_superposition.train.resume import branch_config
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: what to call it, its configuration file, its folder, and how many steps it has.
+
+    Attributes:
+        branch_step: how many of the steps it has from another run.
+        parent: that run, where this one has yet to begin.
+    """
+
+    name: str
+    config: Path
+    folder: Path
+    total_steps: int
+    branch_step: int = 0
+    parent: Job | None = None
+
+    @property
+    def log(self) -> Path:
+        """Where the run's standard output and error go."""
+        return self.config.with_suffix(".log")
+
+    @property
+    def done(self) -> bool:
+        """Whether the run has its result."""
+        return RunFolder(self.folder).summary_file.exists()
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run has stopped without one, because its loss is no longer a number."""
+        return not self.done and RunFolder(self.folder).diverged_file.exists()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can start: what it begins with is there."""
+        if self.parent is None or self._begun:
+            return True
+        return checkpoint_path(RunFolder(self.parent.folder).checkpoints, self.branch_step).exists()
+
+    @property
+    def _begun(self) -> bool:
+        return RunFolder(self.folder).config_file.exists()
+
+    def prepare(self) -> None:
+        """Make the folder of a run that begins as another one, from that one's checkpoint."""
+        if self.parent is not None and not self._begun:
+            parent, config = RunFolder(self.parent.folder), self._branch_config(self.parent)
+            make_branch(parent, self.folder, self.branch_step, config.model_dump(mode="json"), config.schedule())
+
+    def diverge(self) -> None:
+        """Say of a run that it diverges as the one that it would begin as has."""
+        if self.parent is not None:
+            parent, config = RunFolder(self.parent.folder), self._branch_config(self.parent)
+            message = f"it begins as {parent.path}, which diverged in the steps that both share"
+            branch_diverged(
+                parent, self.folder, self.branch_step, config.model_dump(mode="json"), config.schedule(), message
+            )
+
+    def _branch_config(self, parent: Job) -> RunConfig:
+        return branch_config(load_config(self.config), RunFolder(parent.folder))
+
+    def last_step(self) -> tuple[int, str]:
+        """Completed steps and the last loss, from the metrics' end; a diverged run has no steps left."""
+        if self.diverged:
+            return self.total_steps, "diverged"
+        if not self.ready and self.parent is not None:
+            return self.branch_step, f"waits for {self.parent.name}"
+        try:
+            with (self.folder / "metrics.jsonl").open("rb") as file:
+                file.seek(0, os.SEEK_END)
+                file.seek(max(0, file.tell() - 4096))
+                lines = file.read().splitlines()
+        except OSError:
+            return self.branch_step, "starting"
+        for text in reversed(lines):
+            with contextlib.suppress(ValueError, LookupError, TypeError):  # half a line, or a damaged one
+                line = json.loads(text)
+                if "loss" in line:
+                    # A branch may have been made after the last line of the run that it comes from.
+                    step = max(int(line["step"]), self.branch_step)
+                    return step, f"{line['phase']}, loss {line['loss']:.3f}"
+        return self.branch_step, "starting"

@@ -1,0 +1,180 @@
+"""What came of a study's runs, as `report.json` holds it; see `token_superposition.study.report` for its keys."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from token_superposition.errors import UserError
+from token_superposition.plan.stages import Schedule
+from token_superposition.run.folder import RunFolder
+from token_superposition.run.metrics import read_metrics
+from token_superposition.study.statistics import paired_difference
+from token_superposition.study.study_file import Study
+from token_superposition.study.trials import Trial
+from token_superposition.train.corpora import Corpora
+
+_NO_EQUAL_DATA = "no arm was given the raw tokens superposition read; --equal-data trains one"
+_NO_ISO_LOSS = "this version trains one budget; a speed-up at equal loss needs several"
+
+
+def build_report(
+    study: Study, trials: Sequence[Trial], num_seeds: int, equal_data_steps: Mapping[str, int]
+) -> dict[str, Any]:
+    """The report of runs that are done.
+
+    Args:
+        study: what was asked for.
+        trials: the runs, each arm's in rising order of their budgets, the baseline's first.
+        num_seeds: of each.
+        equal_data_steps: by arm, the baseline's steps on the arm's raw tokens.
+    """
+    by_arm = {name: [trial for trial in trials if trial.arm == name] for name in study.arms}
+    reference = {name: [t for t in its if t.kind == "budget"][-1] for name, its in by_arm.items()}
+    arms = []
+    for name, its in by_arm.items():
+        figures = [_figures(trial, num_seeds) for trial in its]
+        budgets = [_budget(trial, each) for trial, each in zip(its, figures, strict=True)]
+        arms.append({"name": name, **figures[its.index(reference[name])], "budgets": budgets})
+    baseline = reference[arms[0]["name"]]
+    train = baseline.config.train
+    stored = baseline.run(0).read_config() or {}
+    model = stored.get("model", {})  # whose architecture and configuration may be those of what it goes on from
+    corpora = Corpora.open(baseline.config.data)
+    differences = [_difference(arms[0], arm) for arm in arms[1:]]
+    longer = [_equal_data(arms[0], arm, equal_data_steps[arm["name"]]) for arm in arms[1:] if equal_data_steps]
+    return {
+        "schema_version": 2,
+        "title": f"Token superposition or not: {model.get('architecture')}, {train.total_steps:,} steps",
+        "created": datetime.date.today().isoformat(),
+        "model": {
+            "architecture": model.get("architecture"),
+            "parameters": arms[0]["parameters"],
+            "config": model.get("config"),
+            "init_from": _same_start(trials, num_seeds),
+        },
+        "data": {
+            "path": corpora.place,
+            "tokenizer": corpora.tokenizer.name,
+            "train_tokens": corpora.num_tokens,
+            "train_bytes": corpora.num_bytes,
+            "validation_tokens_used": arms[0]["validation_tokens"],
+        },
+        "settings": {
+            "total_steps": train.total_steps,
+            "batch_size": train.batch_size,
+            "sequence_length": train.sequence_length,
+            "learning_rate": train.learning_rate,
+            "warmup_steps": train.num_warmup_steps,
+            "decay_steps": train.decay_steps,
+            "weight_decay": train.weight_decay,
+            "device": stored.get("train", {}).get("device"),
+            "dtype": stored.get("train", {}).get("dtype"),
+            "num_threads": stored.get("train", {}).get("num_threads"),
+        },
+        "arms": arms,
+        "equal_flops": _best(differences),
+        "equal_flops_all": differences,
+        "equal_data": _best(longer),
+        "equal_data_all": longer,
+        "iso_loss": None,
+        "reasons": {"iso_loss": _NO_ISO_LOSS} | ({} if longer else {"equal_data": _NO_EQUAL_DATA}),
+    }
+
+
+def _best(differences: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The headline: of the arm that is the furthest below the baseline."""
+    return min(differences, key=lambda difference: difference["delta_nats"], default=None)
+
+
+def _same_start(trials: Sequence[Trial], num_seeds: int) -> dict[str, Any] | None:
+    """The trained model that every run went on from, None for fresh weights; UserError where they are not the same."""
+    runs = [trial.run(seed) for trial in trials for seed in range(num_seeds)]
+    starts: list[dict[str, Any] | None] = [(run.read_summary() or {}).get("init_from") for run in runs]
+    for run, start in zip(runs, starts, strict=True):
+        if start != starts[0]:
+            raise UserError(
+                f"{run.path}: went on from other weights than {runs[0].path}, though they lay in the same place, so "
+                "the two cannot be compared; put the first weights back and remove this run's folder"
+            )
+    return starts[0]
+
+
+def _figures(trial: Trial, num_seeds: int) -> dict[str, Any]:
+    """What came of a trial, seed by seed, and what was trained."""
+    seeds, summary = [], {}
+    for seed in range(num_seeds):
+        run = trial.run(seed)
+        summary = run.read_summary() or {}
+        keys = ("final_validation_loss", "bits_per_byte", "steps", "positions", "raw_tokens")
+        more = ("unique_raw_tokens", "flops", "wall_seconds", "peak_memory_bytes")
+        seeds.append(
+            {
+                "seed": trial.config.train.seed + seed,
+                **{key: summary[key] for key in keys + more},
+                "curve": _curve(run),
+            }
+        )
+    # As fixed when the run started, whatever was asked since; its cuts are of no interest here.
+    schedule = Schedule.from_dicts(summary["stages"]).merged()
+    first = schedule.stages[0]
+    return {
+        "stages": schedule.as_dicts(),
+        "mode": first.mode,
+        "slot_weights": first.slot_weights,
+        "bag_size": schedule.bag_size,
+        "ratio": schedule.switch_step / schedule.total_steps,
+        "switch_step": schedule.switch_step,
+        "learning_rate": trial.config.train.learning_rate,
+        "parameters": summary["parameters"],
+        "validation_tokens": summary["validation_tokens"],
+        "seeds": seeds,
+    }
+
+
+def _curve(run: RunFolder) -> list[dict[str, Any]]:
+    keys = ("step", "phase", "bag_size", "flops", "raw_tokens", "validation_loss")
+    return [
+        {key: line[key] for key in keys}
+        for line in read_metrics(run.metrics_file)
+        if "validation_loss" in line and not line["final"]  # that one is on more tokens
+    ]
+
+
+def _budget(trial: Trial, figures: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("stages", "switch_step", "ratio", "learning_rate", "seeds")
+    return {"total_steps": trial.total_steps, "kind": trial.kind, **{key: figures[key] for key in keys}}
+
+
+def _difference(baseline: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Any]:
+    """Superposition's final loss less the baseline's, seed by seed."""
+    return {
+        "baseline": baseline["name"],
+        "arm": arm["name"],
+        **_paired(baseline["seeds"], arm["seeds"]),
+    }
+
+
+def _equal_data(baseline: Mapping[str, Any], arm: Mapping[str, Any], total_steps: int) -> dict[str, Any]:
+    """The same where the baseline was trained longer, on as many raw tokens as the arm read."""
+    (longer,) = (budget for budget in baseline["budgets"] if budget["total_steps"] == total_steps)
+    return {
+        "baseline": baseline["name"],
+        "arm": arm["name"],
+        "total_steps": total_steps,
+        "raw_tokens": longer["seeds"][0]["raw_tokens"],
+        **_paired(longer["seeds"], arm["seeds"]),
+    }
+
+
+def _paired(baseline: Sequence[Mapping[str, Any]], arm: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    ours, theirs = ([seed["final_validation_loss"] for seed in side] for side in (arm, baseline))
+    difference = paired_difference(ours, theirs)
+    return {
+        "delta_nats": difference.mean,
+        "confidence_interval": None if difference.interval is None else list(difference.interval),
+        "confidence_level": 0.95,
+        "deltas": list(difference.differences),
+        "reason": difference.reason,
+    }

@@ -1,0 +1,185 @@
+"""A study's file: a run's file, with what is compared besides.
+
+    arms:
+      baseline: {superposition.bag_size: 1}
+      superposition: {superposition.bag_size: 2, superposition.ratio: 0.3}
+    budgets: [1000, 2000, 4000]
+    equal_data: true
+
+Without `arms` they are the run as it stands and the same run without its `superposition` section. Without `budgets`
+there is one, `train.total_steps`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from token_superposition.errors import UserError
+from token_superposition.study.budgets import at_budget, parse_budgets
+from token_superposition.train.config import RunConfig, changed_keys, parse_config, read_yaml, with_keys
+from token_superposition.yaml_keys import child
+
+# Keys that arms share, by their beginnings, and why.
+_EQUAL = {
+    "model.": "arms share their model and its initialisation",
+    "train.total_steps": "arms are compared at equal compute, and at other numbers of steps by budgets",
+    "train.sequence_length": "positions a step are the arms' compute, and rows what they are validated on",
+    "train.batch_size": "positions a step are the arms' compute",
+    "logging.validation_tokens": "figures on other text cannot be compared",
+    "logging.interim_validation_tokens": "curves on other text cannot be compared",
+}
+
+
+@dataclass(frozen=True)
+class Study:
+    """The arms of a comparison, the baseline first.
+
+    Attributes:
+        arms: each arm's configuration at the reference budget, by its name.
+        given: keys that an arm or the command line sets itself, and where: a sweep may not set them too.
+        budgets: numbers of steps, in rising order; empty where `train.total_steps` is the only one.
+        equal_data: whether the baseline is trained on the raw tokens of each other arm too.
+    """
+
+    arms: Mapping[str, RunConfig]
+    given: Mapping[str, str] = field(default_factory=dict)
+    budgets: tuple[int, ...] = ()
+    equal_data: bool = False
+
+    @property
+    def branches(self) -> bool:
+        """Whether runs share their steps: with one length of run there is nothing to share."""
+        return bool(self.budgets) or self.equal_data
+
+    def at_budgets(self, config: RunConfig) -> list[RunConfig]:
+        """An arm's configuration at every budget."""
+        return [at_budget(config, steps) for steps in self.budgets] or [config]
+
+
+def load_study(
+    path: Path, overrides: Mapping[str, Any], *, budgets: str | None = None, equal_data: bool = False
+) -> Study:
+    """Read a study's file; keys of `overrides` hold for every arm, and budgets in place of the file's.
+
+    Raises:
+        UserError: for what a run's file would be refused for, or arms or budgets that make no comparison.
+    """
+    values, lines = read_yaml(path)
+    return make_study(values, overrides, source=str(path), lines=lines, budgets=budgets, equal_data=equal_data)
+
+
+def make_study(
+    values: Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    source: str = "configuration",
+    lines: yaml.Node | None = None,
+    budgets: str | None = None,
+    equal_data: bool = False,
+) -> Study:
+    """The study that nested dictionaries describe; see `load_study`."""
+    values, overrides = dict(values), dict(overrides or {})
+    arms = values.pop("arms", None)
+    steps, values, overrides = _take_budgets(values, overrides, budgets, source)
+    equal_data = _take_equal_data(values, source) or equal_data
+    given = {key: f"--{key}" for key in overrides}
+    shared = parse_config(values, overrides, source=source, lines=lines)
+    if arms is None:
+        if shared.schedule().switch_step == 0:
+            raise UserError(
+                f"{source}: nothing to compare: the run has no superposition (set superposition.bag_size, or name arms)"
+            )
+        plain = parse_config(values, {**overrides, "superposition": {}}, source=source)
+        study = Study({"baseline": plain, "superposition": shared}, given, steps, equal_data)
+    else:
+        configs = _read_arms(arms, values, overrides, source, lines)
+        given = {str(key): f"{source}: arms.{name}" for name, keys in arms.items() for key in keys} | given
+        study = Study(configs, given, steps, equal_data)
+    for name, config in study.arms.items():
+        for budget in steps:
+            at_budget(config, budget, f"{name}, budgets")
+    return study
+
+
+def _take_budgets(
+    values: dict[str, Any], overrides: dict[str, Any], option: str | None, source: str
+) -> tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]:
+    """The budgets, and the keys with the largest as the total."""
+    given = values.pop("budgets", None)
+    if option is None and given is None:
+        return (), values, overrides
+    budgets = parse_budgets(given, f"{source}: budgets") if option is None else parse_budgets(option, "--budgets")
+    train = values.get("train")
+    in_file = train.get("total_steps") if isinstance(train, dict) else None
+    total = overrides.pop("train.total_steps", in_file)
+    if total is not None and total not in budgets:
+        listed = ",".join(map(str, budgets))
+        raise UserError(
+            f"{source}: train.total_steps: is {str(total)[:60]}, which is none of the budgets {listed}; list it there "
+            "or take it out"
+        )
+    return budgets, with_keys(values, {"train.total_steps": budgets[-1]}, f"{source}: "), overrides
+
+
+def _take_equal_data(values: dict[str, Any], source: str) -> bool:
+    given = values.pop("equal_data", False)
+    if not isinstance(given, bool):
+        raise UserError(f"{source}: equal_data: is true or false, not {str(given)[:60]!r}")
+    return given
+
+
+def _read_arms(
+    arms: Any, values: dict[str, Any], overrides: dict[str, Any], source: str, lines: yaml.Node | None
+) -> dict[str, RunConfig]:
+    """The configurations of named arms, the baseline's first."""
+    if not isinstance(arms, dict) or len(arms) < 2 or not all(isinstance(a, dict) for a in arms.values()):
+        raise UserError(f"{source}: arms: is a list of at least two names, each with the keys it changes")
+    for name in arms:  # it will be a folder's
+        if not isinstance(name, str) or not re.fullmatch(r"[\w=,+-][\w.=,+ -]{0,99}", name):
+            raise UserError(
+                f"{source}: arms.{name!r}: a name has at most 100 letters, digits and . = , + - _, and no point first"
+            )
+    for name, keys in arms.items():
+        changed = with_keys({}, keys, f"{source}: arms.{name}: ")
+        for key in ("data", "train.seed", "model.init_from"):
+            section, _, part = key.partition(".")
+            place = changed.get(section)
+            if section in changed and (not part or (isinstance(place, dict) and part in place)):
+                raise UserError(
+                    f"{source}: arms.{name}: {key}: arms share their seeds, their data and what they go on from, or "
+                    "they cannot be compared seed by seed; give it outside of arms"
+                )
+    configs = {
+        name: parse_config(
+            with_keys(values, keys, f"{source}: arms.{name}: "),
+            overrides,
+            source=source,
+            prefix=f"arms.{name}: ",
+            lines=child(child(lines, "arms"), name),
+        )
+        for name, keys in arms.items()
+    }
+    baseline = [name for name, config in configs.items() if config.schedule().switch_step == 0]
+    if len(baseline) != 1:
+        raise UserError(f"{source}: arms: exactly one has no superposition (bag_size 1); {len(baseline)} have none")
+    configs = {baseline[0]: configs[baseline[0]], **configs}
+    _check_equal(configs, source)
+    return configs
+
+
+def _check_equal(configs: Mapping[str, RunConfig], source: str) -> None:
+    """Refuse arms that differ in what must be equal, naming the key and why."""
+    (first, baseline), *others = ((name, config.model_dump(mode="json")) for name, config in configs.items())
+    for name, values in others:
+        for key in changed_keys(baseline, values):
+            reason = next((why for beginning, why in _EQUAL.items() if key.startswith(beginning)), None)
+            if reason:
+                raise UserError(
+                    f"{source}: arms.{name}: {key}: is not what {first} has, and {reason}; give it outside of arms"
+                )

@@ -1,0 +1,82 @@
+"""The section `data` of a run's configuration: what is trained on and validated on."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from token_superposition.train.values import FolderPath, Positive, Section
+
+
+class SourceConfig(Section):
+    """One source of a mixture."""
+
+    path: FolderPath = Field(description="the folder that `tst prepare` wrote")
+    weight: Positive = Field(1.0, description="its share of the rows, in proportion to the others'")
+
+
+class DataConfig(Section):
+    """What is trained on."""
+
+    sources: dict[str, SourceConfig] = Field(
+        default_factory=dict, description="a mixture, in place of `path`: a name, and each source's path and weight"
+    )
+    path: FolderPath | None = Field(None, description="the folder that `tst prepare` wrote", validate_default=True)
+    bag_boundary: Literal["stream", "document"] = Field(
+        "stream", description="document: no bag and no target crosses the end of a document; short bags are padded"
+    )
+    attention_boundary: Literal["row", "document"] = Field(
+        "row", description="document: positions see their own document only; needs bag_boundary document"
+    )
+    verify: bool = Field(True, description="read all of it when a run starts and compare its checksums")
+    validation_sets: dict[str, str] = Field(
+        default_factory=dict, description="further validation sets: a name, and the prepared folder whose split it is"
+    )
+
+    @field_validator("sources")
+    @classmethod
+    def _weights(cls, sources: dict[str, SourceConfig]) -> dict[str, SourceConfig]:
+        from token_superposition.data.mixture import weight_parts
+
+        for name in sources:
+            if not re.fullmatch(r"[\w+-][\w+ -]{0,99}", name):
+                raise ValueError(f"a source's name has at most 100 letters, digits and + - _, not {name[:100]!r}")
+        if sources:
+            weight_parts([source.weight for source in sources.values()])
+        return dict(sorted(sources.items()))  # the order in the file is none of the run's
+
+    @field_validator("path")
+    @classmethod
+    def _one_kind(cls, path: str | None, info: ValidationInfo) -> str | None:
+        if "sources" in info.data and (path is None) != bool(info.data["sources"]):
+            if path is None:
+                raise PydanticCustomError("missing", "is missing")
+            raise ValueError("sources stands in its place: give one of the two")
+        return path
+
+    @model_validator(mode="after")
+    def _fits(self) -> DataConfig:
+        if self.attention_boundary == "document" and self.bag_boundary != "document":
+            raise ValueError(
+                "attention_boundary: document needs bag_boundary: document, or bags would see two documents at once"
+            )
+        twice = sorted(self.sources.keys() & self.validation_sets.keys())
+        if twice:
+            raise ValueError(f"validation_sets.{twice[0]}: a source has this name, and is validated anyway")
+        return self
+
+    @property
+    def mixture(self) -> dict[str, SourceConfig]:
+        """The sources by name; of one folder, a single one without a name."""
+        if self.path is None:
+            return self.sources
+        return {"": SourceConfig(path=self.path, weight=1.0)}
+
+    @property
+    def folders(self) -> list[str]:
+        """Every folder that the run reads, each once."""
+        paths = [source.path for source in self.mixture.values()]
+        return list(dict.fromkeys([*paths, *self.validation_sets.values()]))

@@ -1,0 +1,59 @@
+"""The kinds of values that a configuration's keys take, and what its sections share."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+_MOST = 10**12  # of anything that is counted: nobody needs more, and int64 holds it
+_DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
+
+
+def _number(value: Any) -> Any:
+    """YAML's `true` and `"3"` are no numbers, though Python would take them for 1 and 3."""
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not true or false")
+    if isinstance(value, str):
+        raise ValueError("a number is needed, not a text")
+    return value
+
+
+def _device(value: str) -> str:
+    if not _DEVICES.fullmatch(value):
+        raise ValueError("a device is auto, cpu, cuda, cuda:1 (or another number) or mps")
+    return value
+
+
+def _path(value: str) -> str:
+    if not value or "\0" in value:
+        raise ValueError("the path of a folder is needed")
+    return value
+
+
+def _slot_weights(value: Any) -> Any:
+    from token_superposition.objective.slot_weights import parse_slot_weights
+
+    if isinstance(value, str):
+        parse_slot_weights(value)
+    return value
+
+
+PositiveInt = Annotated[int, BeforeValidator(_number), Field(ge=1, le=_MOST)]
+NotNegativeInt = Annotated[int, BeforeValidator(_number), Field(ge=0, le=_MOST)]
+Seed = Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**63)]
+NumThreads = Annotated[int, BeforeValidator(_number), Field(ge=1, le=512)]
+Ratio = Annotated[float, BeforeValidator(_number), Field(ge=0, lt=1, allow_inf_nan=False)]
+Fraction = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1, allow_inf_nan=False)]
+Positive = Annotated[float, BeforeValidator(_number), Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, BeforeValidator(_number), Field(ge=0, allow_inf_nan=False)]
+Device = Annotated[str, AfterValidator(_device)]
+FolderPath = Annotated[str, AfterValidator(_path)]
+SlotWeights = Annotated[str, BeforeValidator(_slot_weights)]
+
+
+class Section(BaseModel):
+    """A section of a configuration: no other keys than its own."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())

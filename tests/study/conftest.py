@@ -1,0 +1,33 @@
+"""What tests of whole studies share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from token_superposition.study import queue
+from token_superposition.study.job import Job
+from token_superposition.train import record
+from token_superposition.train.config import load_config
+from token_superposition.train.loop import train
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Runs are trained here, one after another: a process of its own takes seconds to start. Returns their names."""
+    trained: list[str] = []
+
+    def run_jobs(jobs: Sequence[Job], **_: Any) -> None:
+        waiting = [job for job in jobs if not job.done]
+        while waiting:
+            job = next(job for job in waiting if job.ready)
+            waiting.remove(job)
+            job.prepare()
+            trained.append(job.name)
+            train(load_config(job.config), job.folder, quiet=True)
+
+    monkeypatch.setattr(queue, "run_jobs", run_jobs)
+    monkeypatch.setattr(record, "matrix_peak", lambda *_: 1e9)
+    return trained
