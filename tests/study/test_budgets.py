@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -67,7 +68,11 @@ def without_times(report: Any) -> Any:
     if isinstance(report, dict):
         times = ("wall_seconds", "peak_memory_bytes", "command")
         return {key: without_times(value) for key, value in report.items() if key not in times}
-    return [without_times(value) for value in report] if isinstance(report, list) else report
+    if isinstance(report, list):
+        return [
+            without_times(value) for value in report if not isinstance(value, dict) or value.get("unit") != "seconds"
+        ]
+    return report
 
 
 @pytest.mark.usefixtures("in_process")
@@ -107,7 +112,10 @@ def test_a_study_of_budgets_and_more_of_it_later(values: dict[str, Any], tmp_pat
     assert (report["equal_data"]["total_steps"], report["equal_data"]["raw_tokens"]) == (30, 30 * 64)
     assert superposition["seeds"][0]["raw_tokens"] == 30 * 64
     assert "equal_data" not in report["reasons"]
-    assert report["iso_loss"] is None
+    speedups = [(each["read_at"], each["unit"]) for each in report["iso_loss_all"]]
+    assert sorted(speedups) == sorted(itertools.product(("baseline_end", "superposition_end"), ("flops", "seconds")))
+    assert (report["iso_loss"] is None) == ("iso_loss" in report["reasons"])
+    assert [facts["arm"] for facts in report["switch"]] == ["superposition"]
     assert report["schema_version"] == 2
 
     # A longer budget later leaves what is there where it can, and nothing else is touched.

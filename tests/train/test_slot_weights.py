@@ -184,12 +184,14 @@ def test_a_run_says_what_it_will_be(
 
 
 def test_a_study_has_an_arm_with_measured_weights(measured_run: dict[str, Any], tmp_path: Path) -> None:
-    study = make_study(measured_run)
+    # With budgets: runs that begin alike share one measurement, or they would not be alike.
+    study = make_study({**measured_run, "budgets": [10, 12]})
     report = compare(study, tmp_path / "study", quiet=True)
     again = compare(study, tmp_path / "study", quiet=True)  # nothing is trained: what was measured is what is asked
     assert again["arms"] == report["arms"]
     name = report["arms"][1]["slot_weights"]
-    assert name == resolved(tmp_path / "study" / "runs" / "superposition" / "seed-0")
+    stages = [budget["stages"][0] for budget in report["arms"][1]["budgets"]]
+    assert [stage["slot_weights"] for stage in stages] == [name, name]
     assert name.startswith("mutual_information:")
     assert "mutual information (" in (tmp_path / "study" / "report.html").read_text()
 

@@ -12,6 +12,7 @@ tokens that superposition read; the steps that runs have in common are trained o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from token_superposition.train.init_from import Source
 from token_superposition.train.preflight import check_run
 from token_superposition.train.progress import say, warn
 from token_superposition.train.resume import what_is_odd
+from token_superposition.train.slot_weights import measure_slot_weights
 
 __all__ = ["Study", "build_report", "check_request", "compare", "load_study", "make_study"]
 
@@ -60,6 +62,8 @@ def compare(
     """
     check_request(folder, num_seeds, jobs)
     sources = _check_arms(study, None if quiet else say)
+    # Once for all runs: those that begin alike have the same numbers.
+    study = replace(study, arms={name: measure_slot_weights(config)[0] for name, config in study.arms.items()})
     longer = equal_data_steps(study)
     trials = with_equal_data([trial for arm in study.arms for trial in arm_trials(study, arm, folder)], longer)
     odd = _what_is_odd(trials, sources)

@@ -10,13 +10,14 @@ from token_superposition.errors import UserError
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.folder import RunFolder
 from token_superposition.run.metrics import read_metrics
+from token_superposition.study.speedup import choose_headline, iso_loss_all
 from token_superposition.study.statistics import paired_difference
 from token_superposition.study.study_file import Study
+from token_superposition.study.switch import switch_facts
 from token_superposition.study.trials import Trial
 from token_superposition.train.corpora import Corpora
 
 _NO_EQUAL_DATA = "no arm was given the raw tokens superposition read; --equal-data trains one"
-_NO_ISO_LOSS = "this version trains one budget; a speed-up at equal loss needs several"
 
 
 def build_report(
@@ -44,6 +45,10 @@ def build_report(
     corpora = Corpora.open(baseline.config.data)
     differences = [_difference(arms[0], arm) for arm in arms[1:]]
     longer = [_equal_data(arms[0], arm, equal_data_steps[arm["name"]]) for arm in arms[1:] if equal_data_steps]
+    best = min(differences, key=_delta)
+    speedups = iso_loss_all(arms)
+    iso_loss, no_iso_loss = choose_headline(speedups, best["arm"])
+    reasons = {"iso_loss": no_iso_loss, "equal_data": None if longer else _NO_EQUAL_DATA}
     return {
         "schema_version": 2,
         "title": f"Token superposition or not: {model.get('architecture')}, {train.total_steps:,} steps",
@@ -74,18 +79,20 @@ def build_report(
             "num_threads": stored.get("train", {}).get("num_threads"),
         },
         "arms": arms,
-        "equal_flops": _best(differences),
+        "equal_flops": best,
         "equal_flops_all": differences,
-        "equal_data": _best(longer),
+        "equal_data": min(longer, key=_delta, default=None),
         "equal_data_all": longer,
-        "iso_loss": None,
-        "reasons": {"iso_loss": _NO_ISO_LOSS} | ({} if longer else {"equal_data": _NO_EQUAL_DATA}),
+        "iso_loss": iso_loss,
+        "iso_loss_all": speedups,
+        "switch": switch_facts(arms),
+        "reasons": {key: reason for key, reason in reasons.items() if reason is not None},
     }
 
 
-def _best(differences: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The headline: of the arm that is the furthest below the baseline."""
-    return min(differences, key=lambda difference: difference["delta_nats"], default=None)
+def _delta(difference: Mapping[str, Any]) -> float:
+    """What the headline is chosen by: the arm that is the furthest below the baseline."""
+    return float(difference["delta_nats"])
 
 
 def _same_start(trials: Sequence[Trial], num_seeds: int) -> dict[str, Any] | None:
