@@ -294,6 +294,12 @@ def test_standard_input(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "data", "file"]
 
 
+def test_standard_input_that_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert complaint(["-"], out=tmp_path / "data").startswith("standard input is closed")
+    assert not list(tmp_path.iterdir())
+
+
 def test_runs_know_whether_they_are_whole(tmp_path: Path) -> None:
     run = Run("gone", 1, 1, 1, 1, 0, 0)
     assert not run.is_whole(tmp_path)
