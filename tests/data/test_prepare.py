@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import token_superposition
-from token_superposition.data.prepare import prepare
+from token_superposition.data.prepare import encode, prepare
 from token_superposition.data.prepare.merge import Merge
 from token_superposition.data.shards import ShardWriter, TokenDataset
 from token_superposition.data.sources import Corpus
@@ -97,6 +97,39 @@ def test_validation_holds_the_lowest_hashes_up_to_the_limit(corpus: Path, tmp_pa
         else:
             size = sum(len(text) + 1 for text in validation)
             assert size <= limit < size + len(texts[len(validation)]) + 1
+
+
+def test_a_validation_limit_can_be_met_to_the_token(corpus: Path, tmp_path: Path) -> None:
+    texts = sorted(corpus_texts(), key=text_hash)
+    limit = sum(len(text) + 1 for text in texts[:7])
+    prepare([corpus], out=tmp_path / "data", max_validation_tokens=limit, validation_fraction=0.9)
+    assert documents(tmp_path / "data", "validation") == texts[:7]
+
+
+def test_texts_are_told_apart_by_all_of_their_hash(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "hash_text", lambda text: bytes(8) + hashlib.blake2b(text, digest_size=8).digest())
+    summary = prepare([corpus], out=tmp_path / "data", deduplicate=True)
+    assert summary["duplicates_dropped"] == 0
+    both = documents(tmp_path / "data", "train") + documents(tmp_path / "data", "validation")
+    assert sorted(both) == sorted(corpus_texts())
+
+
+def test_shards_are_on_the_disk_before_they_have_their_name(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, synced = os.fsync, set()
+
+    def fsync(descriptor: int) -> None:
+        assert not (tmp_path / "data").exists() or Path(f"/proc/self/fd/{descriptor}").samefile(tmp_path)
+        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    prepare([corpus], out=tmp_path / "data", max_shard_tokens=500)
+    assert {path.name for path in (tmp_path / "data").glob("*.tokens")} <= synced
+    assert {".data.preparing", tmp_path.name} <= synced  # the folder, and then its name
 
 
 def test_the_same_input_gives_the_same_bytes_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,6 +354,19 @@ def test_two_processes_do_not_write_one_folder(corpus: Path, tmp_path: Path) -> 
     finally:
         os.close(descriptor)
     assert (workplace / "spill").exists()
+
+
+def test_a_folder_that_another_has_just_finished_is_not_worked_in(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fcntl.flock
+
+    def flock(descriptor: int, how: int) -> None:  # between opening and locking, it became the output
+        (tmp_path / ".data.preparing").rename(tmp_path / "data")
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert "another process is preparing this folder" in complaint([corpus], out=tmp_path / "data")
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
