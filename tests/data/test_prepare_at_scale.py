@@ -322,6 +322,19 @@ def test_standard_input(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "data", "file"]
 
 
+def test_what_other_standard_input_left_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "_SMALLEST_PIECE", 4000)
+    given = ["".join(f"{letter} line {number}\n" for number in range(30_000)).encode() for letter in "ab"]
+    with monkeypatch.context() as patch:
+        stop_after(3, patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            prepare(["-"], out=tmp_path / "data", stdin=io.BytesIO(given[0]), processes=1, quiet=True)
+    assert list((tmp_path / ".data.preparing").glob("piece-*.json"))
+    prepare(["-"], out=tmp_path / "data", stdin=io.BytesIO(given[1]), processes=1, quiet=True)
+    prepare(["-"], out=tmp_path / "whole", stdin=io.BytesIO(given[1]), processes=1, quiet=True)
+    assert content(tmp_path / "data") == content(tmp_path / "whole")
+
+
 def test_standard_input_that_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", None)
     assert complaint(["-"], out=tmp_path / "data").startswith("standard input is closed")
