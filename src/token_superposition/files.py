@@ -100,7 +100,9 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """Write `value` as indented JSON to `path`, whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", durable=durable)
+    with atomic_file(path, durable=durable) as file:
+        # The name of a file may hold bytes that are no UTF-8: in JSON, too, such half of a pair is written \udcXX.
+        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", errors="backslashreplace"))
 
 
 def read_object(path: Path, mend: str) -> dict[str, Any]:
@@ -133,8 +135,21 @@ def is_whole_number(value: object, least: int = 0) -> bool:
 
 
 def replace_folder(filled: Path, final: Path) -> None:
-    """Give the folder `filled` the name `final`; what stood there is removed first."""
+    """Give the folder `filled` the name `final`.
+
+    What stood there is put aside first and removed last: whoever is killed in between never leaves half a folder there.
+    """
+    aside = final.with_name(f".{final.name}.replaced")
+    if aside.exists():  # somebody was killed
+        shutil.rmtree(aside)
     if final.exists():
-        shutil.rmtree(final)
-    filled.replace(final)
+        final.replace(aside)
+    try:
+        filled.replace(final)
+    except OSError:
+        if aside.exists():
+            aside.replace(final)
+        raise
     sync_folder(final.parent)
+    if aside.exists():
+        shutil.rmtree(aside)

@@ -185,6 +185,17 @@ def test_other_epochs_and_seeds_give_other_orders() -> None:
     assert not torch.equal(*orders)
     assert not torch.equal(orders[0][:140], orders[1][:140])
 
+    epochs = torch.cat([b.ids.flatten() for b in make([Stage(1, 140)], lengths, rows_per_step=1).batches()]).chunk(2)
+    assert (epochs[0] == epochs[1]).float().mean() < 0.3  # a seventh are ends
+
+
+def test_neighbouring_rows_come_from_different_windows() -> None:
+    lengths = [16] * 200  # a window each
+    stream = make([Stage(4, 2), Stage(1, 20)], lengths, block_windows=16)
+    for batch in stream.batches(2):
+        documents_read = (batch.ids[:, 0, 0] - 1) // 16
+        assert len(set(documents_read.tolist())) == 4
+
 
 def test_a_mixture_keeps_documents_apart_too() -> None:
     texts = [corpus([7, 2, 9] * 5), corpus([4, 13, 5] * 5)]

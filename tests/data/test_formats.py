@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from token_superposition.data.sources import Corpus, corpus, text
+from token_superposition.data.sources import Corpus, corpus, records, text
 from token_superposition.errors import UserError
 
 RECORDS = ["one", 'two, with "quotes"\nand lines', "", "three é 日本 🙂", "four\r\n", " x "]
@@ -114,15 +114,18 @@ def test_objects_that_follow_each_other_in_a_json_file(tmp_path: Path, monkeypat
         ("lines.json", jsonl(records).decode()),
         ("one.json", json.dumps({"text": "alone"}, indent=2)),
         ("spaced.json", "\n [ " + " ,\n".join(json.dumps({"text": record}) for record in records) + " ] \n"),
+        ("lists.json", "".join(json.dumps([{"text": record}]) for record in records)),
         ("none.json", "[]"),
     ):
         (tmp_path / name).write_text(content)
     assert texts(tmp_path / "lines.json") == texts(tmp_path / "spaced.json") == records
+    assert texts(tmp_path / "lists.json") == records
     assert texts(tmp_path / "one.json") == ["alone"]
     assert "holds no text" in complaint(tmp_path / "none.json")
     for content, said in (
         ('[{"text": "a"}, {"text"', "a.json:2: is not JSON ("),
         ('[{"text": "a"}', "a.json:2: the list does not end"),
+        ('[{"text": "a"}] and more', "a.json:2: is not JSON (Expecting value"),
         ("[1]", "a.json:1: is a JSON int, not an object"),
         ('[{"body": "a"}]', "a.json:1: has no key 'text' (keys: body)"),
     ):
@@ -132,6 +135,13 @@ def test_objects_that_follow_each_other_in_a_json_file(tmp_path: Path, monkeypat
     assert "is not UTF-8" in complaint(tmp_path / "a.json")
 
 
+def test_a_fault_in_a_long_json_file_is_said_where_it_is(tmp_path: Path) -> None:
+    """And not that a record is too long, when all of the file has been read in search of its end."""
+    (tmp_path / "a.json").write_text('[{"text": "a"}, {text: "b"}' + ', {"text": "c"}' * 200_000 + "]")
+    message = complaint(tmp_path / "a.json", max_document_bytes=1000)
+    assert "a.json:2: is not JSON (Expecting property name" in message
+
+
 def test_bad_csv(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     for content, said in (
@@ -139,9 +149,12 @@ def test_bad_csv(tmp_path: Path) -> None:
         (b"id,text\n1,ab\xffc\n", "a.csv:1: column 'text' is not UTF-8 (byte 2 of the field)"),
         (b"id,text\n1,good\n2\n", "a.csv:2: has 1 fields, the first row has 2"),
         (b'id,text\n1,"open\n', "a.csv:1: is not CSV ("),
+        (b'"id"x,text\n1,a\n', "a.csv, first row: is not CSV ("),
     ):
         path.write_bytes(content)
         assert said in complaint(path)
+    path.write_bytes(b"id,text\n1,good\n" + b"x" * 5000 + b",2\n")  # never in memory as a whole
+    assert "a.csv:2 is longer than 1,000 bytes" in complaint(path, max_document_bytes=1000)
     path.write_bytes(b"id\ttext\n1\ta\n")
     path.rename(tmp_path / "a.tsv")
     assert texts(tmp_path / "a.tsv") == ["a"]
@@ -162,10 +175,38 @@ def test_a_long_file_in_ranges_is_that_file(tmp_path: Path, monkeypatch: pytest.
         assert len(found.pieces()) > 1
         documents = list(found.documents())
         assert [document.text.decode() for document in documents] == records
-        assert documents[-1].origin.endswith(":60")
+        assert str(documents[-1].origin).endswith(":60")
         for name, whole in (("a.txt", lines), ("one-line.txt", "é日🙂" * 600)):
             assert len(Corpus([tmp_path / name]).pieces()) > 1
             assert "".join(texts(tmp_path / name)) == whole
+
+
+def test_lines_are_counted_where_somebody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each range of a long file would else read all that is before it."""
+    monkeypatch.setattr(corpus, "_SMALLEST_PIECE", 64)
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(jsonl([str(number) for number in range(100)]) + b"[]\n")
+    assert "a.jsonl:101: is a JSON list" in complaint(path)
+    path.write_bytes(path.read_bytes()[:-3])
+    monkeypatch.setattr(records, "_lines_before", None)
+    assert texts(path) == [str(number) for number in range(100)]
+
+
+@pytest.mark.parametrize("compression", [".gz", ".xz", ".zst"])
+def test_compressed_text_without_any_place_to_cut(
+    compression: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "_SEARCHED", 7)
+    for size in (100, 101, 102, 103):
+        monkeypatch.setattr(text, "RANGE_BYTES", size)
+        for whole in ("日" * 700, "é🙂" * 300):
+            (tmp_path / f"a.txt{compression}").write_bytes(COMPRESS[compression](whole.encode()))
+            found = texts(tmp_path / f"a.txt{compression}")
+            assert "".join(found) == whole
+            assert max(map(len, found)) < 110
+    (tmp_path / f"a.txt{compression}").write_bytes(COMPRESS[compression]("日".encode()[:-1]))
+    for limit in (1, 2, 3):
+        assert "is not UTF-8 text (byte 0: " in complaint(tmp_path / f"a.txt{compression}", max_document_bytes=limit)
 
 
 def test_invalid_utf8_is_counted_and_its_first_place_named(tmp_path: Path) -> None:

@@ -37,6 +37,13 @@ def test_what_a_folder_holds(folder: Path) -> None:
             assert found["splits"][split][key] == described["splits"][split][key]
 
 
+def test_what_is_there_already_is_said(folder: Path, tmp_path: Path) -> None:
+    again = tst("prepare", tmp_path / "a.jsonl", "--out", folder, "--deduplicate", "--quiet")
+    assert again.out.startswith(f"data set in {folder}, there already\ntrain: ")
+    new = tst("prepare", tmp_path / "a.jsonl", "--out", tmp_path / "new", "--quiet")
+    assert new.out.startswith(f"data set in {tmp_path}/new\ntrain: ")
+
+
 def test_damage_is_found(folder: Path) -> None:
     shard = folder / "validation-00000.tokens"
     data = bytearray(shard.read_bytes())

@@ -55,6 +55,10 @@ def test_weights_are_taken_as_they_are_written(weights: list[float]) -> None:
 
 def test_weights_of_many_digits_are_refused() -> None:
     assert weight_parts([1 / 4, 3 / 4]) == [1, 3]
+    assert weight_parts([2000, 8000]) == [1, 4]
+    assert weight_parts([1, 9999]) == [1, 9999]
+    with pytest.raises(ValueError, match=r"1 : 10000, 10,001 parts, and at most 10,000"):
+        weight_parts([1, 10_000])
     with pytest.raises(ValueError, match="round them"):
         weight_parts([0.12345, 0.54321])
 

@@ -9,6 +9,8 @@ import io
 import json
 import os
 import random
+import shutil
+import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -17,7 +19,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from token_superposition.data.prepare import prepare
+import token_superposition
+from token_superposition.data.prepare import encode, prepare
+from token_superposition.data.prepare.merge import Merge
 from token_superposition.data.shards import ShardWriter, TokenDataset
 from token_superposition.data.sources import Corpus
 from token_superposition.errors import UserError
@@ -95,6 +99,39 @@ def test_validation_holds_the_lowest_hashes_up_to_the_limit(corpus: Path, tmp_pa
             assert size <= limit < size + len(texts[len(validation)]) + 1
 
 
+def test_a_validation_limit_can_be_met_to_the_token(corpus: Path, tmp_path: Path) -> None:
+    texts = sorted(corpus_texts(), key=text_hash)
+    limit = sum(len(text) + 1 for text in texts[:7])
+    prepare([corpus], out=tmp_path / "data", max_validation_tokens=limit, validation_fraction=0.9)
+    assert documents(tmp_path / "data", "validation") == texts[:7]
+
+
+def test_texts_are_told_apart_by_all_of_their_hash(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "hash_text", lambda text: bytes(8) + hashlib.blake2b(text, digest_size=8).digest())
+    summary = prepare([corpus], out=tmp_path / "data", deduplicate=True)
+    assert summary["duplicates_dropped"] == 0
+    both = documents(tmp_path / "data", "train") + documents(tmp_path / "data", "validation")
+    assert sorted(both) == sorted(corpus_texts())
+
+
+def test_shards_are_on_the_disk_before_they_have_their_name(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, synced = os.fsync, set()
+
+    def fsync(descriptor: int) -> None:
+        assert not (tmp_path / "data").exists() or Path(f"/proc/self/fd/{descriptor}").samefile(tmp_path)
+        synced.add(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    prepare([corpus], out=tmp_path / "data", max_shard_tokens=500)
+    assert {path.name for path in (tmp_path / "data").glob("*.tokens")} <= synced
+    assert {".data.preparing", tmp_path.name} <= synced  # the folder, and then its name
+
+
 def test_the_same_input_gives_the_same_bytes_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_corpus(Path("a.jsonl"), corpus_texts(50, seed=1))
@@ -103,6 +140,10 @@ def test_the_same_input_gives_the_same_bytes_in_any_order(tmp_path: Path, monkey
     prepare(["./b.jsonl", "a.jsonl"], out="two", max_shard_tokens=2000)
     assert content(Path("one")) == content(Path("two"))
     assert len(content(Path("one"))) > 5
+    monkeypatch.setattr("token_superposition.data.prepare._TRAINING_BYTES", 20)  # more than one text has
+    for out, sources in (("three", ["a.jsonl", "b.jsonl"]), ("four", ["b.jsonl", "a.jsonl"])):
+        prepare(sources, out=out, tokenizer="bpe:300")
+    assert content(Path("three")) == content(Path("four"))
 
 
 def test_the_seed_orders_training_and_leaves_validation(corpus: Path, tmp_path: Path) -> None:
@@ -216,6 +257,74 @@ def test_no_folder_of_others_is_touched(corpus: Path, tmp_path: Path, monkeypatc
     assert "is the current folder" in complaint([corpus], out=".")
 
 
+def test_what_is_put_there_meanwhile_is_not_removed(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, out = Merge.write, tmp_path / "data"
+
+    def meanwhile(merge: Merge, *arguments: Any) -> Any:
+        out.mkdir()
+        (out / "notes.txt").write_text("mine")
+        return real(merge, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Merge, "write", meanwhile)
+        assert "is not empty and holds no prepared data set" in complaint([corpus], out=out)
+    assert content(out) == {"notes.txt": b"mine"}
+    shutil.rmtree(out)
+    prepare([corpus], out=tmp_path / "other", seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Merge, "write", lambda *arguments: (shutil.copytree(tmp_path / "other", out), real(*arguments))[1]
+        )
+        assert "another data set was put there meanwhile" in complaint([corpus], out=out)
+    assert content(out) == content(tmp_path / "other")
+
+
+@pytest.mark.parametrize("moment", ["put aside", "put in place"])
+def test_killed_while_it_replaces_a_data_set_it_can_be_started_again(corpus: Path, tmp_path: Path, moment: str) -> None:
+    """Nothing is cleaned up by a process that is killed; whoever comes next finds a whole data set, or none."""
+    out = tmp_path / "data"
+    prepare([corpus], out=out, max_shard_tokens=500)
+    before = content(out)
+    name = {"put aside": ".data.replaced", "put in place": "data"}[moment]
+    program = f"""if True:
+        import os, pathlib
+        from token_superposition.data.prepare import prepare
+        real = pathlib.Path.replace
+        def killed(path, target):
+            real(path, target)
+            if target.name == {name!r}:
+                os.kill(os.getpid(), 9)
+        pathlib.Path.replace = killed
+        prepare([{str(corpus)!r}], out={str(out)!r}, overwrite=True, seed=1, quiet=True)
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(token_superposition.__file__).parents[1])}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == -9
+    assert out.exists() == (moment == "put in place")
+    if out.exists():
+        TokenDataset.open(out, "train").verify()
+        assert prepare([corpus], out=out, seed=1)["reused"]
+    assert not prepare([corpus], out=out, overwrite=True, max_shard_tokens=500)["reused"]
+    assert content(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "data"]
+
+
+def test_names_of_files_that_are_not_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    write_corpus(folder / "a.jsonl", corpus_texts(40))
+    Path(os.fsdecode(os.fsencode(folder) + b"/b\xff\n.jsonl")).write_bytes(b'{"text": "more"}\nno\n')
+    with pytest.raises(UserError, match="is not JSON"):
+        prepare([folder], out=tmp_path / "data")
+    summary = prepare([folder], out=tmp_path / "data", on_error="skip")
+    assert summary["documents"] == 41
+    again = prepare([folder], out=tmp_path / "data", on_error="skip")
+    assert again["reused"]
+    assert again["skipped"] == summary["skipped"]
+    assert "b\udcff\n.jsonl:2: is not JSON" in summary["skipped"]["first"]
+
+
 def test_an_output_behind_a_link_stays_behind_it(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "big").mkdir()
     (tmp_path / "data").symlink_to(tmp_path / "big")
@@ -245,6 +354,19 @@ def test_two_processes_do_not_write_one_folder(corpus: Path, tmp_path: Path) -> 
     finally:
         os.close(descriptor)
     assert (workplace / "spill").exists()
+
+
+def test_a_folder_that_another_has_just_finished_is_not_worked_in(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = fcntl.flock
+
+    def flock(descriptor: int, how: int) -> None:  # between opening and locking, it became the output
+        (tmp_path / ".data.preparing").rename(tmp_path / "data")
+        real(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert "another process is preparing this folder" in complaint([corpus], out=tmp_path / "data")
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])

@@ -83,6 +83,19 @@ def test_no_shard_is_larger_than_asked_for(tmp_path: Path) -> None:
     assert sorted(both) == sorted(texts)
 
 
+def test_a_long_document_of_more_bytes_in_its_tokens_than_in_its_text(tmp_path: Path) -> None:
+    folder = gpt2_folder(tmp_path / "gpt2")
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    definition["normalizer"] = {"type": "Replace", "pattern": {"String": "x"}, "content": "to be "}
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    texts = [*corpus_texts(50), "x" * 400]
+    summary = prepare(
+        [write_corpus(tmp_path / "a.jsonl", texts)], out=tmp_path / "data", tokenizer=str(folder), max_shard_tokens=90
+    )
+    headers = [ShardHeader.read(path) for path in (tmp_path / "data").glob("*.tokens")]
+    assert sum(header.num_bytes for header in headers) == summary["bytes"] == sum(map(len, texts))
+
+
 def stop_after(number: int, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> list[int]:
     """The work stops when so many pieces are finished; returns which pieces were encoded, which goes on growing."""
     real, done = pool.encode_pieces, []
@@ -161,9 +174,11 @@ def test_another_request_or_changed_sources_begin_anew(
     with monkeypatch.context() as patch, interrupted_again:
         stop_after(4, patch, KeyboardInterrupt())
         prepare([many], out=tmp_path / "more", processes=1, quiet=True)
-    (many / "0.md").write_text("# 9\n" + "text " * 50)  # of the same length
+    other = (many / "0.jsonl").read_text().replace("word", "WORD")  # of the same length, and finished already
+    (many / "0.jsonl").write_text(other)
     prepare([many], out=tmp_path / "more", processes=1, quiet=True)
-    assert "# 9\n" + "text " * 50 in documents(tmp_path / "more", "train") + documents(tmp_path / "more", "validation")
+    found = documents(tmp_path / "more", "train") + documents(tmp_path / "more", "validation")
+    assert {json.loads(line)["text"] for line in other.splitlines()} <= set(found)
 
 
 def test_a_full_disk_keeps_what_is_finished(many: Path, tmp_path: Path) -> None:
@@ -241,6 +256,19 @@ def test_a_killed_process_is_said(many: Path, tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / ".data.preparing").exists()
 
 
+def test_processes_hold_the_lock_of_who_started_them(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where that one is killed, what they write still goes into the folder: no other may work there."""
+    program = (
+        "import os, sys; held = [os.path.realpath(f'/proc/self/fd/{n}') for n in os.listdir('/proc/self/fd')]; "
+        "raise SystemExit(7 if os.path.realpath(sys.argv[1]) in held else 8)"
+    )
+    monkeypatch.setattr(pool, "_PROGRAM", program)
+    with pytest.raises(RunError, match="ended with exit code 7"):
+        prepare([many], out=tmp_path / "data", processes=2, quiet=True)
+
+
 def test_killed_at_any_time_it_goes_on(tmp_path: Path) -> None:
     """A real process, killed so that nothing is cleaned up; then the same command again."""
     text = tmp_path / "text"
@@ -292,6 +320,25 @@ def test_standard_input(tmp_path: Path) -> None:
         message = complaint(["-"], out=tmp_path / "other", stdin=io.BytesIO(given), stdin_format=form)
         assert message.startswith(said)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "data", "file"]
+
+
+def test_what_other_standard_input_left_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "_SMALLEST_PIECE", 4000)
+    given = ["".join(f"{letter} line {number}\n" for number in range(30_000)).encode() for letter in "ab"]
+    with monkeypatch.context() as patch:
+        stop_after(3, patch, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            prepare(["-"], out=tmp_path / "data", stdin=io.BytesIO(given[0]), processes=1, quiet=True)
+    assert list((tmp_path / ".data.preparing").glob("piece-*.json"))
+    prepare(["-"], out=tmp_path / "data", stdin=io.BytesIO(given[1]), processes=1, quiet=True)
+    prepare(["-"], out=tmp_path / "whole", stdin=io.BytesIO(given[1]), processes=1, quiet=True)
+    assert content(tmp_path / "data") == content(tmp_path / "whole")
+
+
+def test_standard_input_that_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert complaint(["-"], out=tmp_path / "data").startswith("standard input is closed")
+    assert not list(tmp_path.iterdir())
 
 
 def test_runs_know_whether_they_are_whole(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from token_superposition.data import shard_file
 from token_superposition.data.prepare import prepare
-from token_superposition.data.shards import ShardHeader, ShardWriter, TokenDataset
+from token_superposition.data.shards import ShardHeader, ShardWriter, TokenDataset, token_dtype
 from token_superposition.data.tokenizers import ByteTokenizer
 from token_superposition.errors import UserError
 
@@ -108,6 +109,10 @@ def test_the_fingerprint_is_the_datas(folder: Path, copy: Path) -> None:
     assert first != TokenDataset.open(folder, "validation").fingerprint
 
 
+def test_the_widest_vocabulary_of_two_bytes() -> None:
+    assert [token_dtype(size).itemsize for size in (64, 65_536, 65_537)] == [2, 2, 4]
+
+
 def test_large_vocabularies_take_four_bytes(tmp_path: Path) -> None:
     class Wide(ByteTokenizer):
         num_ids = 100_000
@@ -167,6 +172,43 @@ def test_files_that_are_not_what_they_should_be(copy: Path) -> None:
         assert message.endswith("prepare the data again (tst prepare with --overwrite)")
     path.unlink()
     assert "train-00000.tokens: this shard is missing" in complaint(copy)
+
+
+def test_headers_that_make_no_sense(copy: Path) -> None:
+    """Their checksums are right: nothing but sense is left to tell."""
+    path = max(copy.glob("train-*"), key=lambda path: ShardHeader.read(path).num_tokens)
+    good, header = path.read_bytes(), ShardHeader.read(path)
+    for changes, wanted in (
+        ({"block_tokens": 0}, "makes no sense"),
+        ({"num_tokens": 0}, "makes no sense"),
+        ({"token_bytes": 3}, "makes no sense"),
+        ({"num_documents": header.num_documents + 1}, "makes no sense"),
+        (
+            {"token_bytes": 4, "num_tokens": header.num_tokens // 2, "block_tokens": BLOCK_TOKENS // 2},
+            "has 4 bytes a token, which its tokenizer does not",
+        ),
+    ):
+        path.write_bytes(dataclasses.replace(header, **changes).to_bytes() + good[256:])
+        assert wanted in complaint(copy)
+
+
+def test_ids_that_the_tokenizer_does_not_have_are_found(copy: Path) -> None:
+    path = copy / "train-00000.tokens"
+    ids = np.full(ShardHeader.read(path).num_tokens, 256)
+    ids[5] = 257
+    with ShardWriter(path, ByteTokenizer()) as writer:
+        writer.add(ids, 0)
+    assert f"{path}: token 5 has the id 257, where tokenizer 'bytes' has 257; " in complaint(copy)
+
+
+def test_shards_from_before_there_was_an_index(folder: Path, copy: Path) -> None:
+    for path in copy.glob("*.tokens"):
+        header = ShardHeader.read(path)
+        older = dataclasses.replace(header, index_bytes=0)
+        path.write_bytes(older.to_bytes() + path.read_bytes()[256 : header.index_start])
+    dataset = TokenDataset.open(copy, "train")
+    dataset.verify()
+    np.testing.assert_array_equal(dataset.document_ends(), TokenDataset.open(folder, "train").document_ends())
 
 
 def test_a_shard_of_another_tokenizer_is_refused(copy: Path) -> None:

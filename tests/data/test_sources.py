@@ -89,7 +89,7 @@ def test_jsonl_plain_and_compressed(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
     for name in ("a.jsonl", "b.jsonl.gz"):
         corpus = Corpus([tmp_path / name], text_key="body")
-        found = [(document.text.decode(), document.origin) for document in corpus.documents()]
+        found = [(document.text.decode(), str(document.origin)) for document in corpus.documents()]
         assert found == [("ä", f"{tmp_path / name}:1"), ("😀", f"{tmp_path / name}:4")]
         assert corpus.skipped.empty_documents == 1
 
@@ -164,6 +164,28 @@ def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
     assert "is named twice" in complaint([tmp_path / "a.txt", f"{tmp_path}/./a.txt"])
     assert "a.txt: is in two sources" in complaint([tmp_path, tmp_path / "a.txt"])
     assert "neither a file nor a folder" in complaint([os.devnull])
+
+
+def test_links_of_a_folder_are_followed_once(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere" / "sub").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "sub" / "a.txt").write_text("a")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "b.txt").write_text("b")
+    (tmp_path / "mine" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "mine" / "again").symlink_to(tmp_path / "elsewhere" / "sub")
+    (tmp_path / "mine" / "round").symlink_to(tmp_path / "mine")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "mine")
+    assert sorted(texts(tmp_path / "mine")) == ["a", "b"]
+
+
+def test_what_is_no_file_in_a_folder_is_never_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    os.mkfifo(tmp_path / "pipe.jsonl.gz")
+    assert complaint([tmp_path]) == f"{tmp_path}/pipe.jsonl.gz: is no regular file; leave it out"
+    assert "read from standard input (-)" in complaint([tmp_path / "pipe.jsonl.gz"])
+    (tmp_path / "pipe.jsonl.gz").unlink()
+    (tmp_path / "gone.txt").symlink_to("nowhere")
+    assert complaint([tmp_path]) == f"{tmp_path}/gone.txt: cannot be read (No such file or directory)"
 
 
 def test_an_unreadable_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

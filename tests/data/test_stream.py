@@ -171,6 +171,19 @@ def test_latent_shapes_are_equal_in_both_phases() -> None:
     assert superposed.ids.shape[:2] == plain.ids.shape[:2] == (4, 4)
 
 
+def test_each_epoch_has_another_order() -> None:
+    stream = make([Stage(1, 120)], num_tokens=960)
+    first, second = (
+        torch.stack([stream.batch(step).ids[:, 0, 0] for step in range(start, start + 60)]) for start in (0, 60)
+    )
+    assert (first == second).float().mean() < 0.1
+
+
+def test_ranks_that_do_not_divide_the_rows_are_refused() -> None:
+    with pytest.raises(ValueError, match="4 rows a step do not divide over 3 ranks"):
+        make([Stage(1, 1)], world_size=3)
+
+
 def test_a_corpus_shorter_than_a_row_is_refused() -> None:
     with pytest.raises(UserError, match="has 7 tokens, but one row of this run takes 8"):
         make([Stage(2, 1)], num_tokens=7)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface, modeling_flash_attention_utils
 
 from tests.model.families import FAMILIES, make
 from token_superposition import SuperposedLM
@@ -73,6 +74,37 @@ def test_a_family_that_cannot_is_refused(family: str) -> None:
     superposed = SuperposedLM(make(FAMILIES[family]))
     with pytest.raises(TypeError, match="attention lets a document see the one before it in its row"):
         superposed.keep_documents_apart()
+
+
+def flash(_: nn.Module, query: Any, key: Any, value: Any, mask: Any, **keys: Any) -> tuple[Any, None]:
+    """As transformers calls FlashAttention: causal, no mask, and packed rows are told by their positions only where
+    there is one row."""
+    position_ids = keys["position_ids"]
+    together = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool).tril()
+    if modeling_flash_attention_utils._is_packed_sequence(position_ids, len(query)):
+        document = (position_ids[0] == 0).cumsum(0)
+        together &= document[:, None] == document
+    assert mask is None
+    output = nn.functional.scaled_dot_product_attention(query, key, value, together, enable_gqa=True)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def test_flash_attention_is_refused() -> None:
+    """It keeps the documents of several rows together, without a word; of one row alone it does not."""
+    AttentionInterface.register("flash_like", flash)
+    AttentionMaskInterface.register("flash_like", lambda *_, **__: None)
+    model: Any = make(FAMILIES["Llama"])
+    model.config._attn_implementation = "flash_like"
+    superposed = SuperposedLM(model)
+    with pytest.raises(TypeError, match="with flash_like attention lets a document see the one before it"):
+        superposed.keep_documents_apart()
+    ids, positions = torch.arange(16).view(2, 8), torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]])
+    for rows in (1, 2):
+        before, after = (
+            model(input_ids=each[:rows], position_ids=positions.expand(rows, -1), use_cache=False).logits
+            for each in (ids, torch.where(torch.arange(8) < 2, ids + 100, ids))
+        )
+        assert torch.equal(before[:, 4:], after[:, 4:]) == (rows == 1)
 
 
 def test_fresh_weights_that_tell_nothing_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from token_superposition.errors import UserError
 from token_superposition.run.metrics import read_metrics
 from token_superposition.train.config import parse_config
 from token_superposition.train.dry_run import describe, dry_run
+from token_superposition.train.preflight import check_run
 from token_superposition.train.trainer import Trainer
 from token_superposition.use.export import export
 
@@ -122,7 +124,12 @@ def test_a_model_that_cannot_keep_documents_apart_is_refused(
     ):
         go(small_run, tmp_path / "run", data__attention_boundary="document")
     assert not (tmp_path / "run").exists()
+    planned = parse_config(small_run, {"data.attention_boundary": "document"})
+    for look_ahead in (partial(dry_run, planned, tmp_path / "run"), partial(check_run, planned)):
+        with pytest.raises(UserError, match=r"^data.attention_boundary: document: .* or take another model"):
+            look_ahead()
     assert go(small_run, tmp_path / "run", train__total_steps=2)["padding_tokens"] > 0  # bags it can
+    assert dry_run(parse_config(small_run), tmp_path / "other")["padding_tokens"] > 0
 
 
 def test_attention_alone_is_refused(small_run: dict[str, Any]) -> None:

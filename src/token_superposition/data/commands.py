@@ -81,7 +81,8 @@ def _prepare(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, 
         print(f"warning: skipped {counts}; the first: {skipped['first']}", file=sys.stderr)
     splits = result["splits"]
     lines = [f"{name}: {split['tokens']:,} tokens, {split['bytes']:,} bytes" for name, split in splits.items()]
-    return result, "\n".join([f"data set in {options.out}", *lines])
+    there = ", there already" if result["reused"] else ""
+    return result, "\n".join([f"data set in {options.out}{there}", *lines])
 
 
 _BAD = ("documents_not_utf8", "documents_too_long", "records_not_readable", "files_damaged")

@@ -23,7 +23,7 @@ from token_superposition.train.config import RunConfig
 from token_superposition.train.corpora import Corpora, Validators
 from token_superposition.train.init_from import open_source
 from token_superposition.train.optimizer import states_kept
-from token_superposition.train.preflight import check_data
+from token_superposition.train.preflight import check_attention, check_data
 from token_superposition.train.resume import check_unchanged, settle_config, what_is_odd
 from token_superposition.train.slot_weights import measure_slot_weights
 
@@ -55,6 +55,7 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
     stream = corpora.stream(config, schedule)
     batch, coverage, sources = stream.batch(0), stream.coverage(), stream.coverages()
     rows = train.micro_batch_size or train.batch_size
+    check_attention(config, config.model.architecture, config.model.config)
     with abstract():
         model = sketch_model(
             config.model.architecture,

@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from token_superposition.data.stream import TokenStream
 from token_superposition.data.verify import verify_folder
 from token_superposition.errors import UserError
 from token_superposition.model.build import check_length, outline_model
 from token_superposition.model.device import resolve_device
+from token_superposition.model.miniature import refuses_documents_apart
 from token_superposition.model.size import available_memory, bytes_kept, gigabytes
 from token_superposition.train.config import ModelConfig, RunConfig
 from token_superposition.train.corpora import Corpora, Validators
@@ -56,6 +58,25 @@ def check_batch(config: RunConfig) -> None:
         )
 
 
+def check_attention(config: RunConfig, architecture: str, keys: Mapping[str, Any]) -> None:
+    """Refuse a model whose attention cannot be kept within documents where it is to be, before it is built.
+
+    A family of which that cannot be told in small is asked once more when its own model is there.
+    """
+    if config.data.attention_boundary == "document":
+        reason = refuses_documents_apart(architecture, keys)
+        if reason is not None:
+            raise attention_refusal(reason)
+
+
+def attention_refusal(reason: object) -> UserError:
+    """What is said of such a model."""
+    return UserError(
+        f"data.attention_boundary: document: {reason}; leave it out (data.bag_boundary: document keeps bags "
+        "and targets within documents all the same), or take another model.architecture"
+    )
+
+
 def check_run(config: RunConfig, say: Callable[[str], None] | None = None) -> tuple[TokenStream, Source | None]:
     """All of it: device, data, lengths, model. Returns the run's stream, and what it goes on from, if anything.
 
@@ -83,4 +104,5 @@ def check_run(config: RunConfig, say: Callable[[str], None] | None = None) -> tu
     )
     if model is not None:
         check_length(model, train.sequence_length)
+    check_attention(config, part.architecture, part.config)
     return stream, source

@@ -42,6 +42,7 @@ from token_superposition.train.corpora import Corpora, Validators
 from token_superposition.train.device import make_deterministic
 from token_superposition.train.init_from import Source
 from token_superposition.train.optimizer import build_learning_rate, build_optimizers
+from token_superposition.train.preflight import attention_refusal
 
 
 class StepResult(NamedTuple):
@@ -114,10 +115,7 @@ class Trainer:
             try:
                 self.model.keep_documents_apart()
             except TypeError as error:
-                raise UserError(
-                    f"data.attention_boundary: document: {error}; leave it out (data.bag_boundary: document keeps bags "
-                    "and targets within documents all the same), or take another model.architecture"
-                ) from error
+                raise attention_refusal(error) from error
         self.model.train()
         if train.activation_checkpointing:
             checkpoint_activations(model)

@@ -124,7 +124,8 @@ def prepare(
     if size is not None and end_token not in (None, END_OF_DOCUMENT):
         raise UserError(f"--end-token: a tokenizer that is trained here has its own end, {END_OF_DOCUMENT!r}")
     codec = make_tokenizer(tokenizer, end_token) if size is None else None
-    names = sorted(source_name(source) for source in sources)
+    sources = sorted(sources, key=source_name)  # a tokenizer that is trained depends on their order
+    names = [source_name(source) for source in sources]
     request: dict[str, Any] = {
         "sources": names,
         "tokenizer": {"name": tokenizer} if codec is None else _named(codec),
@@ -159,13 +160,15 @@ def prepare(
     with open_workplace(out) as workplace, progress_bar(quiet) as show:
         spooled = None
         if corpus is None:
-            file, spooled = _spool(stdin or sys.stdin.buffer, stdin_format, workplace)
+            file, spooled = _spool(stdin or _own_stdin(), stdin_format, workplace)
             corpus = listed(file)
         try:
             done = _make(workplace, corpus, codec, size, request, spooled, processes or available_cores(), show)
         except UserError as error:
             raise UserError(str(error).replace(f"{workplace.path}/", "")) from None
         write_json(workplace.path / DATASET_FILE, done)
+        if check_out(out, overwrite=overwrite):  # once more: hours may have passed
+            raise UserError(f"{out}: another data set was put there meanwhile; name another folder")
         shards = {shard["file"] for split in done["splits"].values() for shard in split["shards"]}
         complete(workplace, out, {DATASET_FILE, *TOKENIZER_FILES, *shards})
     return {**done, "folder": str(out), "seconds": time.monotonic() - started, "reused": False}
@@ -275,6 +278,12 @@ def _train(corpus: Corpus, pieces: Sequence[Piece], size: int, show: Show) -> To
                     break
 
     return train_bpe(texts(), size)
+
+
+def _own_stdin() -> BinaryIO:
+    if sys.stdin is None:  # a process can be started without one
+        raise UserError("standard input is closed; name files, or pipe something in")
+    return sys.stdin.buffer
 
 
 def _spool(stdin: BinaryIO, form: str, workplace: Workplace) -> tuple[File, str]:

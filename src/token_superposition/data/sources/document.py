@@ -21,13 +21,13 @@ class Document:
 
     Attributes:
         text: empty for a document that came as tokens.
-        origin: a path, path:byte (a part of a long text), path:line (.jsonl, from 1), path:row (.parquet from 0,
-            .csv and .json from 1) or path:token.
+        origin: its `str` is a path, path:byte (a part of a long text), path:line (.jsonl, from 1), path:row (.parquet
+            from 0, .csv and .json from 1) or path:token.
         ids: of a document of a token file, without its end; else None.
     """
 
     text: bytes
-    origin: str
+    origin: object
     ids: NDArray[np.unsignedinteger[Any]] | None = None
 
 
@@ -143,31 +143,32 @@ def check_utf8(text: bytes, what: str, reading: Reading, skipped: Skipped, first
     return True
 
 
-def text_of(value: object, what: str, reading: Reading, skipped: Skipped) -> bytes | None:
+def text_of(value: object, origin: object, reading: Reading, skipped: Skipped) -> bytes | None:
     """A record's text in UTF-8, None where it is bad; a null is a document without text."""
     if value is None:
         return b""
     if not isinstance(value, str):
-        message = f"{what} is of type {type(value).__name__}, not a string"
+        message = f"{origin}: the value of {reading.text_key!r} is of type {type(value).__name__}, not a string"
         reading.bad(skipped, "records_not_readable", message)
         return None
     try:
         text = value.encode("utf-8")
     except UnicodeEncodeError as error:  # JSON can write half of a surrogate pair
-        message = f"{what} is not Unicode text (a lone surrogate at character {error.start})"
+        where = f"{origin}: the value of {reading.text_key!r}"
+        message = f"{where} is not Unicode text (a lone surrogate at character {error.start})"
         reading.bad(skipped, "documents_not_utf8", message)
         return None
-    return None if is_too_long(len(text), what, reading, skipped) else text
+    return None if is_too_long(len(text), origin, reading, skipped) else text
 
 
-def is_too_long(size: int, what: str, reading: Reading, skipped: Skipped) -> bool:
+def is_too_long(size: int, origin: object, reading: Reading, skipped: Skipped) -> bool:
     """Whether a record is longer than allowed, which is bad."""
     if size <= reading.max_document_bytes:
         return False
     reading.bad(
         skipped,
         "documents_too_long",
-        f"{what} is longer than {reading.max_document_bytes:,} bytes; raise --max-document-bytes, {SKIP_HINT}",
+        f"{origin} is longer than {reading.max_document_bytes:,} bytes; raise --max-document-bytes, {SKIP_HINT}",
     )
     return True
 

@@ -56,6 +56,7 @@ def _load(source: str) -> Any:
     if not name or len(rest) > 2 or not all(rest):
         raise UserError(f"{source}: write hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
     config, split = rest if len(rest) == 2 else (None, *(rest or ["train"]))
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it says of a bad file is raised, too
     try:
         return datasets.load_dataset(name, config, split=split, streaming=True)
     except Exception as error:  # no such name, no rights, no network, no split

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fnmatch
 import glob
 import os
+import stat
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def list_files(source: str, skipped: Skipped) -> list[File]:
     if path.is_file():
         return [_named(source)]
     if not path.is_dir():
-        raise UserError(f"{source}: is neither a file nor a folder")
+        raise UserError(f"{source}: is neither a file nor a folder; what a pipe gives is read from standard input (-)")
     return _list_folder(source, skipped)
 
 
@@ -109,8 +110,17 @@ def _list_glob(source: str) -> list[File]:
 
 def _list_folder(source: str, skipped: Skipped) -> list[File]:
     found, num_unknown = [], 0
-    for folder, folders, names in os.walk(source, onerror=_raise_unreadable):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    entered = {os.path.realpath(source)}  # links are followed, but never round in a circle
+
+    def enter(folder: str) -> bool:
+        real = os.path.realpath(folder)
+        is_new = real not in entered
+        entered.add(real)
+        return is_new
+
+    for folder, folders, names in os.walk(source, onerror=_raise_unreadable, followlinks=True):
+        inner = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in inner if enter(os.path.join(folder, name))]  # noqa: PTH118
         for name in sorted(name for name in names if not name.startswith(".")):
             kind = kind_of(name)
             plain = not split_compression(name)[1]
@@ -132,6 +142,8 @@ def _stat(path: str, kind: str) -> File:
         status = Path(path).stat()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    if not stat.S_ISREG(status.st_mode):  # a pipe, or a device without an end
+        raise UserError(f"{path}: is no regular file; leave it out")
     return File(path, status.st_size, kind, status.st_mtime)
 
 

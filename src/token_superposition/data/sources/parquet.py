@@ -47,7 +47,7 @@ def read_parquet(piece: Piece, reading: Reading, skipped: Skipped) -> Iterator[D
             )
             done = 0
             for batch in batches:
-                for index, text in enumerate(texts_of(batch.column(0))):
+                for index, text in enumerate(texts_of(batch.column(reading.text_key))):
                     origin = f"{path}:{row + index}"
                     if is_good(text, origin, reading, skipped):
                         yield Document(text, origin)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import codecs
 import csv
+import functools
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from token_superposition.data.sources.compression import DamagedError, Stream, open_stream, split_compression
 from token_superposition.data.sources.document import (
@@ -29,25 +31,40 @@ from token_superposition.data.sources.text import line_start
 
 _CHUNK = 2**20
 _FAR = 2**62
-_SPACE_AND_COMMA = " \t\r\n,"
+_BETWEEN = re.compile(r"[ \t\r\n,]*")
+_LONGEST_WORD = 16  # of JSON's words and escapes: a fault further from the end is not that the text is cut there
+
+
+class _Line(NamedTuple):
+    """A line of a file; lines before `first`, the byte of the file that reading began at, are counted when asked."""
+
+    path: str
+    first: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.path}:{_lines_before(self.path, self.first) + self.number}"
+
+
+class _LongLineError(csv.Error):
+    """A line of .csv that is longer than a record may be."""
 
 
 def read_jsonl(piece: Piece, reading: Reading, skipped: Skipped) -> Iterator[Document]:
     """A document a line."""
     (path,) = piece.files
-    number, read = 0, piece.start or 0
+    number, first, read = 0, 0, 0
     try:
         with open_stream(path) as stream:
             file, stop = stream.lines, _FAR
             if piece.stop is not None:
                 stop = line_start(file, piece.stop)
-                first = line_start(file, piece.start or 0)
+                first = read = line_start(file, piece.start or 0)
                 file.seek(first)
-                number, read = _lines_before(path, first), first
             while read < stop and (line := file.readline(reading.max_document_bytes + 1)):
                 number += 1
                 read += len(line)
-                origin = f"{path}:{number}"
+                origin = _Line(path, first, number)
                 if is_too_long(len(line), origin, reading, skipped):
                     read += _pass_over_line(file, line)
                 elif not line.isspace():
@@ -83,30 +100,24 @@ def read_csv(piece: Piece, reading: Reading, skipped: Skipped) -> Iterator[Docum
     try:
         with open_stream(path) as stream:
             # What is no UTF-8 comes through as halves of surrogate pairs, to be found in its field.
-            lines = io.TextIOWrapper(stream.lines, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            rows = csv.reader(lines, delimiter=delimiter, strict=True)
-            header = next(rows, [])
+            text = io.TextIOWrapper(stream.lines, encoding="utf-8-sig", errors="surrogateescape", newline="")
+            rows = csv.reader(_lines(text, reading.max_document_bytes), delimiter=delimiter, strict=True)
+            header = _row(rows, f"{path}, first row", reading, skipped)
+            if header is None:
+                return
             if reading.text_key not in header:
                 raise no_column(path, reading.text_key, header)
             column = header.index(reading.text_key)
             while True:
                 number += 1
                 origin = f"{path}:{number}"
-                try:
-                    row = next(rows, None)
-                except csv.Error as error:  # where it goes on is not known
-                    if "field limit" in str(error):
-                        is_too_long(reading.max_document_bytes + 1, origin, reading, skipped)
-                    else:
-                        message = f"{origin}: is not CSV ({error}, line {rows.line_num}); mend it, {SKIP_HINT}"
-                        reading.bad(skipped, "files_damaged", message)
-                    return
+                row = _row(rows, origin, reading, skipped)
                 if row is None:
                     return
                 if row and column < len(row):
-                    text = _text_of_field(row[column], origin, reading, skipped)
-                    if text is not None:
-                        yield Document(text, origin)
+                    field = _text_of_field(row[column], origin, reading, skipped)
+                    if field is not None:
+                        yield Document(field, origin)
                 elif row:
                     message = f"{origin}: has {len(row)} fields, the first row has {len(header)}"
                     reading.bad(skipped, "records_not_readable", message)
@@ -115,6 +126,28 @@ def read_csv(piece: Piece, reading: Reading, skipped: Skipped) -> Iterator[Docum
         reading.bad(skipped, "files_damaged", f"{path}: {error} after row {number} ({error.reason})")
 
 
+def _lines(file: IO[str], longest: int) -> Iterator[str]:
+    while line := file.readline(longest + 1):
+        if len(line) > longest:
+            raise _LongLineError
+        yield line
+
+
+def _row(rows: Any, origin: str, reading: Reading, skipped: Skipped) -> list[str] | None:
+    """The next row of .csv; None at the end, and where it cannot be told how it goes on."""
+    try:
+        row: list[str] | None = next(rows, None)
+    except csv.Error as error:
+        if isinstance(error, _LongLineError) or "field limit" in str(error):
+            is_too_long(reading.max_document_bytes + 1, origin, reading, skipped)
+        else:
+            message = f"{origin}: is not CSV ({error}, line {rows.line_num}); mend it, {SKIP_HINT}"
+            reading.bad(skipped, "files_damaged", message)
+        return None
+    return row
+
+
+@functools.lru_cache(maxsize=1)
 def _lines_before(path: str, first: int) -> int:
     """Lines before a byte, so that messages name the right one."""
     lines = 0
@@ -133,7 +166,7 @@ def _pass_over_line(file: IO[bytes], part: bytes) -> int:
     return passed
 
 
-def _text_of_line(line: bytes, origin: str, reading: Reading, skipped: Skipped) -> bytes | None:
+def _text_of_line(line: bytes, origin: object, reading: Reading, skipped: Skipped) -> bytes | None:
     try:
         record = json.loads(line.rstrip().removeprefix(codecs.BOM_UTF8).decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -150,14 +183,14 @@ def _text_of_line(line: bytes, origin: str, reading: Reading, skipped: Skipped) 
     return _text_of_record(record, origin, reading, skipped)
 
 
-def _text_of_record(record: Any, origin: str, reading: Reading, skipped: Skipped) -> bytes | None:
+def _text_of_record(record: Any, origin: object, reading: Reading, skipped: Skipped) -> bytes | None:
     if not isinstance(record, dict):
         message = f"{origin}: is a JSON {type(record).__name__}, not an object with a text key"
         reading.bad(skipped, "records_not_readable", message)
         return None
     if reading.text_key not in record:
-        raise no_column(origin, reading.text_key, record, "key")
-    return text_of(record[reading.text_key], f"{origin}: the value of {reading.text_key!r}", reading, skipped)
+        raise no_column(str(origin), reading.text_key, record, "key")
+    return text_of(record[reading.text_key], origin, reading, skipped)
 
 
 def _text_of_field(field: str, origin: str, reading: Reading, skipped: Skipped) -> bytes | None:
@@ -172,44 +205,51 @@ def _text_of_field(field: str, origin: str, reading: Reading, skipped: Skipped) 
 
 
 def _values(stream: Stream, path: str, reading: Reading, skipped: Skipped) -> Iterator[Any]:
-    """JSON values that follow each other, with or without a list about them."""
+    """JSON values that follow each other, with or without lists about them."""
     decoder, decode = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")()
-    text, wanted, ended, number = "", _CHUNK, False, 0
+    text, place, wanted, ended, number = "", 0, 1, False, 0  # `wanted`: characters from `place` on
+    is_open: bool | None = None  # whether a list is about them; None where one may begin
 
     def bad(kind: str, reason: object) -> None:
         reading.bad(skipped, kind, f"{path}:{number + 1}: {reason} (the rest of the file cannot be read)")
 
-    depth: int | None = None  # of the list about them: 1 while it is open
     while True:
-        while not ended and len(text) < wanted:
-            chunk = stream.lines.read(_CHUNK)
+        place = _end_of(_BETWEEN, text, place)
+        if not ended and len(text) - place < wanted:
+            chunk = stream.lines.read(max(_CHUNK, wanted))
             ended = not chunk
             try:
-                text += decode.decode(chunk, final=ended)
+                text, place = text[place:] + decode.decode(chunk, final=ended), 0
             except UnicodeDecodeError as error:
                 return bad("documents_not_utf8", f"is not UTF-8 ({error.reason}, near record {number + 1})")
-        start = len(text) - len(text.lstrip(_SPACE_AND_COMMA))
-        if start == len(text) and ended:
-            return bad("records_not_readable", "the list does not end") if depth else None
-        if depth is None and start < len(text):
-            depth = int(text[start] == "[")
-            start += depth
-            start += len(text) - start - len(text[start:].lstrip(_SPACE_AND_COMMA))
-        if depth and text[start : start + 1] == "]":
-            return None
+            continue
+        if place == len(text):
+            return bad("records_not_readable", "the list does not end") if is_open else None
+        if is_open is None and text[place] == "[":
+            place, is_open = place + 1, True
+            continue
+        if is_open and text[place] == "]":
+            place, is_open = place + 1, None
+            continue
         try:
-            value, end = decoder.raw_decode(text, start)
+            value, end = decoder.raw_decode(text, place)
             if end == len(text) and not ended:  # a number may go on
                 raise json.JSONDecodeError("cut", text, end)
         except json.JSONDecodeError as error:
-            if ended:
+            is_cut = error.msg.startswith("Unterminated") or error.pos > len(text) - _LONGEST_WORD
+            if ended or not is_cut:
                 return bad("records_not_readable", f"is not JSON ({error.msg.removesuffix(' at')})")
-            if len(text) > reading.max_document_bytes + _CHUNK:
+            if len(text) - place > reading.max_document_bytes + _CHUNK:
                 return bad("documents_too_long", "is longer than --max-document-bytes, or not JSON")
-            text, wanted = text[start:], 2 * max(len(text), _CHUNK)
+            wanted = 2 * (len(text) - place)
             continue
         except (ValueError, RecursionError) as error:
             return bad("records_not_readable", f"is not JSON that Python reads ({error})")
         yield value
-        number += 1
-        text, wanted = text[end:], _CHUNK
+        number, place, wanted = number + 1, end, 1
+        is_open = bool(is_open)
+
+
+def _end_of(pattern: re.Pattern[str], text: str, place: int) -> int:
+    match = pattern.match(text, place)
+    return place if match is None else match.end()

@@ -90,22 +90,21 @@ def _cut(text: bytes, size: int | None) -> Iterator[tuple[int, bytes]]:
 
 def _compressed(path: str, reading: Reading, skipped: Skipped) -> Iterator[Document]:
     size = reading.cut_bytes
-    first = 0
+    first, begun = 0, b""  # a character whose end was not read yet
     try:
         with open_stream(path) as stream:
             while True:
                 limit = RANGE_BYTES if size is not None else reading.max_document_bytes
-                text = stream.lines.read(limit)
-                if len(text) == limit:  # it goes on: to its line's end, and cut from now on
+                data = stream.lines.read(limit)
+                text, begun = begun + data, b""
+                if len(data) == limit:  # it goes on: to its line's end, and cut from now on
                     text += stream.lines.readline(_SEARCHED)
-                    while text[-1] != ord("\n") and (byte := stream.lines.read(1)):
-                        text += byte
-                        if byte[0] < 0x80:
-                            break
+                    whole = _whole_characters(text)
+                    text, begun = text[:whole], text[whole:]
                     size = min(size or LONGEST_CUT, LONGEST_CUT)
-                if not text:
+                elif not text:
                     return
-                if check_utf8(text, path, reading, skipped, first):
+                if text and check_utf8(text, path, reading, skipped, first):
                     for start, part in _cut(text.removeprefix(codecs.BOM_UTF8) if not first else text, size):
                         yield Document(part, f"{path}:{first + start}" if first + start else path)
                 first += len(text)
@@ -113,3 +112,13 @@ def _compressed(path: str, reading: Reading, skipped: Skipped) -> Iterator[Docum
     except DamagedError as error:
         message = f"{path}: {error} after byte {first:,} of the text ({error.reason})"
         reading.bad(skipped, "files_damaged", message)
+
+
+def _whole_characters(text: bytes) -> int:
+    """Bytes of a text up to the end of its last whole character, if it is UTF-8."""
+    for back in range(1, min(4, len(text)) + 1):
+        lead = text[-back]
+        if lead & 0xC0 != 0x80:  # a character begins here: of so many bytes
+            length = 1 + (lead >= 0xC0) + (lead >= 0xE0) + (lead >= 0xF0)
+            return len(text) - back if length > back else len(text)
+    return len(text)
