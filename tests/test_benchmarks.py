@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from token_superposition.errors import UserError
+
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
@@ -103,3 +105,34 @@ def test_the_gpu_study_prints_its_object_whatever_happens(study: Call, tmp_path:
     done = subprocess.run([*command, "--out", str(tmp_path / "b"), "--from", str(bad)], capture_output=True, text=True)
     assert done.returncode == 1
     assert "is no state.tar.gz of an earlier call" in json.loads(done.stdout)["failed"]
+
+
+def test_the_gpu_study_takes_what_text_there_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    gpu_study = importlib.import_module("gpu_study")
+    monkeypatch.setattr(gpu_study, "ROOT", tmp_path / "repository")
+    tried, damaged = [], {"wikipedia-en.train.parquet"}
+
+    def prepare(words: list[str], *_: Any) -> None:
+        tried.append(Path(words[1]).name)
+        if tried[-1] in damaged:
+            raise UserError("damaged")
+
+    monkeypatch.setattr(gpu_study, "tst", prepare)
+
+    def found() -> tuple[str, list[str]]:
+        tried.clear()
+        name, _, said = gpu_study.prepare(tmp_path / "out", "bytes", gpu_study.Clock(1.0), toy=False)
+        return name, said
+
+    assert found() == ("python", [])
+    data = tmp_path / "shared" / "data"
+    data.mkdir(parents=True)
+    for name in ("wikipedia-en.train.parquet", "gutenberg-children.train.jsonl.gz"):
+        (data / name).touch()
+    assert found() == ("books", ["wikipedia: damaged"])
+    damaged.clear()
+    assert found() == ("wikipedia", [])
+    monkeypatch.setattr(gpu_study.importlib.util, "find_spec", lambda _: None)  # no pyarrow
+    assert found() == ("books", [])
+    assert tried == ["gutenberg-children.train.jsonl.gz"]
