@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from processes import tree
 
 from token_superposition.data.prepare import prepare
 from token_superposition.data.sources import Corpus
@@ -173,19 +174,6 @@ def generate(file: Any, num_bytes: int) -> None:
         file.write(line)
         written += len(line)
         number += 1
-
-
-def tree(pid: int) -> list[int]:
-    """A process and its children; theirs have none."""
-    found = [pid]
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-        except (OSError, IndexError):
-            continue
-        if int(parent) == pid:
-            found.append(int(folder.name))
-    return found
 
 
 def resident_bytes(pid: int) -> int:
