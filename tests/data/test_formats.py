@@ -282,7 +282,8 @@ def test_parquet_of_other_string_types(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"text": bad}), tmp_path / "a.parquet")
     assert "a.parquet:1: is not UTF-8 (byte 1 of the text)" in complaint(tmp_path / "a.parquet")
     assert texts(tmp_path / "a.parquet", on_error="skip") == ["good"]
-    assert list(parquet_reader.texts_of(pyarrow.array(["a", "b", None, "d"]).slice(1))) == [b"b", b"", b"d"]
+    part = pyarrow.array(["a", "b", "", "d"], pyarrow.large_string()).slice(1)  # as it lies, offsets and all
+    assert list(parquet_reader.texts_of(part)) == [b"b", b"", b"d"]
     parquet.write_table(pyarrow.table({"text.x": ["no"], "text": ["yes"]}), tmp_path / "a.parquet")
     assert texts(tmp_path / "a.parquet") == ["yes"]
     rows = pyarrow.array([b"good"] * 7 + [b"\xff"]).view(pyarrow.string())
