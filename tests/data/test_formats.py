@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from token_superposition.data.sources import Corpus, corpus, records, text
+from token_superposition.data.sources import parquet as parquet_reader
 from token_superposition.errors import UserError
 
 RECORDS = ["one", 'two, with "quotes"\nand lines', "", "three é 日本 🙂", "four\r\n", " x "]
@@ -80,7 +81,10 @@ def test_compressed_text(compression: str, tmp_path: Path) -> None:
     for name in ("a.md", "b.md"):
         (tmp_path / f"{name}{compression}").write_bytes(COMPRESS[compression](f"\ufeff{lines}".encode()))
     assert texts(tmp_path, pieces=False) == [lines, lines]
-    assert "".join(texts(tmp_path)) == lines * 2  # in parts
+    parts = texts(tmp_path)
+    assert "".join(parts) == lines * 2
+    assert len(parts) > 10
+    assert min(map(len, parts)) > 15_000  # what is left over stays with the part before it
 
 
 @pytest.mark.parametrize("compression", [".gz", ".xz", ".zst"])
@@ -166,6 +170,8 @@ def test_a_long_file_in_ranges_is_that_file(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "a.jsonl").write_bytes(jsonl(records))
     lines = "".join(f"{record}\n" for record in records)
     (tmp_path / "a.txt").write_text(lines)
+    lines = "\ufeff" + lines.replace("\n", "\n\ufeff")  # the mark of an encoding, but within a text
+    (tmp_path / "a.txt").write_text("\ufeff" + lines)
     (tmp_path / "one-line.txt").write_text("é日🙂" * 600)
     for size in (64, 97, 256, 1000):
         monkeypatch.setattr(corpus, "_SMALLEST_PIECE", size)
@@ -276,6 +282,16 @@ def test_parquet_of_other_string_types(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"text": bad}), tmp_path / "a.parquet")
     assert "a.parquet:1: is not UTF-8 (byte 1 of the text)" in complaint(tmp_path / "a.parquet")
     assert texts(tmp_path / "a.parquet", on_error="skip") == ["good"]
+    part = pyarrow.array(["a", "b", "", "d"], pyarrow.large_string()).slice(1)  # as it lies, offsets and all
+    assert list(parquet_reader.texts_of(part)) == [b"b", b"", b"d"]
+    parquet.write_table(pyarrow.table({"text.x": ["no"], "text": ["yes"]}), tmp_path / "a.parquet")
+    assert texts(tmp_path / "a.parquet") == ["yes"]
+    rows = pyarrow.array([b"good"] * 7 + [b"\xff"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "a.parquet", row_group_size=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "_SMALLEST_PIECE", 1)
+        assert len(Corpus([tmp_path / "a.parquet"]).pieces()) > 2
+        assert "a.parquet:7: is not UTF-8" in complaint(tmp_path / "a.parquet")
     parquet.write_table(pyarrow.table({"text": ["short", "x" * 99]}), tmp_path / "a.parquet")
     assert "a.parquet:1 is longer than 50 bytes" in complaint(tmp_path / "a.parquet", max_document_bytes=50)
 

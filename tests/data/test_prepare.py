@@ -129,6 +129,7 @@ def test_shards_are_on_the_disk_before_they_have_their_name(
     monkeypatch.setattr(os, "fsync", fsync)
     prepare([corpus], out=tmp_path / "data", max_shard_tokens=500)
     assert {path.name for path in (tmp_path / "data").glob("*.tokens")} <= synced
+    assert any(name.startswith(".dataset.json.") for name in synced)  # before it was called dataset.json
     assert {".data.preparing", tmp_path.name} <= synced  # the folder, and then its name
 
 

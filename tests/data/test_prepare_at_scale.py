@@ -323,7 +323,7 @@ def test_standard_input(tmp_path: Path) -> None:
 
 
 def test_what_other_standard_input_left_is_not_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "_SMALLEST_PIECE", 4000)
+    monkeypatch.setattr(corpus, "RANGE_BYTES", 40_000)
     given = ["".join(f"{letter} line {number}\n" for number in range(30_000)).encode() for letter in "ab"]
     with monkeypatch.context() as patch:
         stop_after(3, patch, KeyboardInterrupt())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -64,6 +65,13 @@ def test_one_long_document_is_cut(folder: str, tmp_path: Path) -> None:
     assert summary["tokens"] == len(ids) + summary["documents"]
     assert summary["documents"] > 10
     assert summary["bytes"] == len(text)
+
+
+def test_ids_of_two_bytes_where_the_tokenizer_has_no_more(tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(np.arange(600, dtype="<u2").tobytes())
+    for num_ids, dtype in ((50_257, "<u2"), (65_536, "<u2"), (65_537, "<u4")):
+        kind: Any = SimpleNamespace(num_ids=num_ids)
+        assert tokens.token_map(str(tmp_path / "a.bin"), kind).dtype == dtype
 
 
 def test_files_that_are_not_what_they_should_be(folder: str, tmp_path: Path) -> None:
