@@ -110,8 +110,9 @@ def test_a_list_s_item_is_reached_by_its_number(world: World) -> None:
     ("arms", "said"),
     [
         ({"a": {"superposition.bag_siz": 1}, "b": {}}, "line 3: arms.a: superposition.bag_siz: no such key; did"),
-        ({"a": _PLAIN, "b": {"model.config.hiden": 1}}, "b: model.config.hiden: llama has no such key"),
-        ({"a": _PLAIN, "b": {"train.sequence_length": 99}}, "b: train.sequence_length: 99 is more than"),
+        ({"a": _PLAIN, "b": {"model.config.hiden": 1}}, "arms.b: model.config.hiden: is not what a has"),
+        ({"a": _PLAIN, "b": {"train.sequence_length": 99}}, "arms.b: train.sequence_length: is not what a has"),
+        ({"a": _PLAIN, "b": {"superposition.bag_size": 10**6}}, "b: the training data has"),
         ({"a": _PLAIN, "b": {"train.device.x": 99}}, "arms.b: train.device.x: no such key"),
         ({"a": _PLAIN, "b": {"train": {"seed": 3}}}, "arms.b: train.seed: arms share their seeds"),
         ({"..": {"superposition.bag_size": 1}, "b": {}}, "arms.'..': a name has"),
@@ -342,7 +343,7 @@ def test_a_full_disk_while_text_is_prepared(world: World, num_bytes: int) -> Non
 def test_a_full_disk_while_a_report_is_written(world: World) -> None:
     folder = world.copied(world.study)
     before = (folder / "report.json").read_bytes(), (folder / "report.html").read_bytes()
-    with at_most(10_000):
+    with at_most(len(before[0]) + 2000):  # the page is longer
         line = refused("compare", world.config, "--out", folder, "--quiet")
     assert f"{folder / 'report.html'}: File too large" in line
     assert (folder / "report.html").read_bytes() == before[1]

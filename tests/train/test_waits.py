@@ -127,9 +127,13 @@ class Told:
 def test_the_loop_waits_for_a_gpu_only_where_it_logs(device: str, looks: list[int]) -> None:
     schedule = Schedule([Stage(2, 6), Stage(1, 6)])
     intervals = SimpleNamespace(
-        log_interval=4, checkpoint_interval=5, validation_interval=100, interim_validation_tokens=0
+        log_interval=4,
+        checkpoint_interval=5,
+        keep_checkpoint_steps=[],
+        validation_interval=100,
+        interim_validation_tokens=0,
     )
-    batches = [SimpleNamespace(step=step, stage=schedule.lookup(step), span=None) for step in range(12)]
+    batches = [SimpleNamespace(step=step, span=SimpleNamespace(stage=schedule.index_at(step))) for step in range(12)]
     trainer: Any = SimpleNamespace(
         schedule=schedule,
         config=SimpleNamespace(logging=intervals),
