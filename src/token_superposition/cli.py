@@ -23,7 +23,7 @@ from token_superposition import __version__
 from token_superposition.bench.command import add_bench_command
 from token_superposition.data.commands import add_data_commands
 from token_superposition.errors import RunError, UserError, machine_trouble, one_line
-from token_superposition.study.planner.command import add_plan_command
+from token_superposition.planner.command import add_plan_command
 from token_superposition.use.commands import add_use_commands
 
 _EPILOG = "Documentation: the README and docs/ of the repository. Paper: arXiv 2605.06546."

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from token_superposition.plan.stages import Mode, Schedule, SuperpositionSchedule
-from token_superposition.study.planner.expectation import APART, Range, gain_range, mean_gain, speedup_range
-from token_superposition.study.planner.measured import (
+from token_superposition.planner.expectation import APART, Range, gain_range, mean_gain, speedup_range
+from token_superposition.planner.measured import (
     NOISE,
     Cell,
     Comparison,

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from token_superposition.errors import UserError
 from token_superposition.files import is_whole_number
-from token_superposition.study.planner.measured import Scale, Start, Unit, paper_runs
-from token_superposition.study.planner.shapes import shape_for
+from token_superposition.planner.measured import Scale, Start, Unit, paper_runs
+from token_superposition.planner.shapes import shape_for
 from token_superposition.study.report.numbers import count_in_words
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from token_superposition.study.planner.measured import (
+from token_superposition.planner.measured import (
     NOISE,
     Cell,
     Scale,

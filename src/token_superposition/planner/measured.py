@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
-from token_superposition.study.planner.tables import read_table
+from token_superposition.planner.tables import read_table
 
 Unit = Literal["subwords", "bytes"]
 Start = Literal["fresh", "trained"]

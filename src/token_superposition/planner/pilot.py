@@ -18,7 +18,7 @@ from token_superposition.bench.progress import Progress
 from token_superposition.bench.report import device_name
 from token_superposition.bench.rounds import measure
 from token_superposition.bench.subject import opened
-from token_superposition.study.planner.speed import Speed
+from token_superposition.planner.speed import Speed
 
 SECONDS = 20.0
 

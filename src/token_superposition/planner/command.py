@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from token_superposition.errors import UserError
-from token_superposition.study.planner.amounts import amount, fraction, price, whole_amount
+from token_superposition.planner.amounts import amount, fraction, price, whole_amount
 
 if TYPE_CHECKING:
-    from token_superposition.study.planner.speed import Speed
-    from token_superposition.study.planner.subject import Subject
+    from token_superposition.planner.speed import Speed
+    from token_superposition.planner.subject import Subject
 
 _BUDGETS = ("tokens", "flops", "hours", "money")
 _SECTION = "superposition."
@@ -53,10 +53,10 @@ def add_plan_command(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _plan(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
-    from token_superposition.study.planner.forecast import Request, make_plan
-    from token_superposition.study.planner.hardware import find_hardware
-    from token_superposition.study.planner.report import describe
-    from token_superposition.study.planner.run_file import check_place, write_run
+    from token_superposition.planner.forecast import Request, make_plan
+    from token_superposition.planner.hardware import find_hardware
+    from token_superposition.planner.report import describe
+    from token_superposition.planner.run_file import check_place, write_run
     from token_superposition.yaml_keys import parse_override
 
     _check(options)
@@ -76,7 +76,7 @@ def _plan(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[
     if options.pilot:
 
         def pilot(bag_size: int) -> Speed:
-            from token_superposition.study.planner.pilot import measure_speed
+            from token_superposition.planner.pilot import measure_speed
 
             return measure_speed(
                 subject.values,
@@ -96,7 +96,7 @@ def _plan(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[
 
 
 def _subject(options: argparse.Namespace, keys: Mapping[str, Any]) -> Subject:
-    from token_superposition.study.planner.subject import subject_of_config, subject_of_size
+    from token_superposition.planner.subject import subject_of_config, subject_of_size
 
     if options.config is not None:
         return subject_of_config(options.config, keys, options.corpus_tokens)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from token_superposition.errors import UserError, did_you_mean
-from token_superposition.study.planner.tables import read_table
+from token_superposition.planner.tables import read_table
 
 
 @dataclass(frozen=True)

@@ -20,18 +20,18 @@ from tests.conftest import SHARED
 from token_superposition.model.build import model_cost, sketch_model
 from token_superposition.model.memory import abstract
 from token_superposition.plan.stages import SuperpositionSchedule
-from token_superposition.study.planner import measured
-from token_superposition.study.planner import pilot as pilot_module
-from token_superposition.study.planner.advice import Need, Setting, advise, choose, setting_of
-from token_superposition.study.planner.amounts import amount
-from token_superposition.study.planner.expectation import gain_range, read_curve, readings, speedup_range
-from token_superposition.study.planner.forecast import Request, make_plan
-from token_superposition.study.planner.hardware import Hardware, find_hardware
-from token_superposition.study.planner.measured import NOISE, PaperRun, Scale, comparisons, of_kind, paper_runs
-from token_superposition.study.planner.shapes import shape_for
-from token_superposition.study.planner.speed import Speed
-from token_superposition.study.planner.subject import Subject
-from token_superposition.study.planner.tables import read_table
+from token_superposition.planner import measured
+from token_superposition.planner import pilot as pilot_module
+from token_superposition.planner.advice import Need, Setting, advise, choose, setting_of
+from token_superposition.planner.amounts import amount
+from token_superposition.planner.expectation import gain_range, read_curve, readings, speedup_range
+from token_superposition.planner.forecast import Request, make_plan
+from token_superposition.planner.hardware import Hardware, find_hardware
+from token_superposition.planner.measured import NOISE, PaperRun, Scale, comparisons, of_kind, paper_runs
+from token_superposition.planner.shapes import shape_for
+from token_superposition.planner.speed import Speed
+from token_superposition.planner.subject import Subject
+from token_superposition.planner.tables import read_table
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NOTHING = Hardware(None, 1, None, None, None)
@@ -144,7 +144,7 @@ def test_the_tables_are_the_shared_evidence() -> None:
 
 
 def test_the_tables_are_in_the_package_and_name_their_source() -> None:
-    room = resources.files("token_superposition.study.planner")
+    room = resources.files("token_superposition.planner")
     for name in ("hardware.csv", "evidence/paper_runs.csv", "evidence/paper_grid.csv", "evidence/own_runs.csv"):
         text = room.joinpath(name).read_text(encoding="utf-8")
         assert text.startswith("#")
