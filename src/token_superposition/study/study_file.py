@@ -121,8 +121,8 @@ def _take_budgets(
     if total is not None and total not in budgets:
         listed = ",".join(map(str, budgets))
         raise UserError(
-            f"{source}: train.total_steps: is {str(total)[:60]}, which is none of the budgets {listed}; list it there "
-            "or take it out"
+            f"{source}: train.total_steps: is {str(total)[:60]}, which is none of the budgets {listed}; list it "
+            f"there, or give one of them (--train.total_steps {budgets[-1]})"
         )
     return budgets, with_keys(values, {"train.total_steps": budgets[-1]}, f"{source}: "), overrides
 
