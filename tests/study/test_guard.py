@@ -14,15 +14,18 @@ import pytest
 import yaml
 
 from tests.conftest import small_run_on
+from tests.study.conftest import train_here
 from tests.train.runs import Stopped, go
 from tests.train.test_branches import check_equal
 from token_superposition.cli import main
 from token_superposition.errors import TrainingDivergedError
+from token_superposition.plan.stages import SuperpositionSchedule
 from token_superposition.run.checkpoint import checkpoint_path
+from token_superposition.study.compare import compare, load_study
 from token_superposition.study.guard import run as guard_run
 from token_superposition.study.guard.run import Request, prepare_guard
-from token_superposition.train.config import parse_config
-from token_superposition.train.corpora import Corpora
+from token_superposition.study.guard.schedule import GuardPlan, parse_fractions, place_guards
+from token_superposition.train.config import TrainConfig, parse_config
 from token_superposition.train.trainer import Trainer
 
 Tst = Callable[..., tuple[int, str, list[str]]]
@@ -52,57 +55,35 @@ def values(small_data: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def plain(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Finished runs without superposition, of two lengths and two seeds."""
-    values, folder = make_values(small_data), tmp_path_factory.mktemp("plain")
-    values["superposition"] = {"bag_size": 1}
-    runs = []
+def compared(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of two budgets and two seeds."""
+    folder = tmp_path_factory.mktemp("compared")
+    (folder / "study.yaml").write_text(yaml.safe_dump(make_values(small_data)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("token_superposition.train.record.matrix_peak", lambda *_: 1e9)
-        for steps in LENGTHS:
-            for seed in (0, 1):
-                runs.append(folder / f"{steps}-{seed}")
-                go(values, runs[-1], train__total_steps=steps, train__seed=seed)
-    return runs
+        train_here(patch)
+        patch.setattr("token_superposition.study.compare.write_report", write_json_only)
+        budgets = ",".join(map(str, LENGTHS))
+        study = load_study(folder / "study.yaml", {"train.total_steps": max(LENGTHS)}, budgets=budgets)
+        compare(study, folder / "study", num_seeds=2, quiet=True)
+    return folder / "study"
+
+
+def write_json_only(report: dict[str, Any], folder: Path) -> None:
+    """The page, whose figures want longer curves, is not what is read."""
+    (folder / "report.json").write_text(json.dumps(report))
 
 
 @pytest.fixture
-def study(plain: list[Path], tmp_path: Path) -> Path:
-    """The folder of a study whose baseline is these runs; tests make other reports of it."""
+def plain(compared: Path) -> list[Path]:
+    """Finished runs without superposition, of two lengths and two seeds: the study's."""
+    return [compared / "runs" / "baseline" / f"{steps}-steps" / f"seed-{seed}" for steps in LENGTHS for seed in (0, 1)]
+
+
+@pytest.fixture
+def study(compared: Path, tmp_path: Path) -> Path:
+    """A copy of the study's report, to be edited."""
     (tmp_path / "study").mkdir()
-    summaries = [json.loads((run / "summary.json").read_text()) for run in plain]
-    config = yaml.safe_load((plain[0] / "config.yaml").read_text())
-    corpora = Corpora.open(parse_config({"data": {"path": config["data"]["path"]}}).data)
-    budgets = [
-        {
-            "total_steps": steps,
-            "kind": "budget",
-            "seeds": [
-                {"seed": each["seed"], "final_validation_loss": each["final_validation_loss"]}
-                for each in summaries
-                if each["steps"] == steps
-            ],
-        }
-        for steps in LENGTHS
-    ]
-    report = {
-        "model": {
-            "architecture": "llama",
-            "parameters": summaries[0]["parameters"],
-            "config": config["model"]["config"],
-            "init_from": None,
-        },
-        "data": {
-            "tokenizer": corpora.tokenizer.name,
-            "train_tokens": corpora.num_tokens,
-            "train_bytes": corpora.num_bytes,
-            "validation_tokens_used": summaries[0]["validation_tokens"],
-        },
-        "settings": {"batch_size": 4, "sequence_length": 16},
-        "arms": [{"name": "baseline", "stages": summaries[-1]["stages"], "budgets": budgets}],
-    }
-    (tmp_path / "study" / "report.json").write_text(json.dumps(report))
-    return tmp_path / "study"
+    return Path(shutil.copy(compared / "report.json", tmp_path / "study")).parent
 
 
 def ask(baseline: Path | list[Path], **others: Any) -> Request:
@@ -198,8 +179,8 @@ def counting(patch: pytest.MonkeyPatch, stop_at: int | None = None) -> list[int]
 def test_killed_anywhere_it_goes_on_and_repeats_no_guard(
     values: dict[str, Any], study: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Before the first guard; in its branch; at the branch's last step; in the second branch; after both.
-    for number in (18, 22, 28, 36, 60):
+    # Before the first guard; at its branch's last step; in the second branch; after both.
+    for number in (18, 28, 36, 60):
         folder = tmp_path / f"killed {number}"
         with monkeypatch.context() as patch:
             counting(patch, number)
@@ -215,7 +196,7 @@ def test_killed_anywhere_it_goes_on_and_repeats_no_guard(
             assert again == list(range(GUARDS[1], TOTAL))
 
 
-@pytest.mark.parametrize("name", ["make_branch", "write_json", "say"])
+@pytest.mark.parametrize("name", ["make_branch", "write_json"])
 def test_killed_between_its_runs(
     values: dict[str, Any], study: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -225,7 +206,7 @@ def test_killed_between_its_runs(
     with monkeypatch.context() as patch:
         patch.setattr(guard_run, name, kill)
         with pytest.raises(Stopped):
-            prepare_guard(parse_config(values), tmp_path / "run", ask(study)).train(quiet=name != "say")
+            prepare_guard(parse_config(values), tmp_path / "run", ask(study)).train(quiet=True)
     guarded(values, tmp_path / "run", ask(study))
     check_same(tmp_path / "run", whole)
 
@@ -330,6 +311,45 @@ def test_a_dry_run_says_what_a_failed_attempt_costs(tst: Tst, study: Path, tmp_p
     code, out, _ = tst("--guard", study, "--guard-at", "0.25", "--dry-run", "--json")
     assert json.loads(out)["guard"]["cost_if_stopped"]["steps"] == 24 + 10
     assert not (tmp_path / "run").exists()
+
+
+def test_where_guards_lie_and_what_they_cost() -> None:
+    """A branch decays over as large a share of its steps as the run does: 370 of 1,850 are a fifth."""
+    train = TrainConfig(total_steps=4000, decay_ratio=0.2, warmup_steps=200)
+    schedule = SuperpositionSchedule(4000, 4, 0.3)
+    guards = place_guards(train, schedule, parse_fractions("0.25,0.1"))
+    assert [(guard.step, guard.branch_steps, guard.total_steps) for guard in guards] == [
+        (1480, 370, 1850),
+        (1900, 475, 2375),
+    ]
+    plan = GuardPlan(schedule, guards, 10)
+    assert [plan.spent(number) for number in (0, 1)] == [1850, 1900 + 370 + 475]
+    assert plan.as_dict()["cost"] == {"steps": 845, "share": 845 / 4000, "flops": 8450}
+    assert plan.as_dict()["cost_if_stopped"] == {"steps": 2745, "share": 2745 / 4000, "flops": 27450}
+    flat = place_guards(TrainConfig(total_steps=4000, decay_ratio=0, warmup_steps=200), schedule, (0.1,))
+    assert flat[0].branch_steps == 10  # nothing decays, and the end is near
+
+
+def test_a_study_is_read_as_its_runs_are(
+    values: dict[str, Any], compared: Path, plain: list[Path], tmp_path: Path
+) -> None:
+    by_study, by_runs = (
+        prepare_guard(parse_config(values), tmp_path / "run", ask(place)) for place in (compared, plain)
+    )
+    assert by_study.baseline.curve == by_runs.baseline.curve
+    assert by_study.plan == by_runs.plan
+    assert prepare_guard(parse_config(values), tmp_path / "run", ask(compared / "report.json")).plan == by_runs.plan
+
+
+def test_other_data_of_the_same_size_is_other_data(tst: Tst, study: Path, compared: Path) -> None:
+    run = Path("runs/baseline/26-steps/seed-0")
+    (study / run).mkdir(parents=True)
+    shutil.copy(compared / run / "config.yaml", study / run)
+    fixed = json.loads((compared / run / "run.json").read_text())
+    (study / run / "run.json").write_text(json.dumps({**fixed, "data_fingerprint": "0123"}))
+    code, _, said = tst("--guard", study)
+    assert (code, len(said)) == (2, 1)
+    assert "the data's fingerprint is '0123' there" in said[0]
 
 
 def test_one_seed_forecasts_without_a_probability(values: dict[str, Any], plain: list[Path], tmp_path: Path) -> None:
