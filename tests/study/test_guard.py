@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
+import math
 import shutil
 import weakref
 from collections.abc import Callable
@@ -130,18 +132,23 @@ def test_a_guarded_run_is_the_run(
     values: dict[str, Any], plain: list[Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the last bit; one model at a time is in memory; a branch is the run of its length."""
-    alive: list[weakref.ref[Trainer]] = []
+    alive: list[weakref.ref[Any]] = []
     begin = Trainer.__init__
 
     def init(self: Trainer, *arguments: Any) -> None:
         assert not [each for each in alive if each() is not None]
-        alive.append(weakref.ref(self))
         begin(self, *arguments)
+        alive.extend(map(weakref.ref, (self, self.model, next(self.model.parameters()), self.optimizers)))
 
-    monkeypatch.setattr(Trainer, "__init__", init)
-    summary = guarded(values, tmp_path / "run", ask(plain))
-    monkeypatch.undo()
-    assert len(alive) == 5  # the run in three parts, two branches
+    gc.collect()
+    gc.disable()  # so that nothing goes by chance
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "__init__", init)
+            summary = guarded(values, tmp_path / "run", ask(plain))
+    finally:
+        gc.enable()
+    assert len(alive) == 4 * 5  # the run in three parts, two branches
     check_same(tmp_path / "run", whole)
     assert checkpoint_path(tmp_path / "run" / "checkpoints", SWITCH).exists()
     found = summary["guard"]
@@ -153,6 +160,10 @@ def test_a_guarded_run_is_the_run(
         alone = copy.deepcopy(values)
         alone["train"] |= {"total_steps": guard["step"] + 10, "decay_ratio": 10 / (guard["step"] + 10)}
         assert go(alone, tmp_path / str(guard["step"]))["final_validation_loss"] == guard["loss"]
+    (first, second), end = [guard["gap"] for guard in found["guards"]], TOTAL - SWITCH
+    recovery = [step + 10 - SWITCH for step in GUARDS]  # those of the branches
+    slope = (second - first) / math.log(recovery[1] / recovery[0])
+    assert found["forecast"]["gap_at_end"] == pytest.approx(second + slope * math.log(end / recovery[1]))
     assert 0 < found["forecast"]["probability_ahead"] < 1
     assert found["cost"]["steps"] == 20
     assert found["cost_if_stopped"]["steps"] == GUARDS[1] + 20

@@ -98,33 +98,11 @@ def prepare_guard(config: RunConfig, path: Path, request: Request) -> GuardedRun
     steps_done = max(checkpoint_steps(folder.checkpoints), default=0)
     settled = settle_config(config, folder, None if newest_checkpoint(folder.checkpoints)[0] else open_source(config))
     schedule = settle_schedule(settled, folder.read_fixed(), steps_done)
-    corpora = Corpora.open(settled.data)
-    with abstract():
-        model = sketch_model(
-            settled.model.architecture,
-            settled.model.config,
-            vocab_size=corpora.tokenizer.vocab_size,
-            end_of_document_id=corpora.tokenizer.end_of_document_id,
-            num_ids=corpora.tokenizer.num_ids,
-        )
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        flops_per_position = model_cost(model).flops_per_position(settled.train.sequence_length)
-    baseline.check_comparable(
-        {
-            **model_facts(settled.model.architecture, settled.model.config, settled.model.init_from),
-            **size_facts(
-                settled.train.batch_size,
-                settled.train.sequence_length,
-                parameters,
-                Validators(settled, corpora).num_tokens(settled.logging.validation_tokens),
-            ),
-            **data_facts(corpora.tokenizer.name, corpora.num_tokens, corpora.num_bytes),
-            **fingerprint_fact(corpora.fingerprint),
-        }
-    )
+    facts, flops_per_step = _facts(settled)
+    baseline.check_comparable(facts)
     guards = place_guards(settled.train, schedule, fractions)
     baseline.check_reach(guards[0].total_steps, guards[-1].total_steps)
-    plan = GuardPlan(schedule, guards, flops_per_position * settled.train.positions_per_step)
+    plan = GuardPlan(schedule, guards, flops_per_step)
     kept = sorted({*config.logging.keep_checkpoint_steps, schedule.switch_step})
     logging = config.logging.model_copy(update={"keep_checkpoint_steps": kept})
     guarded = GuardedRun(config.model_copy(update={"logging": logging}), folder, request, baseline, plan)
@@ -183,7 +161,7 @@ class GuardedRun:
                 if not quiet:
                     say(_in_words(found, number))
             self._stop_if_behind()
-        gc.collect()  # a trainer is a cycle: without this the last branch's model would still be there
+        gc.collect()  # models are in cycles: without this the last branch's would still be in memory
         summary = train(self.config, self.folder.path, quiet=quiet)
         whole = {**summary, "guard": self.result()}
         if whole != summary:
@@ -229,7 +207,7 @@ class GuardedRun:
 
     def _train_branch(self, guard: Guard, *, quiet: bool) -> None:
         """The run up to the guard, and its branch to the end."""
-        gc.collect()
+        gc.collect()  # as in `train`; and once more before the branch
         path, branch = self.folder.path, self._branch(guard)
         train(self.config, path, quiet=quiet, stop_after=guard.step)
         gc.collect()
@@ -277,6 +255,29 @@ class GuardedRun:
     def _loss(self, guard: Guard) -> float | None:
         summary = self._branch(guard).read_summary()
         return None if summary is None else float(summary["final_validation_loss"])
+
+
+def _facts(config: RunConfig) -> tuple[dict[str, Any], int]:
+    """What a baseline must have in common with a run of this settled configuration; and the FLOPs of a step."""
+    corpora, settings = Corpora.open(config.data), config.train
+    with abstract():
+        model = sketch_model(
+            config.model.architecture,
+            config.model.config,
+            vocab_size=corpora.tokenizer.vocab_size,
+            end_of_document_id=corpora.tokenizer.end_of_document_id,
+            num_ids=corpora.tokenizer.num_ids,
+        )
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        flops_per_position = model_cost(model).flops_per_position(settings.sequence_length)
+    num_tokens = Validators(config, corpora).num_tokens(config.logging.validation_tokens)
+    facts = {
+        **model_facts(config.model.architecture, config.model.config, config.model.init_from),
+        **size_facts(settings.batch_size, settings.sequence_length, parameters, num_tokens),
+        **data_facts(corpora.tokenizer.name, corpora.num_tokens, corpora.num_bytes),
+        **fingerprint_fact(corpora.fingerprint),
+    }
+    return facts, flops_per_position * settings.positions_per_step
 
 
 def _in_words(found: dict[str, Any], number: int) -> str:
