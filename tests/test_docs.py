@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 USE_A_RUN = ("exporting.md", "evaluating.md", "generating.md")  # and take runs/shakespeare for granted
 SHORT = ["--train.total_steps", "12", "--logging.validation_tokens", "2000", "--quiet"]
+SHARE = 25  # of its steps, where the lengths of runs have to fit each other
+SMALL = [*SHORT[2:], "--train.batch_size", "1", "--logging.interim_validation_tokens", "1000"]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -41,6 +43,11 @@ def shorten(words: list[str]) -> list[str]:
         "generate": ["--max-new-tokens", "20"],
         "bench": ["--bag-sizes", "1,2", *([] if "--find-batch" in words else ["--steps", "1"]), "--quiet"],
     }
+    if "--guard" in words:
+        more["train"] = ["--train.total_steps", str(2000 // SHARE), *SMALL]
+    elif any(word.startswith("runs/pilot/") for word in words):
+        words = [str(int(word) // SHARE) if word.isdigit() and int(word) >= SHARE else word for word in words]
+        more["train"] = SMALL
     if "--budgets" in words:
         more["compare"] += ["--budgets", "10,12"]
     return [*words, *more.get(words[1], [])]

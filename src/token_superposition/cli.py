@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from token_superposition import __version__
 from token_superposition.bench.command import add_bench_command
@@ -25,6 +25,10 @@ from token_superposition.data.commands import add_data_commands
 from token_superposition.errors import RunError, UserError, machine_trouble, one_line
 from token_superposition.planner.command import add_plan_command
 from token_superposition.use.commands import add_use_commands
+
+if TYPE_CHECKING:
+    from token_superposition.study.guard.run import GuardedRun
+    from token_superposition.train.config import RunConfig
 
 _EPILOG = "Documentation: the README and docs/ of the repository. Paper: arXiv 2605.06546."
 
@@ -135,6 +139,17 @@ def _add_training(add: Callable[..., argparse.ArgumentParser]) -> None:
         action="store_true",
         help="end where a checkpoint cannot be written (logging.fail_on_checkpoint_error)",
     )
+    guard = train.add_argument_group("guard", "forecast early in the recovery whether superposition will end ahead")
+    guard.add_argument(
+        "--guard",
+        action="append",
+        type=Path,
+        metavar="BASELINE",
+        help="a study's folder or report.json; or finished plain runs, each with a --guard of its own",
+    )
+    guard.add_argument("--guard-at", metavar="SHARES", help="where in the recovery (default: 0.1,0.25)")
+    guard.add_argument("--if-behind", choices=("stop", "go-on"), help="what to do then (default: go-on)")
+    guard.add_argument("--stop-below", type=float, metavar="P", help="probability of being ahead (default: 0.5)")
 
     compare = add("compare", _compare, "train a baseline and superposition at the same FLOPs, and report")
     compare.epilog = overridable
@@ -182,17 +197,35 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
         values["logging.fail_on_checkpoint_error"] = True
     config = load_config(options.config, values)
     folder = options.out or Path("runs") / options.config.stem
+    guarded = _guarded(options, config, folder)
     if options.dry_run:
         from token_superposition.train.dry_run import describe, dry_run
 
         result = dry_run(config, folder)
-        return result, describe(result)
-    summary = train(config, folder, quiet=options.quiet)
+        if guarded is None:
+            return result, describe(result)
+        return {**result, "guard": guarded.plan.as_dict()}, "\n".join([describe(result), *guarded.describe()])
+    summary = train(config, folder, quiet=options.quiet) if guarded is None else guarded.train(quiet=options.quiet)
     text = (
         f"validation loss {summary['final_validation_loss']:.4f} nats per token, "
         f"{summary['bits_per_byte']:.4f} bits per byte\nrun in {folder}"
     )
     return summary, text
+
+
+def _guarded(options: argparse.Namespace, config: RunConfig, folder: Path) -> GuardedRun | None:
+    for name in ("guard_at", "if_behind", "stop_below"):
+        if options.guard is None and getattr(options, name) is not None:
+            raise UserError(f"--{name.replace('_', '-')} needs --guard, such as --guard runs/shakespeare-compare")
+    if options.guard is None:
+        return None
+    from token_superposition.study.guard.run import Request, prepare_guard
+
+    below = 0.5 if options.stop_below is None else options.stop_below
+    request = Request(
+        options.guard, "0.1,0.25" if options.guard_at is None else options.guard_at, options.if_behind or "go-on", below
+    )
+    return prepare_guard(config, folder, request)
 
 
 def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:

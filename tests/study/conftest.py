@@ -14,8 +14,7 @@ from token_superposition.train.config import load_config
 from token_superposition.train.loop import train
 
 
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def train_here(patch: pytest.MonkeyPatch) -> list[str]:
     """Runs are trained here, one after another: a process of its own takes seconds to start. Returns their names."""
     trained: list[str] = []
 
@@ -28,6 +27,12 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             trained.append(job.name)
             train(load_config(job.config), job.folder, quiet=True)
 
-    monkeypatch.setattr(queue, "run_jobs", run_jobs)
-    monkeypatch.setattr(record, "matrix_peak", lambda *_: 1e9)
+    patch.setattr(queue, "run_jobs", run_jobs)
+    patch.setattr(record, "matrix_peak", lambda *_: 1e9)
     return trained
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The same for a test; the names of its runs."""
+    return train_here(monkeypatch)

@@ -68,10 +68,14 @@ class Validator:
                 f"train.sequence_length {sequence_length}: prepare more text"
             )
 
+    def num_tokens(self, max_tokens: int) -> int:
+        """How many tokens are scored where at most `max_tokens` are asked for: whole rows, one at least."""
+        return min(self.num_rows, max(1, max_tokens // self.sequence_length)) * self.sequence_length
+
     @torch.no_grad()
     def run(self, model: nn.Module, max_tokens: int, device: torch.device, dtype: torch.dtype) -> ValidationResult:
         """Score a causal language model in evaluation mode; its mode is put back afterwards."""
-        num_rows = min(self.num_rows, max(1, max_tokens // self.sequence_length))
+        num_rows = self.num_tokens(max_tokens) // self.sequence_length
         nats, num_bytes, num_tokens = torch.zeros((), dtype=torch.float64), 0, 0
         was_training = model.training
         model.eval()

@@ -110,6 +110,10 @@ class Validators:
         self.sources = {name: make(source.path) for name, source in config.data.mixture.items()}
         self.further = {name: make(path) for name, path in config.data.validation_sets.items()}
 
+    def num_tokens(self, max_tokens: int) -> int:
+        """How many tokens the run's own figure is taken on where at most `max_tokens` are asked for."""
+        return sum(each.num_tokens(int(max_tokens * self.shares[name])) for name, each in self.sources.items())
+
     def run(
         self, model: nn.Module, max_tokens: int, device: torch.device, dtype: torch.dtype
     ) -> tuple[ValidationResult, dict[str, ValidationResult]]:

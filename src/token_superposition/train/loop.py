@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 from uuid import uuid4
 
 from token_superposition.data.prefetch import prefetch
@@ -38,16 +38,27 @@ _LOSS = {
 }
 
 
-def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, Any]:
+@overload
+def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, Any]: ...
+
+
+@overload
+def train(config: RunConfig, path: Path, *, quiet: bool = False, stop_after: int) -> dict[str, Any] | None: ...
+
+
+def train(
+    config: RunConfig, path: Path, *, quiet: bool = False, stop_after: int | None = None
+) -> dict[str, Any] | None:
     """Train a run in its folder, from its start or from where it stopped; a run that is done stays as it is.
 
     Args:
         config: the run's configuration.
         path: the run's folder.
         quiet: no progress on standard error.
+        stop_after: stop once so many steps are done, with a checkpoint, as an interrupted run does.
 
     Returns:
-        The run's summary, as in `summary.json`.
+        The run's summary, as in `summary.json`; None where it stopped before its end, or had come so far already.
 
     Raises:
         UserError: for what the user can mend.
@@ -70,6 +81,8 @@ def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, An
         schedule = settle_schedule(config, fixed, steps_done)
         if summary is not None:
             return summary
+        if stop_after is not None and steps_done >= stop_after:
+            return None
         check_data(config, None if quiet else say)
         measured = fixed.get("mutual_information") if fixed else None
         if fixed is None:
@@ -99,14 +112,14 @@ def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, An
         record = Recorder(trainer, folder, state, run_id=run_id, quiet=quiet)
         record.progress.say(f"the loss is computed {_LOSS[trainer.loss_backend]} (train.loss_backend)")
         try:
-            return _run(trainer, record)
+            return _run(trainer, record, stop_after)
         except TrainingDivergedError as error:
             folder.write_diverged(str(error))
             raise
 
 
-def _run(trainer: Trainer, record: Recorder) -> dict[str, Any]:
-    """Every step that is left, and the summary."""
+def _run(trainer: Trainer, record: Recorder, stop_after: int | None) -> dict[str, Any] | None:
+    """Every step that is left, and the summary; or those up to `stop_after`."""
     schedule, logging, total = trainer.schedule, trainer.config.logging, trainer.schedule.total_steps
     first_step = record.done
     batches = prefetch(trainer.batches(first_step))
@@ -125,7 +138,8 @@ def _run(trainer: Trainer, record: Recorder) -> dict[str, Any]:
                 stopping = stop.is_set()  # asked once: a request from here on waits for the next step
                 log = step % logging.log_interval == 0 or last_of_stage
                 kept = step in logging.keep_checkpoint_steps
-                save = step % logging.checkpoint_interval == 0 or last_of_stage or kept or stopping
+                far_enough = step == stop_after
+                save = step % logging.checkpoint_interval == 0 or last_of_stage or kept or stopping or far_enough
                 if log or save or trainer.device.type == "cpu":
                     values = record.look()  # waits for the device
                 if log:
@@ -140,6 +154,8 @@ def _run(trainer: Trainer, record: Recorder) -> dict[str, Any]:
                 mark += time.perf_counter() - pause  # speeds are of training
                 if stopping:
                     raise KeyboardInterrupt
+                if far_enough:
+                    return None
         return record.finish()
     except KeyboardInterrupt:
         if record.done > first_step:
