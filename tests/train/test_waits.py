@@ -142,7 +142,7 @@ def test_the_loop_waits_for_a_gpu_only_where_it_logs(device: str, looks: list[in
         step=lambda _: None,
     )
     told: Any = Told()
-    loop._run(trainer, told)
+    loop._run(trainer, told, stop_after=None)
     assert told.logged == [4, 6, 8, 12]
     assert told.looks == looks
 
