@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from token_superposition.cli import main
 
@@ -44,7 +45,9 @@ def shorten(words: list[str]) -> list[str]:
         "bench": ["--bag-sizes", "1,2", *([] if "--find-batch" in words else ["--steps", "1"]), "--quiet"],
     }
     if "--guard" in words:
-        more["train"] = ["--train.total_steps", str(2000 // SHARE), *SMALL]
+        (config,) = (ROOT / word for word in words if word.endswith(".yaml"))
+        steps = yaml.safe_load(config.read_text())["train"]["total_steps"]
+        more["train"] = ["--train.total_steps", str(steps // SHARE), *SMALL]
     elif any(word.startswith("runs/pilot/") for word in words):
         words = [str(int(word) // SHARE) if word.isdigit() and int(word) >= SHARE else word for word in words]
         more["train"] = SMALL

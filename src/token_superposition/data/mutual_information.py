@@ -1,20 +1,17 @@
 """How fast a corpus forgets: the mutual information between tokens d apart, and a power law fitted to it.
 
-The plug-in estimate of 10 million pairs is mostly bias: at 32,768 tokens of vocabulary independent tokens seem to
-share 1.4 nats, where text shares 0.1 at a distance of 6. Two corrections stand here, chosen on sources whose mutual
-information is known (Markov chains, hidden chains of many words, copying chains) and on text, by what they leave of
-the shape:
+The plug-in estimate is mostly bias where pairs are few for the vocabulary: independent tokens seem to share more than
+text does a few tokens apart. Two corrections stand here, chosen on sources whose mutual information is known (Markov
+chains, hidden chains of many words, copying chains; some are in the tests) and on text, by what is left of the shape:
 
 - each entropy is Grassberger's ("Entropy estimates from insufficient samplings", 2003), whose bias is a fraction of
-  the plug-in's; it keeps most of I(1), of which the plug-in loses up to a quarter;
+  the plug-in's;
 - what pairs with nothing in common still seem to share is taken off: the same estimate over pairs whose second token is
   from another piece of the sample. Whole pieces are exchanged, not tokens, so that such pairs repeat themselves as
   those of one piece do (names, phrases): shuffled tokens would leave a false tail.
 
-Looking only at the most frequent tokens has next to no bias, and is a lower bound; but it falls too fast (I(2) / I(1)
-of text at 4,096 tokens: 0.30 with the 256 most frequent, 0.38 with all), so all tokens count. What is left is an
-error of a tenth of I(d), up to a half where pairs are few for the vocabulary, at nearly the same share of every d, so
-that slot weights hardly notice: from 40,000 tokens of Wikipedia they come out within 0.05 of those from 10 million.
+Looking only at the most frequent tokens has next to no bias, and is a lower bound; but it falls too fast, so all tokens
+count. What is left is an error at nearly the same share of every d, so that slot weights hardly notice.
 
 The law is fitted by plain least squares, which keeps near and heavy slots exact and the tail within a few hundredths of
 the first weight. At a given exponent it is linear, so only the exponent is searched: no start, nothing to get stuck in.
@@ -22,8 +19,8 @@ the first weight. At a given exponent it is linear, so only the exponent is sear
 In a mixture, that two tokens are of one source is shared as well, at any distance: it is in the offset.
 
 The sample is up to 10 million tokens in evenly spaced pieces: many places of the corpus, no randomness. Pairs never
-cross the end of a piece, and every distance counts equally many. Pairs are counted by sorting them: a fifth of a
-second a distance and 500 MB, whatever the vocabulary.
+cross the end of a piece, and every distance counts equally many. Pairs are counted by sorting, which takes as long
+and as much memory whatever the vocabulary.
 """
 
 from __future__ import annotations

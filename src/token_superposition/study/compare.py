@@ -29,7 +29,6 @@ from token_superposition.train.init_from import Source
 from token_superposition.train.preflight import check_run
 from token_superposition.train.progress import say, warn
 from token_superposition.train.resume import what_is_odd
-from token_superposition.train.slot_weights import measure_slot_weights
 
 __all__ = ["Study", "build_report", "check_request", "compare", "load_study", "make_study"]
 
@@ -61,9 +60,7 @@ def compare(
         The report, as in `report.json`.
     """
     check_request(folder, num_seeds, jobs)
-    sources = _check_arms(study, None if quiet else say)
-    # Once for all runs: those that begin alike have the same numbers.
-    study = replace(study, arms={name: measure_slot_weights(config)[0] for name, config in study.arms.items()})
+    study, sources = _check_arms(study, None if quiet else say)
     longer = equal_data_steps(study)
     trials = with_equal_data([trial for arm in study.arms for trial in arm_trials(study, arm, folder)], longer)
     odd = _what_is_odd(trials, sources)
@@ -106,20 +103,25 @@ def check_request(folder: Path, num_seeds: int, jobs: int | None) -> None:
         raise UserError(f"{folder}: is not a study's folder (it holds {strangers[0]!r}); name an empty one")
 
 
-def _check_arms(study: Study, say: Callable[[str], None] | None) -> dict[str, Source | None]:
-    """Refuse an arm that could not run, before any starts; returns what each goes on from."""
+def _check_arms(study: Study, say: Callable[[str], None] | None) -> tuple[Study, dict[str, Source | None]]:
+    """Refuse an arm that could not run, before any starts; returns what each goes on from.
+
+    Slot weights that come from the data are measured here, once for all runs: those that begin alike have to have the
+    same numbers.
+    """
     verified: set[str] = set()
-    sources = {}
-    for name, config in study.arms.items():
-        data = config.data
+    arms, sources = {}, {}
+    for name, given in study.arms.items():
+        data, config = given.data, given
         if verified >= set(data.folders):  # once is enough
-            config = config.model_copy(update={"data": data.model_copy(update={"verify": False})})
+            config = given.model_copy(update={"data": data.model_copy(update={"verify": False})})
         try:
-            sources[name] = check_run(config, say)[1]
+            measured, sources[name] = check_run(config, say)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
+        arms[name] = given.model_copy(update={"superposition": measured.superposition})
         verified.update(data.folders)
-    return sources
+    return replace(study, arms=arms), sources
 
 
 def _what_is_odd(trials: Sequence[Trial], sources: Mapping[str, Source | None]) -> list[str]:

@@ -21,7 +21,7 @@ from token_superposition.run.checkpoint import newest_checkpoint
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig
 from token_superposition.train.corpora import Corpora, Validators
-from token_superposition.train.init_from import open_source
+from token_superposition.train.init_from import Source, open_source
 from token_superposition.train.optimizer import states_kept
 from token_superposition.train.preflight import check_attention, check_data
 from token_superposition.train.resume import check_unchanged, settle_config, what_is_odd
@@ -42,11 +42,7 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
     Raises:
         UserError: for what the run itself would be refused for.
     """
-    folder = RunFolder(path)
-    folder.check_place()
-    check_unchanged(config, folder)
-    source = None if newest_checkpoint(folder.checkpoints)[0] else open_source(config)
-    config = settle_config(config, folder, source)
+    config, source = settled_ahead(config, RunFolder(path))
     check_data(config)
     config, _ = measure_slot_weights(config)
     train, schedule = config.train, config.schedule()
@@ -57,13 +53,7 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
     rows = train.micro_batch_size or train.batch_size
     check_attention(config, config.model.architecture, config.model.config)
     with abstract():
-        model = sketch_model(
-            config.model.architecture,
-            config.model.config,
-            vocab_size=corpora.tokenizer.vocab_size,
-            end_of_document_id=corpora.tokenizer.end_of_document_id,
-            num_ids=corpora.tokenizer.num_ids,
-        )
+        model = sketch(config, corpora)
         check_length(model, train.sequence_length)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         flops_per_position = model_cost(model).flops_per_position(train.sequence_length)
@@ -104,6 +94,29 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
         },
         "warnings": what_is_odd(config, stream, source),
     }
+
+
+def settled_ahead(config: RunConfig, folder: RunFolder) -> tuple[RunConfig, Source | None]:
+    """The configuration as the run would settle it when it is started, and what it would go on from, if anything.
+
+    Raises:
+        UserError: for a place that holds other things, or a run that was started with another configuration.
+    """
+    folder.check_place()
+    check_unchanged(config, folder)
+    source = None if newest_checkpoint(folder.checkpoints)[0] else open_source(config)
+    return settle_config(config, folder, source), source
+
+
+def sketch(config: RunConfig, corpora: Corpora) -> Any:
+    """The model of a settled configuration, to be counted; made inside `abstract()`, it has no storage."""
+    return sketch_model(
+        config.model.architecture,
+        config.model.config,
+        vocab_size=corpora.tokenizer.vocab_size,
+        end_of_document_id=corpora.tokenizer.end_of_document_id,
+        num_ids=corpora.tokenizer.num_ids,
+    )
 
 
 def describe(result: dict[str, Any]) -> str:

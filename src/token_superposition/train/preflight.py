@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from token_superposition.data.stream import TokenStream
 from token_superposition.data.verify import verify_folder
 from token_superposition.errors import UserError
 from token_superposition.model.build import check_length, outline_model
@@ -77,8 +76,11 @@ def attention_refusal(reason: object) -> UserError:
     )
 
 
-def check_run(config: RunConfig, say: Callable[[str], None] | None = None) -> tuple[TokenStream, Source | None]:
-    """All of it: device, data, lengths, model. Returns the run's stream, and what it goes on from, if anything.
+def check_run(config: RunConfig, say: Callable[[str], None] | None = None) -> tuple[RunConfig, Source | None]:
+    """All of it: device, data, lengths, model.
+
+    Returns:
+        The configuration with its slot weights measured, where they are to be, and what it goes on from, if anything.
 
     Raises:
         UserError: where the data, the model and the configuration do not fit each other or this machine.
@@ -87,8 +89,8 @@ def check_run(config: RunConfig, say: Callable[[str], None] | None = None) -> tu
     device = resolve_device(train.device)
     corpora = Corpora.open(config.data)
     check_data(config, say)
-    measure_slot_weights(config)  # refuses data that shows no decay
-    stream = corpora.stream(config, config.schedule())
+    config, _ = measure_slot_weights(config)
+    corpora.stream(config, config.schedule())  # refuses what is too short
     Validators(config, corpora)
     source, part = open_source(config), config.model
     if source is not None:
@@ -105,4 +107,4 @@ def check_run(config: RunConfig, say: Callable[[str], None] | None = None) -> tu
     if model is not None:
         check_length(model, train.sequence_length)
     check_attention(config, part.architecture, part.config)
-    return stream, source
+    return config, source

@@ -54,16 +54,17 @@ def progress_bar(quiet: bool) -> Iterator[Show]:
     )
     from rich.progress import Progress as Bar
 
+    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=max(8, min(40, console.width - 72))),  # the figures come first
         TaskProgressColumn(),
         TransferSpeedColumn(),
         TextColumn("{task.fields[words]}"),
         TimeRemainingColumn(),
         TextColumn("left"),
     )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
+    with Bar(*columns, console=console) as bar:
         tasks: dict[str, Any] = {}
         next_update = 0.0
 
@@ -76,7 +77,7 @@ def progress_bar(quiet: bool) -> Iterator[Show]:
             next_update = time.monotonic() + _SECONDS_BETWEEN_UPDATES
             words = ""
             if progress.documents:
-                words = f"{progress.documents:,} documents, {progress.tokens / 1e6:,.1f}M tokens"
+                words = f"{progress.documents:,} docs, {progress.tokens / 1e6:,.0f}M tokens"
             bar.update(tasks[what], completed=progress.done, total=total, words=words)
 
         yield show

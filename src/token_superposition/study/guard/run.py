@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 from token_superposition.errors import RunError, TrainingDivergedError, UserError
 from token_superposition.files import write_json
-from token_superposition.model.build import model_cost, sketch_model
+from token_superposition.model.build import model_cost
 from token_superposition.model.memory import abstract
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.branch import make_branch
-from token_superposition.run.checkpoint import checkpoint_path, checkpoint_steps, newest_checkpoint
+from token_superposition.run.checkpoint import checkpoint_path, checkpoint_steps
 from token_superposition.run.folder import RunFolder
 from token_superposition.study.guard.baseline import (
     Baseline,
@@ -40,10 +40,10 @@ from token_superposition.study.guard.schedule import (
 )
 from token_superposition.train.config import RunConfig
 from token_superposition.train.corpora import Corpora, Validators
-from token_superposition.train.init_from import open_source
+from token_superposition.train.dry_run import settled_ahead, sketch
 from token_superposition.train.loop import train
 from token_superposition.train.progress import say, warn
-from token_superposition.train.resume import branch_config, check_unchanged, settle_config, settle_schedule
+from token_superposition.train.resume import branch_config, settle_config, settle_schedule
 
 IfBehind = Literal["stop", "go-on"]
 
@@ -93,10 +93,8 @@ def prepare_guard(config: RunConfig, path: Path, request: Request) -> GuardedRun
             f"--if-behind stop needs a probability, and every length of the baseline in {baseline.source} has one "
             "seed: give a baseline of two seeds or more, or leave it out"
         )
-    folder.check_place()
-    check_unchanged(config, folder)
+    settled, _ = settled_ahead(config, folder)
     steps_done = max(checkpoint_steps(folder.checkpoints), default=0)
-    settled = settle_config(config, folder, None if newest_checkpoint(folder.checkpoints)[0] else open_source(config))
     schedule = settle_schedule(settled, folder.read_fixed(), steps_done)
     facts, flops_per_step = _facts(settled)
     baseline.check_comparable(facts)
@@ -261,13 +259,7 @@ def _facts(config: RunConfig) -> tuple[dict[str, Any], int]:
     """What a baseline must have in common with a run of this settled configuration; and the FLOPs of a step."""
     corpora, settings = Corpora.open(config.data), config.train
     with abstract():
-        model = sketch_model(
-            config.model.architecture,
-            config.model.config,
-            vocab_size=corpora.tokenizer.vocab_size,
-            end_of_document_id=corpora.tokenizer.end_of_document_id,
-            num_ids=corpora.tokenizer.num_ids,
-        )
+        model = sketch(config, corpora)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         flops_per_position = model_cost(model).flops_per_position(settings.sequence_length)
     num_tokens = Validators(config, corpora).num_tokens(config.logging.validation_tokens)
