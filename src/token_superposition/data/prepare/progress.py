@@ -77,7 +77,8 @@ def progress_bar(quiet: bool) -> Iterator[Show]:
             next_update = time.monotonic() + _SECONDS_BETWEEN_UPDATES
             words = ""
             if progress.documents:
-                words = f"{progress.documents:,} docs, {progress.tokens / 1e6:,.0f}M tokens"
+                millions = progress.tokens / 1e6
+                words = f"{progress.documents:,} documents, {millions:,.{0 if millions > 100 else 1}f}M tokens"
             bar.update(tasks[what], completed=progress.done, total=total, words=words)
 
         yield show
