@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _WORD = re.compile(r"( [A-Za-z]+)(?![A-Za-z]|[^\x00-\x7f])")
-_MOST_PARTS = 2**18  # about 50 MB
+_MOST_PARTS = 2**18  # under 50 MB
 _LONGEST_PART = 32
 _CONTRACTED = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
