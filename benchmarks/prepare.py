@@ -1,7 +1,7 @@
 """What preparing costs: `tst prepare` against `datasets.map`, and the memory of a long stream.
 
     python benchmarks/prepare.py PARQUET [--rounds 5] [--vocabulary 32768]
-    python benchmarks/prepare.py --stream-gigabytes 5
+    python benchmarks/prepare.py --stream-gigabytes 5 [--copies 0.99]
 
 Both sides go from the same .parquet to tokens on the disk with two processes, in turn, round by round, so that
 a machine whose speed drifts changes both; every time is of the whole call, in this process, with its caches
@@ -43,12 +43,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--vocabulary", type=int, default=32768)
     parser.add_argument("--stream-gigabytes", type=float)
+    parser.add_argument("--copies", type=float, default=0.0, help="share of the stream's lines that are one text")
     parser.add_argument("--workplace", type=Path, help="folder for what is written (default: a temporary one)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.workplace) as name:
         place = Path(name)
         if options.stream_gigabytes:
-            result = stream(place, options.stream_gigabytes)
+            result = stream(place, options.stream_gigabytes, options.copies)
         else:
             result = against_datasets(place, options.parquet, options.rounds, options.vocabulary)
     print(json.dumps(result, indent=2))
@@ -127,7 +128,7 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": middle, "lower_quartile": low, "upper_quartile": high}
 
 
-def stream(place: Path, gigabytes: float) -> dict[str, Any]:
+def stream(place: Path, gigabytes: float, copies: float) -> dict[str, Any]:
     """Prepare a generated stream of .jsonl with `bytes`; the most memory that the command and its processes had."""
     command = [sys.executable, "-m", "token_superposition", "prepare", "-", "--format", "jsonl", "--json", "--quiet"]
     started = time.monotonic()
@@ -147,7 +148,7 @@ def stream(place: Path, gigabytes: float) -> dict[str, Any]:
     try:
         if process.stdin is None or process.stdout is None:
             raise RuntimeError("pipes were asked for")
-        generate(process.stdin, int(gigabytes * 1e9))
+        generate(process.stdin, int(gigabytes * 1e9), copies)
         process.stdin.close()
         result = json.loads(process.stdout.read())
         process.wait()
@@ -156,6 +157,7 @@ def stream(place: Path, gigabytes: float) -> dict[str, Any]:
         watcher.join()
     return {
         "gigabytes": gigabytes,
+        "copies": copies,
         "documents": result["documents"],
         "tokens": result["tokens"],
         "seconds": time.monotonic() - started,
@@ -163,16 +165,18 @@ def stream(place: Path, gigabytes: float) -> dict[str, Any]:
     }
 
 
-def generate(file: Any, num_bytes: int) -> None:
-    """Lines of .jsonl, each another text of some thousand characters."""
+def generate(file: Any, num_bytes: int, copies: float) -> None:
+    """Lines of .jsonl, each another text of some thousand characters, but for copies of a short one."""
     generator = np.random.default_rng(0)
     words = ["".join(generator.choice(list("etaoinshrdlu"), size)) for size in generator.integers(2, 9, 2000)]
     pages = [" ".join(generator.choice(words, 800)) for _ in range(200)]
+    copied = json.dumps({"text": " ".join(words[:20])}).encode() + b"\n"
     written = number = 0
     while written < num_bytes:
         line = json.dumps({"text": f"{number} {pages[number % len(pages)]}"}).encode() + b"\n"
-        file.write(line)
-        written += len(line)
+        for each in (line, copied * round(copies / (1 - copies))):
+            file.write(each)
+            written += len(each)
         number += 1
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -14,14 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from tests.data.test_prepare import complaint, content, corpus_texts, documents, write_corpus
+from tests.data.test_prepare import complaint, content, corpus_texts, documents, text_hash, write_corpus
 from tests.data.tokenizer_folders import gpt2_folder
 from tests.faults import Disk, failing
-from token_superposition.data.prepare import encode, merge, pool, prepare
+from token_superposition.data.prepare import merge, pool, prepare, runs
 from token_superposition.data.prepare.runs import Run
+from token_superposition.data.prepare.splits import SplitWriter
 from token_superposition.data.shards import ShardHeader, TokenDataset
 from token_superposition.data.sources import corpus
 from token_superposition.errors import RunError, UserError
@@ -33,8 +35,8 @@ def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(pool, "_FEW_BYTES", 1)
     monkeypatch.setattr(pool, "_FEW_BYTES_COSTLY", 1)
     monkeypatch.setattr(corpus, "_SMALLEST_PIECE", 4000)
-    monkeypatch.setattr(encode, "RUN_BYTES", 3000)
-    monkeypatch.setattr(merge, "_RANGE_BYTES", 2000)
+    monkeypatch.setattr(runs, "RUN_BYTES", 3000)
+    monkeypatch.setattr(runs, "_RANGE_BYTES", 2000)
     folder = tmp_path / "text"
     folder.mkdir()
     for number in range(4):
@@ -71,6 +73,60 @@ def test_how_the_work_is_cut_changes_nothing(many: Path, tmp_path: Path, monkeyp
     texts = documents(tmp_path / "whole", "train") + documents(tmp_path / "whole", "validation")
     assert len(texts) == 460
     assert len(set(texts)) == 430
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300"])
+def test_copies_lie_apart_wherever_they_come_from(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str
+) -> None:
+    copied = "a text that is everywhere"
+    for number in range(3):
+        write_corpus(many / f"copies-{number}.jsonl", [copied] * 200)
+    prepare([many], out=tmp_path / "cut", tokenizer=tokenizer, quiet=True, processes=2)
+    texts = documents(tmp_path / "cut", "train")
+    validation = documents(tmp_path / "cut", "validation")
+    assert texts.count(copied) == 600
+    assert len(texts) + len(validation) == 460 + 600
+    # Of 600 among a thousand, so many stand where a copy stands before them; all 599 do where they are together.
+    neighbours = sum(one == other == copied for one, other in itertools.pairwise(texts))
+    expected = 600 * 599 / len(texts)
+    assert abs(neighbours - expected) < 6 * expected**0.5
+    again = [text for text, times in collections.Counter(texts).items() if times == 2]
+    assert len(again) > 20
+    assert sum(one == other for one, other in itertools.pairwise(texts) if one != copied) <= 3
+
+    monkeypatch.undo()
+    whole = tmp_path / "whole.jsonl"
+    everything = [copied] * 600 + [text for text in texts + validation if text != copied]
+    write_corpus(whole, everything)
+    kept = tmp_path / "cut" if tokenizer != "bytes" else None  # the BPE that was trained on the pieces
+    prepare([whole], out=tmp_path / "whole", tokenizer=str(kept or tokenizer), quiet=True, processes=1)
+    for split in ("train", "validation"):
+        assert documents(tmp_path / "whole", split) == documents(tmp_path / "cut", split)
+
+
+def test_a_text_of_many_copies_is_never_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "RUN_BYTES", 3000)
+    monkeypatch.setattr(runs, "RUN_ROWS", 50)
+    monkeypatch.setattr(runs, "_RANGE_BYTES", 2000)
+    monkeypatch.setattr(merge, "_COPIES_AT_ONCE", 2000)
+    most: dict[str, int] = collections.defaultdict(int)
+    real = SplitWriter.add
+
+    def add(writer: SplitWriter, tokens: Any, ends: Any, rows: Any) -> None:
+        most[writer._split] = max(most[writer._split], len(tokens))
+        real(writer, tokens, ends, rows)
+
+    monkeypatch.setattr(SplitWriter, "add", add)
+    few = sorted(corpus_texts(1000), key=text_hash)
+    for copied in (few[-1], few[0]):  # of the training split, and held out
+        out = tmp_path / str(few.index(copied))
+        texts = [*few, *[copied] * 500]
+        source = write_corpus(tmp_path / "a.jsonl", texts)
+        done = prepare([source], out=out, max_validation_tokens=2000, validation_fraction=0.5, quiet=True)
+        assert done["documents"] == 1500
+        assert sorted(documents(out, "train") + documents(out, "validation")) == sorted(texts)
+    assert max(most.values()) < 6000
 
 
 def test_no_shard_is_larger_than_asked_for(tmp_path: Path) -> None:
@@ -345,4 +401,3 @@ def test_runs_know_whether_they_are_whole(tmp_path: Path) -> None:
     run = Run("gone", 1, 1, 1, 1, 0, 0)
     assert not run.is_whole(tmp_path)
     assert json.loads(json.dumps(run.as_dict())) == run.as_dict()
-    assert np.dtype(merge.ROW).itemsize == 48

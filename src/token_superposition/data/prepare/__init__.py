@@ -6,9 +6,9 @@ or another, and left on the disk as sorted runs (`encode`, `pool`, `runs`). The 
 the next attempt goes on with where this one is stopped (`workplace`).
 
 Where a document goes is decided by its text alone, and the seed: the lowest hashes are the validation split,
-the others lie by a hash of seed and text. That is a shuffle of the whole corpus. So neither the number of
-processes, nor how the sources were cut, named or ordered, nor an interruption changes a byte of the shards.
-Nothing is held that grows with the corpus.
+the others lie by a hash of seed and text (and of a number, where a text is there more than once). That is a
+shuffle of the whole corpus. So neither the number of processes, nor how the sources were cut, named or ordered,
+nor an interruption changes a byte of the shards. Nothing is held that grows with the corpus.
 """
 
 from __future__ import annotations
@@ -216,7 +216,7 @@ def _make(
         workplace.keep = len(pieces) > 1
     skipped, runs = _collect(corpus, pieces, finished)
     limits = Limits(**{name: request[name] for name in Limits.__annotations__})
-    merge = Merge(workplace.path, runs, codec, limits)
+    merge = Merge(workplace.path, runs, codec, request["seed"], limits)
     try:
         census = merge.census()
     except UserError:  # too little text: there is nothing to go on with

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from token_superposition.data.prepare.runs import Run, hash_text, write_run
+from token_superposition.data.prepare import runs as on_disk
+from token_superposition.data.prepare.runs import ROW, Ids, Run, hash_text, places_of, write_run
 from token_superposition.data.sources import Document, Piece, Reading, Skipped, read_piece
 from token_superposition.data.tokenizers import Tokenizer
 
-RUN_BYTES = 2**24  # of text or ids that are held until they are written
 _SECONDS_BETWEEN_REPORTS = 0.2
 
 
@@ -78,7 +78,7 @@ class Encoder:
         for document in read_piece(piece, self.reading, skipped, self.tokenizer):
             batch.append(document)
             size += len(document.text) if document.ids is None else document.ids.nbytes
-            if size >= RUN_BYTES:
+            if size >= on_disk.RUN_BYTES or len(batch) >= on_disk.RUN_ROWS:
                 flush()
             if time.monotonic() - reported > _SECONDS_BETWEEN_REPORTS:
                 reported, progress.done = time.monotonic(), min(skipped.bytes_done, piece.size)
@@ -89,20 +89,43 @@ class Encoder:
         return {"runs": [run.as_dict() for run in runs], "skipped": skipped.counts()}
 
     def _write(self, name: str, documents: list[Document]) -> Run:
+        number_of: dict[bytes, int] = {}  # of each text among the different ones
+        times: list[int] = []
+        different: list[Document] = []
+        for document in documents:
+            number = number_of.setdefault(_hash(document), len(different))
+            if number == len(different):
+                different.append(document)
+                times.append(0)
+            times[number] += 1
+        rows = np.zeros(len(different), dtype=ROW)
+        hashes = list(number_of)
+        rows["high"], rows["low"] = np.frombuffer(b"".join(hashes), dtype=">u8").reshape(-1, 2).T
+        rows["place"] = places_of(hashes, self.seed)
+        rows["times"] = times
+        ids, rows["bytes"], rows["counted"] = self._encode(different)
+        rows["tokens"] = [len(each) for each in ids]
+        return write_run(self.folder, name, rows, ids)
+
+    def _encode(self, documents: list[Document]) -> tuple[list[Ids], list[int], list[int]]:
+        """Of each document its ids, how many bytes it is, and how many its tokens stand for."""
         lengths = self.tokenizer.byte_lengths()
-        texts = [document.text for document in documents if document.ids is None]
-        encoded = iter(self.tokenizer.encode_documents(texts))
-        ids, hashes, num_bytes, counted = [], [], [], []
+        encoded = iter(self.tokenizer.encode_documents([each.text for each in documents if each.ids is None]))
+        ids, num_bytes, counted = [], [], []
         for document in documents:
             if document.ids is None:
                 own = next(encoded)
-                hashes.append(hash_text(document.text))
                 num_bytes.append(len(document.text))
                 counted.append(len(document.text) if self.tokenizer.is_exact else int(lengths[own].sum()))
-            else:  # known by its ids alone
+            else:
                 own = document.ids.astype(self.tokenizer.encoded_dtype)
-                hashes.append(hash_text(np.ascontiguousarray(document.ids, dtype="<u4").data))
                 num_bytes.append(int(lengths[own].sum()))
                 counted.append(num_bytes[-1])
             ids.append(own)
-        return write_run(self.folder, name, ids, hashes, num_bytes, counted, self.seed)
+        return ids, num_bytes, counted
+
+
+def _hash(document: Document) -> bytes:
+    if document.ids is None:
+        return hash_text(document.text)
+    return hash_text(np.ascontiguousarray(document.ids, dtype="<u4").data)  # known by its ids alone

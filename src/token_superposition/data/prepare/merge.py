@@ -5,8 +5,9 @@ hashes, for those are the validation split, up to a limit. So it depends neither
 of the sources, the same text is never on both sides, and adding documents leaves most of it as it was.
 Equal texts have equal places, so whatever asks for equal texts is asked of one range.
 
-Then each range is read with its ids, sorted, and written. Threads sort ranges ahead of the one that is
-written. What is held are a few ranges, and the validation split.
+Then copies of training texts get places of their own (`texts`), and each range is read with its ids, sorted, and
+written. Threads do so ahead of the range that is written. What is held are a few ranges, and the validation split,
+each text once.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from token_superposition.data.prepare.encode import Progress
-from token_superposition.data.prepare.runs import ROW, Rows, Run, RunReader
+from token_superposition.data.prepare.runs import ROW, Ids, Rows, Run, Stretch, read_ranges
 from token_superposition.data.prepare.splits import SplitWriter
+from token_superposition.data.prepare.texts import Texts, write_copies
 from token_superposition.data.shard_file import token_dtype
 from token_superposition.data.tokenizers import Tokenizer
 from token_superposition.errors import UserError
 
-_RANGE_BYTES, _RANGE_ROWS = 2**23, 2**18
-_PLACES = 2**64
+_COPIES_AT_ONCE = 2**23  # tokens of validation texts
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,21 @@ class Census:
 
     Attributes:
         documents, tokens: that will be written, ends included.
-        duplicates: documents that will not.
+        different: texts of these documents.
+        duplicates: documents that will not be written.
         threshold: the highest hash of the validation split, as (high, low).
     """
 
     documents: int
+    different: int
     tokens: int
     duplicates: int
     threshold: tuple[int, int]
+
+    def is_held_out(self, rows: Rows) -> NDArray[np.bool_]:
+        """Which rows of an index are of the validation split."""
+        high, low = rows["high"], rows["low"]
+        return (high < self.threshold[0]) | ((high == self.threshold[0]) & (low <= self.threshold[1]))
 
 
 class Merge:
@@ -65,15 +73,13 @@ class Merge:
         folder: where they lie, and shards go.
         runs: what was encoded.
         tokenizer: whose ids they are.
+        seed: of the order.
         limits: what goes where.
     """
 
-    def __init__(self, folder: Path, runs: Sequence[Run], tokenizer: Tokenizer, limits: Limits) -> None:
-        self._folder, self._runs, self._tokenizer, self._limits = folder, runs, tokenizer, limits
-        self._documents = sum(run.documents for run in runs)
-        ids_bytes = sum(run.ids_bytes for run in runs)
-        ranges = max(1, -(-ids_bytes // _RANGE_BYTES), -(-self._documents // _RANGE_ROWS))
-        self._bounds = [_PLACES * number // ranges for number in range(1, ranges + 1)]
+    def __init__(self, folder: Path, runs: Sequence[Run], tokenizer: Tokenizer, seed: int, limits: Limits) -> None:
+        self._folder, self._runs, self._tokenizer, self._seed = folder, runs, tokenizer, seed
+        self._limits = limits
 
     def census(self) -> Census:
         """Read the indexes.
@@ -81,34 +87,26 @@ class Merge:
         Raises:
             UserError: where there is too little to hold some out.
         """
-        readers = self._readers()
         most = self._limits.max_validation_tokens
         lowest = np.empty((0, 3), dtype=np.uint64)  # high, low and tokens of the texts that may be held out
-        documents = texts = tokens = 0
-        for bound in self._bounds:
-            rows = np.concatenate([reader.take(bound) for reader in readers])
-            if not len(rows):
-                continue
-            rows = rows[np.lexsort((rows["low"], rows["high"]))]
-            first = _first_of_equals(rows)
-            if self._limits.deduplicate:
-                rows, first = rows[first], np.ones(int(first.sum()), dtype=bool)
-            with_ends = rows["tokens"] + np.uint64(1)
-            starts = np.flatnonzero(first)
-            of_text = np.add.reduceat(with_ends, starts)
-            documents, texts, tokens = documents + len(rows), texts + len(starts), tokens + int(with_ends.sum())
-            found = np.stack([rows["high"][starts], rows["low"][starts], of_text], axis=1)
-            lowest = _lowest(np.concatenate([lowest, found]), most)
+        documents = different = tokens = 0
+        for stretches in self._ranges(self._runs):
+            rows = self._texts(stretches).rows
+            of_text = (rows["tokens"] + np.uint64(1)) * rows["times"]
+            documents, different = documents + int(rows["times"].sum()), different + len(rows)
+            tokens += int(of_text.sum())
+            lowest = _lowest(np.concatenate([lowest, np.stack([rows["high"], rows["low"], of_text], axis=1)]), most)
         limit = min(most, int(self._limits.validation_fraction * tokens))
         until = np.cumsum(lowest[:, 2])
         held_out = max(1, int(np.searchsorted(until, limit, side="right")))
-        if texts < 2 or 2 * int(until[held_out - 1]) > tokens:
+        if different < 2 or 2 * int(until[held_out - 1]) > tokens:
             raise UserError(
-                f"too little text to hold some out for validation: {documents} documents, {texts} of them "
+                f"too little text to hold some out for validation: {documents} documents, {different} of them "
                 f"different, {tokens:,} tokens; add documents, or cut long ones into files or lines of .jsonl"
             )
         high, low, _ = lowest[held_out - 1].tolist()
-        return Census(documents, tokens, self._documents - documents, (high, low))
+        duplicates = sum(run.documents for run in self._runs) - documents
+        return Census(documents, different, tokens, duplicates, (high, low))
 
     def write(self, census: Census, threads: int, report: Callable[[Progress], None]) -> dict[str, Any]:
         """Write the shards of both splits; returns what dataset.json says of them.
@@ -129,61 +127,56 @@ class Merge:
             progress.tokens += len(documents.tokens)
             report(progress)
 
+        runs = list(self._runs)
+        if census.documents > census.different:
+            dtype = self._tokenizer.encoded_dtype
+            runs += write_copies(
+                self._folder, self._runs, dtype, self._seed, census.is_held_out, lambda: report(progress)
+            )
         with SplitWriter(self._folder, "train", self._tokenizer, most) as train:
-            for documents, validation in self._sorted(census.threshold, threads):
+            for documents, validation in self._sorted(runs, census, threads):
                 train.add(documents.tokens, documents.ends, documents.rows)
                 held_out.append(validation)
                 wrote(documents)
-        validation = _by_hash(held_out)
         with SplitWriter(self._folder, "validation", self._tokenizer, most) as split:
-            split.add(validation.tokens, validation.ends, validation.rows)
-            wrote(validation)
+            for documents in _with_copies(_by_hash(held_out)):
+                split.add(documents.tokens, documents.ends, documents.rows)
+                wrote(documents)
         return {"train": train.description(), "validation": split.description()}
 
-    def _readers(self) -> list[RunReader]:
-        dtype = self._tokenizer.encoded_dtype
-        share = self._documents // len(self._bounds) // max(1, len(self._runs))
-        return [RunReader(self._folder, run, dtype, 2 * share + 64) for run in self._runs]
+    def _ranges(self, runs: Sequence[Run]) -> Iterator[list[Stretch]]:
+        return read_ranges(self._folder, runs, self._tokenizer.encoded_dtype)
 
-    def _sorted(self, threshold: tuple[int, int], threads: int) -> Iterator[tuple[_Documents, _Documents]]:
+    def _texts(self, stretches: Sequence[Stretch]) -> Texts:
+        texts = Texts.of(stretches)
+        if self._limits.deduplicate:
+            texts.rows["times"] = 1
+        return texts
+
+    def _sorted(self, runs: Sequence[Run], census: Census, threads: int) -> Iterator[tuple[_Documents, _Documents]]:
         """For each range, the documents of the training split in their order, and those held out."""
-        readers = self._readers()
         waiting: deque[Future[tuple[_Documents, _Documents]]] = deque()
         with ThreadPoolExecutor(threads) as pool:
-            for bound in self._bounds:
-                rows, ids = [], []
-                for reader in readers:
-                    rows.append(reader.take(bound))
-                    ids.append(reader.take_ids(rows[-1]))
-                waiting.append(pool.submit(self._sort, rows, ids, threshold))
+            for stretches in self._ranges(runs):
+                waiting.append(pool.submit(self._read, stretches, census))
                 if len(waiting) > threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
 
-    def _sort(
-        self, parts: list[Rows], ids: list[NDArray[Any]], threshold: tuple[int, int]
-    ) -> tuple[_Documents, _Documents]:
-        rows = np.concatenate(parts)
-        # Stable: equal texts stay side by side, and which is which makes no difference.
-        order = np.lexsort((rows["low"], rows["high"], rows["place"]))
-        if self._limits.deduplicate and len(order):
-            order = order[_first_of_equals(rows[order])]
-        high, low = rows["high"][order], rows["low"][order]
-        below = (high < threshold[0]) | ((high == threshold[0]) & (low <= threshold[1]))
-        texts: list[NDArray[Any]] = []
-        for part, own in zip(parts, ids, strict=True):
-            if len(part):  # nothing is split into one part
-                texts += np.split(own, np.cumsum(part["tokens"])[:-1].astype(np.int64))
-        return self._join(rows, texts, order[~below]), self._join(rows, texts, order[below])
+    def _read(self, stretches: Sequence[Stretch], census: Census) -> tuple[_Documents, _Documents]:
+        texts = self._texts(stretches)
+        ids = texts.read(np.ones(len(texts.rows), dtype=bool))
+        held_out = census.is_held_out(texts.rows)
+        return self._join(texts.rows, ids, ~held_out), self._join(texts.rows, ids, held_out)
 
-    def _join(self, rows: Rows, texts: list[NDArray[Any]], order: NDArray[np.int64]) -> _Documents:
-        rows = rows[order]
+    def _join(self, rows: Rows, ids: list[Ids], chosen: NDArray[np.bool_]) -> _Documents:
+        rows = rows[chosen]
         ends = np.cumsum(rows["tokens"] + np.uint64(1)).astype(np.int64)
         tokens = np.empty(int(ends[-1]) if len(ends) else 0, dtype=token_dtype(self._tokenizer.vocab_size))
         start = 0
-        for place, end in zip(order.tolist(), ends.tolist(), strict=True):
-            tokens[start : end - 1] = texts[place]
+        for number, end in zip(np.flatnonzero(chosen).tolist(), ends.tolist(), strict=True):
+            tokens[start : end - 1] = ids[number]
             start = end
         tokens[ends - 1] = self._tokenizer.end_of_document_id
         return _Documents(rows, tokens, ends)
@@ -196,13 +189,6 @@ class _Documents:
     rows: Rows
     tokens: NDArray[Any]
     ends: NDArray[np.int64]
-
-
-def _first_of_equals(rows: Rows) -> NDArray[np.bool_]:
-    """Of rows sorted so that equal texts are neighbours, whether each is the first of its text."""
-    first = np.ones(len(rows), dtype=bool)
-    first[1:] = (rows["high"][1:] != rows["high"][:-1]) | (rows["low"][1:] != rows["low"][:-1])
-    return first
 
 
 def _lowest(texts: NDArray[np.uint64], most: int) -> NDArray[np.uint64]:
@@ -218,3 +204,18 @@ def _by_hash(parts: list[_Documents]) -> _Documents:
     tokens = np.concatenate([texts[place] for place in order.tolist()])
     rows = rows[order]
     return _Documents(rows, tokens, np.cumsum(rows["tokens"] + np.uint64(1)).astype(np.int64))
+
+
+def _with_copies(documents: _Documents) -> Iterator[_Documents]:
+    """Each text as often as it is there, a few at a time."""
+    if not len(documents.rows) or int(documents.rows["times"].max()) == 1:
+        yield documents
+        return
+    texts = np.split(documents.tokens, documents.ends[:-1])
+    for number, text in enumerate(texts):
+        left = int(documents.rows["times"][number])
+        while left:
+            copies = min(left, max(1, _COPIES_AT_ONCE // len(text)))
+            rows = np.repeat(documents.rows[number : number + 1], copies)
+            yield _Documents(rows, np.tile(text, copies), len(text) * np.arange(1, copies + 1))
+            left -= copies

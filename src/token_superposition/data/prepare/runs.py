@@ -2,16 +2,19 @@
 
 A document's place is a hash of the seed and its text. Training documents lie by it: a shuffle of the whole
 corpus that needs no memory and does not depend on how the corpus was cut up. A run is a part of a piece that
-fits into memory, sorted by place, in two files: the ids of its documents one after the other, without their
-ends and in the tokenizer's narrowest integers; and the index, a row a document. Writing merges the runs, a
+fits into memory, sorted by place, in two files: the ids of its texts one after the other, without their
+ends and in the tokenizer's narrowest integers; and the index, a row a text. Writing merges the runs, a
 range of places at a time: of each run a range lies in one stretch, so reading goes straight through it.
+
+Equal texts of a run are one row, which says how often. What the copies after the first are to have as places of
+their own depends on how many there are in all runs, so runs of copies are written when all are there (`texts`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,16 @@ from numpy.typing import NDArray
 
 from token_superposition.files import naming
 
+RUN_BYTES, RUN_ROWS = 2**24, 2**18  # of text or ids, and how many, that are held until they are written
+_RANGE_BYTES, _RANGE_ROWS = 2**23, 2**18
+_PLACES = 2**64
+
 # place: orders training documents. high, low: BLAKE2b-128 of the text. tokens: without the end. bytes: of the text.
-# counted: what the tokenizer's byte lengths add up to; the same as bytes, unless it changes text.
-ROW = np.dtype(
-    [("place", "<u8"), ("high", "<u8"), ("low", "<u8"), ("tokens", "<u8"), ("bytes", "<u8"), ("counted", "<u8")]
-)
+# counted: what the tokenizer's byte lengths add up to; the same as bytes, unless it changes text. times: how many
+# equal texts of the run the row stands for; 0: a copy, with a place of its own.
+ROW = np.dtype([(name, "<u8") for name in ("place", "high", "low", "tokens", "bytes", "counted", "times")])
 Rows = NDArray[np.void]
+Ids = NDArray[np.unsignedinteger[Any]]
 
 
 def hash_text(text: bytes | memoryview) -> bytes:
@@ -34,9 +41,11 @@ def hash_text(text: bytes | memoryview) -> bytes:
     return hashlib.blake2b(text, digest_size=16).digest()
 
 
-def place_of(text_hash: bytes, seed: int) -> bytes:
-    """8 bytes, big endian: where the training document of that hash lies."""
-    return hashlib.blake2b(text_hash, digest_size=8, key=str(seed).encode()).digest()
+def places_of(hashes: Sequence[bytes], seed: int) -> NDArray[np.uint64]:
+    """Where the training documents of those hashes lie; a copy's hash is its text's, and then its number."""
+    key = str(seed).encode()
+    places = b"".join(hashlib.blake2b(each, digest_size=8, key=key).digest() for each in hashes)
+    return np.frombuffer(places, dtype=">u8").astype(np.uint64)
 
 
 @dataclass(frozen=True)
@@ -45,15 +54,16 @@ class Run:
 
     Attributes:
         name: of its files, without suffix.
-        documents, tokens, bytes: in it; tokens without ends.
+        rows: of its index.
+        documents, tokens: in it, equal ones as often as they are there; tokens without ends.
         ids_bytes: length of the file of ids.
         ids_crc, index_crc: CRC-32 of its files.
     """
 
     name: str
+    rows: int
     documents: int
     tokens: int
-    bytes: int
     ids_bytes: int
     ids_crc: int
     index_crc: int
@@ -75,33 +85,18 @@ class Run:
         return asdict(self)
 
 
-def write_run(
-    folder: Path,
-    name: str,
-    ids: Sequence[NDArray[np.unsignedinteger[Any]]],
-    hashes: Sequence[bytes],
-    num_bytes: Sequence[int],
-    counted: Sequence[int],
-    seed: int,
-) -> Run:
+def write_run(folder: Path, name: str, rows: Rows, ids: Sequence[Ids]) -> Run:
     """Write a run, sorted.
 
     Args:
         folder, name: where.
-        ids: of each document, all of one dtype.
-        hashes, num_bytes, counted: of each document.
-        seed: of the order.
+        rows: of its texts, in any order.
+        ids: of each of them, all of one dtype.
     """
-    rows = np.zeros(len(ids), dtype=ROW)
-    pair = np.frombuffer(b"".join(hashes), dtype=">u8").reshape(-1, 2)
-    rows["high"], rows["low"] = pair.T
-    rows["place"] = np.frombuffer(b"".join(place_of(each, seed) for each in hashes), dtype=">u8")
-    rows["tokens"] = [len(each) for each in ids]
-    rows["bytes"], rows["counted"] = num_bytes, counted
     order = np.argsort(rows["place"], kind="stable")
     rows = rows[order]
-    run = Run(name, len(ids), int(rows["tokens"].sum()), int(rows["bytes"].sum()), 0, 0, zlib.crc32(rows.data))
-    ids_file, index_file = run.files(folder)
+    times = np.maximum(rows["times"], 1)
+    ids_file, index_file = (folder / f"{name}.{suffix}" for suffix in ("ids", "index"))
     crc = size = 0
     with naming(ids_file), ids_file.open("wb", buffering=2**20) as file:
         for place in order.tolist():
@@ -111,17 +106,59 @@ def write_run(
             size += part.nbytes
     with naming(index_file), index_file.open("wb") as file:
         file.write(rows.data)
-    return Run(run.name, run.documents, run.tokens, run.bytes, size, crc, run.index_crc)
+    tokens = int((rows["tokens"] * times).sum())
+    return Run(name, len(rows), int(times.sum()), tokens, size, crc, zlib.crc32(rows.data))
 
 
-class RunReader:
-    """Reads a run from its begin to its end, a range of places at a time; holds no file open, for runs are many.
+@dataclass(frozen=True)
+class Stretch:
+    """The part of a run that lies in one range of places.
+
+    Attributes:
+        rows: of its index.
+        file, offset: where their ids are, in bytes.
+        dtype: of the ids.
+    """
+
+    rows: Rows
+    file: Path
+    offset: int
+    dtype: np.dtype[Any]
+
+    def read(self, wanted: NDArray[np.bool_]) -> list[Ids]:
+        """The ids of the wanted rows."""
+        lengths = self.rows["tokens"].astype(np.int64)
+        ends = np.cumsum(lengths)
+        edges = np.flatnonzero(np.diff(wanted, prepend=False, append=False))
+        found: list[Ids] = []
+        for first, last in edges.reshape(-1, 2).tolist():  # rows side by side are read in one
+            begin = int(ends[first] - lengths[first])
+            count = int(ends[last - 1]) - begin
+            offset = self.offset + begin * self.dtype.itemsize
+            # An empty file cannot be read from: it may be at its end.
+            ids = np.fromfile(self.file, self.dtype, count, offset=offset) if count else np.empty(0, self.dtype)
+            found += np.split(ids, ends[first : last - 1] - begin)
+        return found
+
+
+def read_ranges(folder: Path, runs: Sequence[Run], dtype: np.dtype[Any]) -> Iterator[list[Stretch]]:
+    """All runs, a range of places at a time: of each its stretch. No file is held open, for runs are many.
 
     Args:
-        folder, run: what to read.
-        dtype: of its ids.
-        rows_at_once: how many rows of the index to read at a time.
+        folder, runs: what to read.
+        dtype: of the ids.
     """
+    rows = sum(run.rows for run in runs)
+    ranges = max(1, -(-sum(run.ids_bytes for run in runs) // _RANGE_BYTES), -(-rows // _RANGE_ROWS))
+    rows_at_once = 2 * (rows // ranges // max(1, len(runs))) + 64
+    readers = [_Reader(folder, run, dtype, rows_at_once) for run in runs]
+    for number in range(1, ranges + 1):
+        before = _PLACES * number // ranges
+        yield [reader.take(before) for reader in readers]
+
+
+class _Reader:
+    """Reads a run's index from its begin to its end, so many rows at a time."""
 
     def __init__(self, folder: Path, run: Run, dtype: np.dtype[Any], rows_at_once: int) -> None:
         self._ids_file, self._index_file = run.files(folder)
@@ -132,26 +169,17 @@ class RunReader:
         self._rows_read = 0
         self._offset = 0  # of the ids not yet taken
 
-    def take(self, before: int) -> Rows:
-        """The rows not yet taken whose place is under `before`."""
-        while self._rows_read < self._run.documents and not (
-            len(self._rows) and int(self._rows["place"][-1]) >= before
-        ):
+    def take(self, before: int) -> Stretch:
+        """What is not yet taken and has its place under `before`."""
+        while self._rows_read < self._run.rows and not (len(self._rows) and int(self._rows["place"][-1]) >= before):
             more = np.fromfile(
                 self._index_file, dtype=ROW, count=self._rows_at_once, offset=self._rows_read * ROW.itemsize
             )
             self._rows_read += len(more)
             self._rows = np.concatenate([self._rows, more])
         places = self._rows["place"]
-        cut = len(places) if before >= 2**64 else int(np.searchsorted(places, np.uint64(before)))
+        cut = len(places) if before >= _PLACES else int(np.searchsorted(places, np.uint64(before)))
         taken, self._rows = self._rows[:cut], self._rows[cut:]
-        return taken
-
-    def take_ids(self, rows: Rows) -> NDArray[np.unsignedinteger[Any]]:
-        """The ids of the rows taken last, one document after the other."""
-        count = int(rows["tokens"].sum())
-        if not count:
-            return np.empty(0, dtype=self._dtype)
-        ids = np.fromfile(self._ids_file, dtype=self._dtype, count=count, offset=self._offset)
-        self._offset += ids.nbytes
-        return ids
+        stretch = Stretch(taken, self._ids_file, self._offset, self._dtype)
+        self._offset += int(taken["tokens"].sum()) * self._dtype.itemsize
+        return stretch
