@@ -22,12 +22,13 @@ from token_superposition.model.memory import abstract
 from token_superposition.plan.stages import SuperpositionSchedule
 from token_superposition.planner import measured
 from token_superposition.planner import pilot as pilot_module
-from token_superposition.planner.advice import Need, Setting, advise, choose, setting_of
+from token_superposition.planner.advice import advise
 from token_superposition.planner.amounts import amount
 from token_superposition.planner.expectation import gain_range, read_curve, readings, speedup_range
 from token_superposition.planner.forecast import Request, make_plan
 from token_superposition.planner.hardware import Hardware, find_hardware
 from token_superposition.planner.measured import NOISE, PaperRun, Scale, comparisons, of_kind, paper_runs
+from token_superposition.planner.setting import Need, Setting, choose, setting_of
 from token_superposition.planner.shapes import shape_for
 from token_superposition.planner.speed import Speed
 from token_superposition.planner.subject import Subject

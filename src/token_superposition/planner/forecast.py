@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 from token_superposition.errors import UserError
 from token_superposition.plan.stages import Schedule
-from token_superposition.planner.advice import Advice, Need, Setting, advise, choose, steps_at
+from token_superposition.planner.advice import Advice, advise
 from token_superposition.planner.expectation import Range
 from token_superposition.planner.hardware import Hardware
+from token_superposition.planner.setting import Need, Setting, choose, steps_at
 from token_superposition.planner.speed import Speed, speed_by_hours, speed_by_mfu
 from token_superposition.planner.subject import Subject
 

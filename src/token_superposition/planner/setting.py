@@ -1,0 +1,147 @@
+"""Which bag size, ratio and slot weights a run is to have.
+
+Of the settings that were measured on this kind of tokens, those whose mean gain is within noise of the best are as good
+as each other, and of these the one that reads the fewest raw tokens is taken: the optimum is flat, and data is what
+superposition is paid with. Sweeps come first: they have every setting of one run. Where the corpus is too small to be
+read once, only settings that fit it are asked; then `output_only`, which reads no more than ordinary training; and
+where even that has to repeat text, none: data is short then, not compute, and at equal data superposition loses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from token_superposition.plan.stages import Mode, Schedule, SuperpositionSchedule
+from token_superposition.planner.expectation import mean_gain, speedup_range
+from token_superposition.planner.measured import NOISE, Cell, Scale, Start, Study, Unit, of_kind, paper_runs
+from token_superposition.study.report.numbers import count_in_words, three_figures
+
+_LARGEST_UNIFORM = 8  # above it the paper's power law of the slots is the better by 0.001 to 0.005 nats
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a run is superposed; bag size 1 is not at all."""
+
+    bag_size: int = 1
+    ratio: float = 0.0
+    mode: Mode = "full"
+    slot_weights: str = "uniform"
+
+    def schedule(self, total_steps: int) -> Schedule:
+        """The stages of a run of so many steps."""
+        return SuperpositionSchedule(
+            total_steps, self.bag_size, self.ratio, mode=self.mode, slot_weights=self.slot_weights
+        )
+
+    @property
+    def cell(self) -> Cell:
+        """Where in the sweeps it is."""
+        return self.bag_size, self.ratio
+
+
+@dataclass(frozen=True)
+class Need:
+    """What is asked for advice.
+
+    Attributes:
+        scale, total_steps, positions_per_step: of the ordinary run.
+        unit, start: of its tokens and weights.
+        corpus_tokens: None where it is not known, and then taken as enough.
+        less_cost: whether the saving is taken as a shorter run, rather than as a lower loss.
+    """
+
+    scale: Scale
+    total_steps: int
+    positions_per_step: int
+    unit: Unit
+    start: Start
+    corpus_tokens: int | None
+    less_cost: bool = False
+
+
+def choose(need: Need) -> tuple[Setting, list[str]]:
+    """The setting for a run, and what it rests on: the first of the three kinds above that its corpus suffices for."""
+    kind = of_kind(need.unit, need.start)
+    helpful = [study for study in kind if any(gain > (half or NOISE) for gain, half in study.gains.values())]
+    helpful = [study for study in helpful if study.is_sweep] or helpful
+    among = [study for study in helpful if study.scale.near(need.scale)] or helpful
+    cells = sorted({cell for study in among for cell in study.gains if cell[0] <= _LARGEST_UNIFORM})
+    best = _cheapest_of_the_best(cells, among, lambda _: True)
+    if best is None:
+        return Setting(), [f"nothing was measured that helps {kind_words(need)}"]
+    if fits(need, setting_of(best)):
+        more = 1 + best[1] * (best[0] - 1)
+        return setting_of(best), [
+            f"bags of {best[0]} for {best[1]:.0%} of the steps: within noise ({NOISE} nats) of the best measured "
+            f"setting, and of those the one that reads least ({three_figures(more)} times the text)"
+        ]
+    fitting = _cheapest_of_the_best(cells, among, lambda cell: fits(need, setting_of(cell)))
+    corpus = count_in_words(need.corpus_tokens)
+    short = f"the corpus of {corpus} tokens is too small to read bags of {best[0]} for {best[1]:.0%} of the steps once"
+    if fitting is not None:
+        return setting_of(fitting), [f"{short}; bags of {fitting[0]} for {fitting[1]:.0%} fit"]
+    output_only = Setting(best[0], best[1], "output_only")
+    if fits(need, output_only):
+        return output_only, [
+            f"{short}, and no measured setting fits: output_only reads no more than ordinary training. The paper "
+            "says that it helps, less than both halves together, and gives no figures"
+        ]
+    return Setting(), [too_little_text(need)]
+
+
+def setting_of(cell: Cell) -> Setting:
+    """A setting of the sweeps, with the slot weights that suit its bag size."""
+    return Setting(*cell, slot_weights="uniform" if cell[0] <= _LARGEST_UNIFORM else "power_law")
+
+
+def _cheapest_of_the_best(
+    cells: Sequence[Cell], among: Sequence[Study], allowed: Callable[[Cell], bool]
+) -> Cell | None:
+    """Of the allowed settings within noise of the best mean gain, the one that reads least; None where none gains."""
+    means = {cell: gain for cell in cells if allowed(cell) and (gain := mean_gain(cell, among)) is not None}
+    means = {cell: gain for cell, gain in means.items() if gain > NOISE}
+    if not means:
+        return None
+    enough = max(means.values()) - NOISE
+    return min((cell for cell in means if means[cell] >= enough), key=lambda cell: (cell[1] * (cell[0] - 1), cell))
+
+
+def fits(need: Need, setting: Setting) -> bool:
+    """Whether the corpus is read at most once."""
+    return need.corpus_tokens is None or raw_tokens(need, setting) <= need.corpus_tokens
+
+
+def raw_tokens(need: Need, setting: Setting) -> int:
+    """What the run reads, which is shorter where the saving is taken as cost."""
+    steps = need.total_steps
+    if need.less_cost and setting.mode == "full":
+        speedup = speedup_range(need.scale, setting.cell, need.unit, need.start)
+        steps = steps_at(steps, speedup.low) if speedup is not None else steps
+    return setting.schedule(steps).raw_tokens(need.positions_per_step)
+
+
+def steps_at(total_steps: int, speedup: float) -> int:
+    """Steps of a run that is so many times shorter."""
+    return max(1, round(total_steps / speedup))
+
+
+def too_little_text(need: Need) -> str:
+    runs = paper_runs()
+    pairs = [
+        (a, b)
+        for a in runs
+        for b in runs
+        if a.model == b.model and a.arm == "tst" and b.arm == "baseline" and a.raw_tokens == b.raw_tokens
+    ]
+    losses = "; ".join(f"{a.model}: {a.final_loss:.3f} against {b.final_loss:.3f}" for a, b in pairs)
+    return (
+        f"ordinary training already reads the corpus of {count_in_words(need.corpus_tokens)} tokens more than once: "
+        f"text is short, not compute, and at equal data superposition loses ({losses})"
+    )
+
+
+def kind_words(need: Need) -> str:
+    going_on = ", going on from trained weights" if need.start == "trained" else ""
+    return f"on {need.unit}{going_on}"
