@@ -184,6 +184,9 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
         help="tune each arm first, such as train.learning_rate=1e-3,2e-3,4e-3; several make a grid",
     )
     command.add_argument("--sweep-seeds", type=int, metavar="N", help="seeds to tune with, of their own (default: 1)")
+    command.add_argument(
+        "--sweep-budget", type=int, metavar="STEPS", help="tune at this one of --budgets for all (default: at each)"
+    )
 
 
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
@@ -237,11 +240,19 @@ def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[di
     num_sweep_seeds = _sweep_seeds(options)
     sweep = None
     if options.sweep:
-        sweep = parse_sweep(options.sweep, study.arms, num_seeds=num_sweep_seeds, given=study.given)
+        sweep = parse_sweep(
+            options.sweep,
+            study.arms,
+            num_seeds=num_sweep_seeds,
+            budget=options.sweep_budget,
+            budgets=study.budgets,
+            given=study.given,
+        )
     folder = options.out or Path("runs") / f"{options.config.stem}-compare"
     keys = [word for name, text in overrides.items() for word in (f"--{name}", text)]
     words = ["tst", "compare", str(options.config), "--seeds", str(options.seeds), "--out", str(folder)]
-    words += [*budget_words(options.budgets, options.equal_data), *sweep_words(options.sweep, num_sweep_seeds), *keys]
+    words += budget_words(options.budgets, options.equal_data)
+    words += [*sweep_words(options.sweep, num_sweep_seeds, options.sweep_budget), *keys]
     report = compare(
         study,
         folder,
@@ -265,6 +276,7 @@ def _demo(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any
         num_seeds=options.seeds,
         sweep=options.sweep,
         num_sweep_seeds=_sweep_seeds(options),
+        sweep_budget=options.sweep_budget,
         jobs=options.jobs,
         quiet=options.quiet,
     )
@@ -272,11 +284,10 @@ def _demo(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any
 
 
 def _sweep_seeds(options: argparse.Namespace) -> int:
-    if options.sweep_seeds is None:
-        return 1
-    if not options.sweep:
-        raise UserError("--sweep-seeds needs --sweep, such as --sweep train.learning_rate=1e-3,2e-3,4e-3")
-    return int(options.sweep_seeds)
+    for option, value in (("--sweep-seeds", options.sweep_seeds), ("--sweep-budget", options.sweep_budget)):
+        if value is not None and not options.sweep:
+            raise UserError(f"{option} needs --sweep, such as --sweep train.learning_rate=1e-3,2e-3,4e-3")
+    return 1 if options.sweep_seeds is None else int(options.sweep_seeds)
 
 
 def _with_verdict(report: dict[str, Any], folder: Path) -> tuple[dict[str, Any], str]:

@@ -232,6 +232,22 @@ def test_the_sweep_of_every_budget_is_shown() -> None:
         assert f"Learning rate, {steps} steps" in text_of(report)
 
 
+def test_a_sweep_at_one_budget_says_so() -> None:
+    report = tuned(make_study())
+    first = report["sweep"].pop("budgets")[0]
+    report["sweep"] |= first
+    words = said(report)
+    assert (
+        "best learning rate of 3 that were tried at 1,000 steps, for every budget: 0.004 for baseline, 0.002" in words
+    )
+    text = text_of(report)
+    assert "The values were chosen at 1,000 steps; at another budget an arm’s best may be another." in text
+    assert "6 times more for the sweep (2 arms × 3 settings × 1 seed, 1,000 steps each)" in text
+    assert "Final validation loss after 1,000 steps at every value tried" in text
+    assert "Final validation loss after 1,000 steps of every setting tried" in text
+    assert sum("chosen" in cell for row in table(report, 5) for cell in row) == 2
+
+
 def test_losses_that_are_missing_leave_the_rest() -> None:
     report = make_study()
     report["arms"][1]["budgets"][0]["seeds"][0]["final_validation_loss"] = math.nan

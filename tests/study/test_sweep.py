@@ -125,7 +125,15 @@ def test_no_seed_is_refused(study: Study) -> None:
         parse(study, RATES, num_seeds=0)
 
 
+def test_a_budget_to_tune_at_is_one_of_the_study(study: Study) -> None:
+    with pytest.raises(UserError, match=r"^--sweep-budget: 30 is not among the study's budgets \(10, 20\)$"):
+        parse_sweep([RATES], study.arms, budget=30, budgets=(10, 20))
+    with pytest.raises(UserError, match=r"^--sweep-budget: 10 needs several budgets \(--budgets\)$"):
+        parse_sweep([RATES], study.arms, budget=10)
+
+
 def test_the_options_can_be_typed_again() -> None:
-    assert sweep_words([RATES, "a.b=1,2"], 2) == ["--sweep", RATES, "--sweep", "a.b=1,2", "--sweep-seeds", "2"]
-    assert sweep_words([RATES], 1) == ["--sweep", RATES]
-    assert sweep_words([], 2) == []
+    assert sweep_words([RATES], 1, 2000) == ["--sweep", RATES, "--sweep-budget", "2000"]
+    assert sweep_words([RATES, "a.b=1,2"], 2, None) == ["--sweep", RATES, "--sweep", "a.b=1,2", "--sweep-seeds", "2"]
+    assert sweep_words([RATES], 1, None) == ["--sweep", RATES]
+    assert sweep_words([], 2, None) == []

@@ -50,10 +50,12 @@ class Sweep:
     Attributes:
         values: of each key, numbers in rising order.
         num_seeds: seeds that every setting is tried with.
+        budget: the steps at which it is tried, for all budgets; None: at every budget, for itself.
     """
 
     values: Mapping[str, Sequence[Any]]
     num_seeds: int = 1
+    budget: int | None = None
 
     def settings(self) -> list[Setting]:
         """Every combination of the values."""
@@ -67,6 +69,8 @@ def parse_sweep(
     arms: Mapping[str, RunConfig],
     *,
     num_seeds: int = 1,
+    budget: int | None = None,
+    budgets: Sequence[int] = (),
     given: Mapping[str, str] | None = None,
 ) -> Sweep:
     """Read `--sweep` options, each a key and its values.
@@ -75,6 +79,8 @@ def parse_sweep(
         options: such as `train.learning_rate=1e-3,2e-3`.
         arms: the arms' configurations, in which every setting must be valid.
         num_seeds: seeds that every setting is tried with.
+        budget: the one of the study's `budgets` at which settings are tried; every one without it.
+        budgets: of the study; empty where there is one alone.
         given: keys that are set already, and where.
 
     Raises:
@@ -82,6 +88,10 @@ def parse_sweep(
     """
     if num_seeds < 1:
         raise UserError(f"--sweep-seeds is at least 1, not {num_seeds}")
+    if budget is not None and budget not in budgets:
+        listed = ", ".join(map(str, budgets))
+        there = f"is not among the study's budgets ({listed})" if budgets else "needs several budgets (--budgets)"
+        raise UserError(f"--sweep-budget: {budget} {there}")
     raw: dict[str, list[Any]] = {}
     for option in options:
         key, values = _read(option)
@@ -108,12 +118,13 @@ def parse_sweep(
             )
         if all(is_number(value) for value in values):
             values.sort()
-    return Sweep(found, num_seeds)
+    return Sweep(found, num_seeds, budget)
 
 
-def sweep_words(options: Sequence[str], num_seeds: int) -> list[str]:
+def sweep_words(options: Sequence[str], num_seeds: int, budget: int | None) -> list[str]:
     """The options as one types them, for the command that a report shows."""
     words = [word for option in options for word in ("--sweep", option)]
+    words += [] if budget is None else ["--sweep-budget", str(budget)]
     return [*words, "--sweep-seeds", str(num_seeds)] if options and num_seeds != 1 else words
 
 

@@ -6,10 +6,11 @@ seeds that are compared (the run's and those after it) have no part in the choic
 need no correction for it. It costs one more run an arm than comparing on the sweep's seeds would. The choice
 itself may rest on one seed: a choice that is a little off makes an arm a little worse, not its figure too good.
 
-**Choice.** For each arm, at each budget by itself, the setting with the lowest mean of the final validation losses. A
-setting at which any run diverged counts as worst. That holds for the compared seeds too: where one of them diverges at
-the chosen setting, the next best takes its place, and the report says so. So a study ends with a result unless an arm
-diverges everywhere. The baseline on equal data takes the values that its reference budget has.
+**Choice.** For each arm, at each budget by itself, the setting with the lowest mean of the final validation losses; or
+at one budget for all of them, which costs less and takes the best of one length for the best of another. A setting at
+which any run diverged counts as worst. That holds for the compared seeds too: where one of them diverges at the chosen
+setting, the next best takes its place, and the report says so. So a study ends with a result unless an arm diverges
+everywhere. The baseline on equal data takes the values that its reference budget has.
 
 **Folders.** `runs/ARM/SETTING/`, and in it as without a sweep (`trials`). What is done is never trained again, and
 neither is what has diverged, so more values, more seeds of either kind, or a study that was stopped cost only the runs
@@ -18,9 +19,8 @@ that are new.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -68,82 +68,107 @@ def tune(study: Study, sweep: Sweep, folder: Path, *, num_seeds: int, jobs: int 
         raise UserError(f"--seeds is at most {FIRST_SWEEP_SEED} with --sweep, whose own follow them; not {num_seeds}")
     sweep_seeds = range(FIRST_SWEEP_SEED, FIRST_SWEEP_SEED + sweep.num_seeds)
     compared = range(num_seeds)
-    settings = sweep.settings()
-    tried: dict[tuple[str, int], list[Trial]] = {}  # of an arm at a budget, in the order of the settings
-    for name, setting in itertools.product(study.arms, settings):
-        for trial in arm_trials(study, name, folder, setting):
-            tried.setdefault((name, trial.total_steps), []).append(trial)
-    longer = equal_data_steps(study)
+    choices = _choices(study, sweep, folder)
     train = partial(train_trials, branches=study.branches, jobs=jobs, quiet=quiet, may_diverge=True)
-    train([trials[number] for number in range(len(settings)) for trials in tried.values()], sweep_seeds)
-    name, config = next(iter(study.arms.items()))
-    reference = (name, config.train.total_steps)
+    settings = range(len(sweep.settings()))
+    train([choice.tried[number] for number in settings for choice in choices], sweep_seeds)
     while True:
-        best = [
-            _best(trials, sweep_seeds, compared, longer if key == reference else {}) for key, trials in tried.items()
-        ]
-        chosen = with_equal_data(best, longer)
+        best = [choice.best(sweep_seeds, compared) for choice in choices]
+        chosen = [trial for choice, number in zip(choices, best, strict=True) for trial in choice.taken[number]]
+        chosen.sort(key=lambda trial: trial.kind != "budget")  # equal data comes last
         train(chosen, compared)
         if not any(trial.diverged(compared) for trial in chosen):
             break
-    report = _report(best, tried, sweep, sweep_seeds, compared)
-    if not study.budgets:
+    report = _report(choices, best, sweep, sweep_seeds, compared)
+    if not study.budgets or sweep.budget is not None:
         del report["budgets"]
     for budget in report.get("budgets", [report]):
-        at = f" at {budget['total_steps']} steps" if study.budgets else ""
+        at = f" at {budget['total_steps']} steps" if "total_steps" in budget else ""
         for arm in budget["arms"]:
             for key, end in arm["at_edge"].items():
                 warn(f"{arm['name']}: the best {key}{at} is the {end} tried: the best may lie outside; widen the sweep")
     return Tuned(chosen, report)
 
 
-def _best(
-    trials: Sequence[Trial], sweep_seeds: Iterable[int], compared: Iterable[int], longer: Mapping[str, int]
-) -> Trial:
-    """The trial of the lowest mean loss among those at which nothing diverged, on equal data neither."""
-    good = [
-        trial
-        for trial in trials
-        if not trial.diverged(sweep_seeds)
-        and not any(each.diverged(compared) for each in with_equal_data([trial], longer))
-    ]
-    if not good:
-        tried = "; ".join(setting_name(trial.setting) for trial in trials)
-        raise TrainingDivergedError(
-            f"{trials[0].arm}: diverged at every setting of the sweep ({tried}); sweep lower ones"
-        )
-    return min(good, key=lambda trial: trial.mean(sweep_seeds))
+@dataclass(frozen=True)
+class _Choice:
+    """A setting is to be chosen for an arm.
+
+    Attributes:
+        tried: the arm at each setting, at the budget that decides.
+        taken: for each setting, what is compared at it if it is chosen.
+    """
+
+    tried: Sequence[Trial]
+    taken: Sequence[Sequence[Trial]]
+
+    def best(self, sweep_seeds: Iterable[int], compared: Iterable[int]) -> int:
+        """The setting of the lowest mean loss among those at which nothing diverged, compared seeds neither."""
+        good = [
+            number
+            for number, (trial, taken) in enumerate(zip(self.tried, self.taken, strict=True))
+            if not trial.diverged(sweep_seeds) and not any(each.diverged(compared) for each in taken)
+        ]
+        if not good:
+            tried = "; ".join(setting_name(trial.setting) for trial in self.tried)
+            raise TrainingDivergedError(
+                f"{self.tried[0].arm}: diverged at every setting of the sweep ({tried}); sweep lower ones"
+            )
+        return min(good, key=lambda number: self.tried[number].mean(sweep_seeds))
+
+
+def _choices(study: Study, sweep: Sweep, folder: Path) -> list[_Choice]:
+    """What is to be chosen: for each arm at each budget, or with `sweep.budget` for each arm.
+
+    The baseline on equal data goes with its reference budget.
+    """
+    longer = equal_data_steps(study)
+    choices = []
+    for place, name in enumerate(study.arms):
+        settings = [arm_trials(study, name, folder, setting) for setting in sweep.settings()]
+        budgets = list(zip(*settings, strict=True))
+        parts = [[[trial] for trial in trials] for trials in budgets]
+        tried = budgets
+        if sweep.budget is not None:
+            tried = [trials for trials in budgets if trials[0].total_steps == sweep.budget]
+            parts = [settings]
+        if place == 0:
+            parts[-1] = [with_equal_data(trials, longer) for trials in parts[-1]]
+        choices += [_Choice(*each) for each in zip(tried, parts, strict=True)]
+    return choices
 
 
 def _report(
-    best: Sequence[Trial],
-    tried: Mapping[tuple[str, int], Sequence[Trial]],
+    choices: Sequence[_Choice],
+    best: Sequence[int],
     sweep: Sweep,
     sweep_seeds: Iterable[int],
     compared: Iterable[int],
 ) -> dict[str, Any]:
-    """What was tried and chosen at every budget; `arms` are those of the reference."""
+    """What was tried and chosen at every budget; `arms` are those of the reference, or of the budget that decides."""
     budgets: dict[int, list[dict[str, Any]]] = {}
-    for trial in sorted(best, key=lambda trial: trial.total_steps):
-        arm = _as_dict(trial, tried[trial.arm, trial.total_steps], sweep, sweep_seeds, compared)
-        budgets.setdefault(trial.total_steps, []).append(arm)
+    for choice, number in sorted(zip(choices, best, strict=True), key=lambda pair: pair[0].tried[0].total_steps):
+        arm = _as_dict(choice, number, sweep, sweep_seeds, compared)
+        budgets.setdefault(choice.tried[0].total_steps, []).append(arm)
     return {
         "keys": list(sweep.values),
         "values": {key: list(values) for key, values in sweep.values.items()},
         "num_seeds": sweep.num_seeds,
+        **({} if sweep.budget is None else {"total_steps": sweep.budget}),
         "arms": budgets[max(budgets)],
         "budgets": [{"total_steps": steps, "arms": arms} for steps, arms in budgets.items()],
     }
 
 
 def _as_dict(
-    best: Trial, trials: Sequence[Trial], sweep: Sweep, sweep_seeds: Iterable[int], compared: Iterable[int]
+    choice: _Choice, best: int, sweep: Sweep, sweep_seeds: Iterable[int], compared: Iterable[int]
 ) -> dict[str, Any]:
     """What was tried for an arm, what came of it, and what was chosen."""
-    first = best.config.train.seed
+    first = choice.tried[0].config.train.seed
     settings = []
-    for trial in trials:
+    for trial, taken in zip(choice.tried, choice.taken, strict=True):
         mean = trial.mean(sweep_seeds)
+        failed = sorted({seed for each in taken for seed in each.diverged(compared)})
         settings.append(
             {
                 "values": dict(trial.setting),
@@ -156,14 +181,15 @@ def _as_dict(
                     for seed in sweep_seeds
                 ],
                 "mean_validation_loss": mean if math.isfinite(mean) else None,
-                "diverged_when_compared": [first + seed for seed in trial.diverged(compared)],
+                "diverged_when_compared": [first + seed for seed in failed],
             }
         )
+    chosen = choice.tried[best].setting
     return {
-        "name": best.arm,
+        "name": choice.tried[0].arm,
         "settings": settings,
-        "best": dict(best.setting),
-        "at_edge": {key: end for key, values in sweep.values.items() if (end := _edge(best.setting[key], values))},
+        "best": dict(chosen),
+        "at_edge": {key: end for key, values in sweep.values.items() if (end := _edge(chosen[key], values))},
     }
 
 

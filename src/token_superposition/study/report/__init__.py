@@ -31,6 +31,7 @@ The dictionary is the contract between what trains and what tells. Its keys:
         best         the values chosen, which the arm was compared at
         at_edge      of the keys whose best ends their range: `lowest` or `highest`
         budgets*     optional, a list: total_steps of every budget, and its arms as these, which are the longest's
+        total_steps* in their place, where all budgets take what was best at this one
     equal_data       null, or of the best arm, as equal_flops, its baseline being the one that read as much text; and
                      total_steps of that baseline, raw_tokens
     equal_data_all*  the same of every arm that has it

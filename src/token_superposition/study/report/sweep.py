@@ -20,11 +20,13 @@ from token_superposition.study.report.tables import arm_heading
 
 Tried = Mapping[str, Any]  # an arm's part of the sweep
 Setting = Mapping[str, Any]  # one of the settings it was tried at
+_AT_ONE_BUDGET = "The values were chosen at {} steps; at another budget an arm’s best may be another."
 
 
 def by_budget(report: Report) -> list[Mapping[str, Any]]:
     """The sweep of every budget, the shortest first, each with its `total_steps`; of one budget, the sweep itself."""
-    sweep, last = report["sweep"], reference_steps(report)
+    sweep = report["sweep"]
+    last = int(sweep.get("total_steps", reference_steps(report)))
     listed = {int(each["total_steps"]): {**sweep, **each} for each in sweep.get("budgets") or []}
     return [each for _, each in sorted({last: {**sweep, "total_steps": last}, **listed}.items())]
 
@@ -44,7 +46,9 @@ def tuned_sentences(report: Report) -> list[str]:
     else:
         chosen = ", ".join(f"{values} for {quoted(name)}" for name, values in given.items())
     at_each, at_last = "", ""
-    if len(sweeps) > 1:
+    if "total_steps" in sweep:
+        at_each = f" at {count(sweep['total_steps'])} steps, for every budget"
+    elif len(sweeps) > 1:
         at_each, at_last = ", at every budget anew", f"at {count(sweeps[-1]['total_steps'])} steps "
     lines = [
         f"Each arm was given its own {what} that were tried{at_each}: {at_last}{chosen}. The choice is by final "
@@ -77,6 +81,7 @@ def tuned_caveats(report: Report) -> list[str]:
         lines.append(
             f"<b>Tuned for every arm:</b> {escape(over)}, with the same number of tries each. Other settings were "
             "tuned for none, and their best may differ between arms."
+            + (f" {_AT_ONE_BUDGET.format(count(sweep['total_steps']))}" if "total_steps" in sweep else "")
         )
     if sweep is None or "train.learning_rate" not in sweep["keys"]:
         same = len({arm.get("learning_rate") for arm in report["arms"]}) == 1
@@ -101,6 +106,8 @@ def runs_words(report: Report) -> str:
     counts = f"{plural(arms, 'arm')} × {plural(settings, 'setting')} × {plural(seeds, 'seed')}"
     if len(sweeps) > 1:
         counts += f" × {len(sweeps)} budgets"
+    elif "total_steps" in sweep:
+        counts += f", {count(sweep['total_steps'])} steps each"
     runs = sum(len(tried["settings"]) * each["num_seeds"] for each in sweeps for tried in each["arms"])
     return f", and {plural(runs, 'time')} more for the sweep ({counts})"
 
@@ -135,7 +142,10 @@ def sweep_section(report: Report, *, figure: int, table: int) -> str:
 
 def _caption(report: Report) -> str:
     sweep = report["sweep"]
-    lines = [f"Final validation loss at every value tried, on {_seeds(sweep)}. Filled: the value chosen for the arm."]
+    lines = [
+        f"Final validation loss{_after(sweep)} at every value tried, on {_seeds(sweep)}. Filled: the value chosen for "
+        "the arm."
+    ]
     if len(sweep["keys"]) > 1:
         lines.append("Each value is shown at the best of the other keys’ values.")
     elif sweep["num_seeds"] > 1:
@@ -167,8 +177,9 @@ def _table(report: Report, number: int) -> str:
         bodies.append(f"<tbody>{''.join(rows)}</tbody>")
     mean = "Mean final" if sweep["num_seeds"] > 1 else "Final"
     return (
-        f'<div class="scroll tried"><table><caption><b>Table {number}.</b> {mean} validation loss of every setting '
-        f"tried, {escape(unit(report))}, on {_seeds(sweep)}.</caption><thead><tr>{keys}{arms}</tr></thead>"
+        f'<div class="scroll tried"><table><caption><b>Table {number}.</b> {mean} validation loss{_after(sweep)} of '
+        f"every setting tried, {escape(unit(report))}, on {_seeds(sweep)}.</caption>"
+        f"<thead><tr>{keys}{arms}</tr></thead>"
         f"{''.join(bodies)}</table></div>"
     )
 
@@ -213,6 +224,11 @@ def _passed_over(report: Report) -> list[str]:
 
 def _diverged(setting: Setting) -> bool:
     return any(seed["diverged"] for seed in setting["seeds"])
+
+
+def _after(sweep: Mapping[str, Any]) -> str:
+    """How long the sweep's runs were, where that is one budget's length and others take its choice."""
+    return f" after {count(sweep['total_steps'])} steps" if "total_steps" in sweep else ""
 
 
 def _seeds(sweep: Mapping[str, Any]) -> str:
