@@ -12,7 +12,7 @@ tokens that superposition read; the steps that runs have in common are trained o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,9 @@ def compare(
     Returns:
         The report, as in `report.json`.
     """
-    check_request(folder, num_seeds, jobs)
-    study, sources = _check_arms(study, None if quiet else say)
-    longer = equal_data_steps(study)
-    trials = with_equal_data([trial for arm in study.arms for trial in arm_trials(study, arm, folder)], longer)
-    odd = _what_is_odd(trials, sources)
-    _warn_all(odd)
+    ready = make_ready(study, folder, num_seeds=num_seeds, jobs=jobs, quiet=quiet)
+    study, trials, longer = ready.study, ready.trials, ready.longer
+    _warn_all(ready.odd)
     tuned = None
     if sweep is None:
         train_trials(trials, range(num_seeds), branches=study.branches, jobs=jobs, quiet=quiet)
@@ -72,7 +69,7 @@ def compare(
         tuned = tune(study, sweep, folder, num_seeds=num_seeds, jobs=jobs, quiet=quiet)
         trials = tuned.trials
         # What a value of the sweep brought.
-        _warn_all([text for text in _what_is_odd(trials, sources) if text not in odd])
+        _warn_all([text for text in what_is_odd_in(trials, ready.sources) if text not in ready.odd])
     report = build_report(study, trials, num_seeds, longer)
     if tuned is not None:
         report["sweep"] = tuned.report
@@ -80,6 +77,34 @@ def compare(
         report["command"] = command
     write_report(report, folder)
     return report
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A study that can be trained.
+
+    Attributes:
+        study: with slot weights measured.
+        sources: what each arm goes on from.
+        trials: of all arms, without a sweep.
+        longer: steps of equal data, by arm.
+        odd: what to say of the runs before they start.
+    """
+
+    study: Study
+    sources: Mapping[str, Source | None]
+    trials: list[Trial]
+    longer: Mapping[str, int]
+    odd: list[str]
+
+
+def make_ready(study: Study, folder: Path, *, num_seeds: int, jobs: int | None, quiet: bool) -> Ready:
+    """Refuse what could not run, before anything is written; arguments as in `compare`."""
+    check_request(folder, num_seeds, jobs)
+    study, sources = _check_arms(study, None if quiet else say)
+    longer = equal_data_steps(study)
+    trials = with_equal_data([trial for arm in study.arms for trial in arm_trials(study, arm, folder)], longer)
+    return Ready(study, sources, trials, longer, what_is_odd_in(trials, sources))
 
 
 def check_request(folder: Path, num_seeds: int, jobs: int | None) -> None:
@@ -124,7 +149,7 @@ def _check_arms(study: Study, say: Callable[[str], None] | None) -> tuple[Study,
     return replace(study, arms=arms), sources
 
 
-def _what_is_odd(trials: Sequence[Trial], sources: Mapping[str, Source | None]) -> list[str]:
+def what_is_odd_in(trials: Sequence[Trial], sources: Mapping[str, Source | None]) -> list[str]:
     """What to say of the runs before they start."""
     said = []
     for trial in trials:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -57,18 +58,51 @@ def train_trials(
         jobs: runs at once; as the cores bear, without it.
         quiet, may_diverge: as in `run_jobs`.
     """
-    queue: list[Job] = []
-    for seed in seeds:  # a seed's arms side by side, so that they meet the same machine
-        if branches:
-            queue += _branched_jobs(trials, seed)
-        else:
-            queue += [_write_job(trial, seed) for trial in trials]
+    queue = plan_runs(trials, seeds, branches=branches)
+    for planned in queue:
+        planned.write()
     at_once, threads = share_cores(trials[0].config, len(queue), jobs)
-    run_jobs(queue, at_once=at_once, threads=threads, quiet=quiet, may_diverge=may_diverge)
+    run_jobs([planned.job for planned in queue], at_once=at_once, threads=threads, quiet=quiet, may_diverge=may_diverge)
 
 
-def _branched_jobs(trials: Sequence[Trial], seed: int) -> list[Job]:
-    """The jobs of a seed's runs, the longest first: others wait for it."""
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run's job, and what is to be in its configuration's file."""
+
+    job: Job
+    values: Mapping[str, Any]
+
+    def write(self) -> None:
+        """Write the file, in the folder of the run's trial."""
+        place = self.job.config.parent
+        try:
+            made = make_folder(place)
+        except OSError as error:
+            raise UserError(f"{place}: cannot be made ({error.strerror}); name another folder") from None
+        try:
+            write_text(self.job.config, yaml.safe_dump(dict(self.values), sort_keys=False))
+        except OSError:
+            remove_empty(made)
+            raise
+
+
+def plan_runs(trials: Sequence[Trial], seeds: Iterable[int], *, branches: bool) -> list[PlannedRun]:
+    """Every trial with every seed, in the order of the queue; nothing is written.
+
+    Args:
+        trials, seeds, branches: as in `train_trials`.
+
+    Raises:
+        UserError: where a run is there already, with another configuration.
+    """
+    queue: list[PlannedRun] = []
+    for seed in seeds:  # a seed's arms side by side, so that they meet the same machine
+        queue += _plan_branched(trials, seed) if branches else [_plan_run(trial, seed) for trial in trials]
+    return queue
+
+
+def _plan_branched(trials: Sequence[Trial], seed: int) -> list[PlannedRun]:
+    """The runs of a seed, the longest first: others wait for it."""
     trials = sorted(trials, key=lambda trial: -trial.total_steps)
     courses, folders = [_course(trial, seed) for trial in trials], [trial.run(seed) for trial in trials]
     longest = {trial.base: trial for trial in reversed(trials)}
@@ -77,19 +111,19 @@ def _branched_jobs(trials: Sequence[Trial], seed: int) -> list[Job]:
             courses.append(course)
             folders.append(folder)
     plan = _plan(courses, folders)
-    made: dict[int, Job] = {}
+    made: dict[int, PlannedRun] = {}
 
-    def make(number: int) -> Job:
+    def make(number: int) -> PlannedRun:
         if number >= len(trials):  # a run that nobody asks for now, to be left and not to be trained
             path = folders[number].path
-            return Job(str(path), path.with_suffix(".yaml"), path, courses[number].stages.total_steps)
+            return PlannedRun(Job(str(path), path.with_suffix(".yaml"), path, courses[number].stages.total_steps), {})
         if number not in made:
             trial, branch = trials[number], plan[number]
-            parent = None if branch.parent is None else make(branch.parent)
+            parent = None if branch.parent is None else make(branch.parent).job
             keep = set(branch.left_at)
             if trial is longest[trial.base]:
                 keep.add(_left_by_a_longer_one(trial, courses[number]))
-            made[number] = _write_job(trial, seed, branch, sorted(keep - {0}), parent)
+            made[number] = _plan_run(trial, seed, branch, sorted(keep - {0}), parent)
         return made[number]
 
     return [make(number) for number in range(len(trials))]
@@ -160,14 +194,9 @@ def _left_by_a_longer_one(trial: Trial, course: Course) -> int:
     return shared_steps(course, Course(course.group, longer.schedule(), build_learning_rate(longer.train)))
 
 
-def _write_job(
+def _plan_run(
     trial: Trial, seed: int, branch: Branch | None = None, keep: Sequence[int] = (), parent: Job | None = None
-) -> Job:
-    """Write a run's configuration into the folder of its trial; returns its job.
-
-    Raises:
-        UserError: where the run is there already, with another configuration.
-    """
+) -> PlannedRun:
     config, run = trial.seeded(seed), trial.run(seed)
     values = config.model_dump(mode="json", exclude_unset=True)
     stored = stored_config(run)
@@ -177,16 +206,6 @@ def _write_job(
     if kept:
         values.setdefault("logging", {})["keep_checkpoint_steps"] = sorted(kept)
     check_unchanged(parse_config(values), run)  # before what is there is taken for what is asked
-    place = run.path.parent
-    try:
-        made = make_folder(place)
-    except OSError as error:
-        raise UserError(f"{place}: cannot be made ({error.strerror}); name another folder") from None
-    file = place / f"{run.path.name}.yaml"
-    try:
-        write_text(file, yaml.safe_dump(values, sort_keys=False))
-    except OSError:
-        remove_empty(made)
-        raise
     step = branch_step(run) if branch is None or stored is not None else branch.step
-    return Job(trial.name(seed), file, run.path, config.train.total_steps, step, parent)
+    file = run.path.parent / f"{run.path.name}.yaml"
+    return PlannedRun(Job(trial.name(seed), file, run.path, config.train.total_steps, step, parent), values)

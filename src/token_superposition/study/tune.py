@@ -70,8 +70,7 @@ def tune(study: Study, sweep: Sweep, folder: Path, *, num_seeds: int, jobs: int 
     compared = range(num_seeds)
     choices = _choices(study, sweep, folder)
     train = partial(train_trials, branches=study.branches, jobs=jobs, quiet=quiet, may_diverge=True)
-    settings = range(len(sweep.settings()))
-    train([choice.tried[number] for number in settings for choice in choices], sweep_seeds)
+    train(_tried(choices), sweep_seeds)
     while True:
         best = [choice.best(sweep_seeds, compared) for choice in choices]
         chosen = [trial for choice, number in zip(choices, best, strict=True) for trial in choice.taken[number]]
@@ -88,6 +87,21 @@ def tune(study: Study, sweep: Sweep, folder: Path, *, num_seeds: int, jobs: int 
             for key, end in arm["at_edge"].items():
                 warn(f"{arm['name']}: the best {key}{at} is the {end} tried: the best may lie outside; widen the sweep")
     return Tuned(chosen, report)
+
+
+def sweep_runs(study: Study, sweep: Sweep, folder: Path, *, num_seeds: int) -> tuple[list[Trial], range, list[Trial]]:
+    """What a sweep trains, before it does: the trials that are tried, their seeds, and what is compared in the end.
+
+    That is at the settings which are the best so far; the first ones, where nothing was trained.
+    """
+    choices = _choices(study, sweep, folder)
+    seeds = range(FIRST_SWEEP_SEED, FIRST_SWEEP_SEED + sweep.num_seeds)
+    taken = [choice.taken[choice.best(seeds, range(num_seeds))] for choice in choices]
+    return _tried(choices), seeds, [trial for trials in taken for trial in trials]
+
+
+def _tried(choices: Sequence[_Choice]) -> list[Trial]:
+    return [trial for trials in zip(*(choice.tried for choice in choices), strict=True) for trial in trials]
 
 
 @dataclass(frozen=True)
