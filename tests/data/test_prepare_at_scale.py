@@ -254,7 +254,7 @@ def test_a_full_disk_keeps_what_is_finished(many: Path, tmp_path: Path) -> None:
     assert all(line.startswith(f"{tmp_path}/data: ") for line in said)
     assert said[0].endswith("cannot be written (No space left on device); name another folder")
     assert said[-1].endswith(
-        "the disk is full; preparing needs room for the tokens twice, at 2 or 4 bytes each; "
+        "the disk is full; preparing needs room for the tokens twice (of copies: three times), at 2 or 4 bytes each; "
         "make room and start it again: it goes on where it stopped"
     )
     assert content(tmp_path / "data") == content(tmp_path / "whole")
