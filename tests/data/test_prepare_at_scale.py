@@ -105,6 +105,29 @@ def test_copies_lie_apart_wherever_they_come_from(
         assert documents(tmp_path / "whole", split) == documents(tmp_path / "cut", split)
 
 
+def test_a_run_is_read_only_where_there_is_something(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the time would grow with the square of the corpus: runs and ranges are both so many."""
+    monkeypatch.setattr(runs, "_RANGE_BYTES", 50)
+
+    def calls(kind: type, name: str) -> list[None]:
+        made, real = [], getattr(kind, name)
+
+        def counted(self: Any, argument: Any) -> Any:
+            made.append(None)
+            return real(self, argument)
+
+        monkeypatch.setattr(kind, name, counted)
+        return made
+
+    indexes, ids = calls(runs._Reader, "take"), calls(runs.Stretch, "read")
+    done = prepare([many], out=tmp_path / "data", processes=1, quiet=True)
+    num_runs = len(list(many.iterdir())) + 40  # of more than a thousand ranges
+    assert len(indexes) < 3 * (done["documents"] + num_runs)
+    assert len(ids) < done["documents"] + num_runs
+
+
 def test_a_text_of_many_copies_is_never_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "RUN_BYTES", 3000)
     monkeypatch.setattr(runs, "RUN_ROWS", 50)

@@ -25,7 +25,7 @@ class Texts:
     """The different texts of a range, in the order of their places.
 
     Attributes:
-        rows: of each; `times` of all its runs. Rows of copies are kept as they are.
+        rows: of each; `times` of all its runs. Rows of copies stay as they are.
         stretches: what they were found in.
         chosen: which of the rows in them, counted through all, stands for each text.
     """
@@ -58,8 +58,10 @@ class Texts:
         ids: list[Ids] = []
         start = 0
         for stretch in self.stretches:
-            ids += stretch.read(mask[start : start + len(stretch.rows)])
-            start += len(stretch.rows)
+            own = mask[start : start + len(stretch.rows)]
+            if own.any():
+                ids += stretch.read(own)
+            start += len(own)
         place_in_ids = np.argsort(np.argsort(chosen))
         return [ids[place] for place in place_in_ids.tolist()]
 
