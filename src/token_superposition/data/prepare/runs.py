@@ -30,7 +30,7 @@ _PLACES = 2**64
 
 # place: orders training documents. high, low: BLAKE2b-128 of the text. tokens: without the end. bytes: of the text.
 # counted: what the tokenizer's byte lengths add up to; the same as bytes, unless it changes text. times: how many
-# equal texts of the run the row stands for; 0: a copy, with a place of its own.
+# equal texts of the run the row stands for; 0: it is a copy, which has a place of its own and stands for itself alone.
 ROW = np.dtype([(name, "<u8") for name in ("place", "high", "low", "tokens", "bytes", "counted", "times")])
 Rows = NDArray[np.void]
 Ids = NDArray[np.unsignedinteger[Any]]

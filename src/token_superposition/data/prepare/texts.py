@@ -25,7 +25,7 @@ class Texts:
     """The different texts of a range, in the order of their places.
 
     Attributes:
-        rows: of each; `times` of all its runs. Rows of copies stay as they are.
+        rows: of each; `times` of all its runs. Rows of copies are kept as they are.
         stretches: what they were found in.
         chosen: which of the rows in them, counted through all, stands for each text.
     """
@@ -40,9 +40,11 @@ class Texts:
         rows = np.concatenate([stretch.rows for stretch in stretches])
         order = np.lexsort((rows["low"], rows["high"], rows["place"]))
         rows = rows[order]
-        first = np.zeros(len(rows), dtype=bool)
+        # Of a billion copies of a text two may share a place. A copy never comes before what it could be taken for:
+        # copies are in the last runs, and the sort is stable.
+        first = rows["times"] == 0
         first[:1] = True
-        for part in ("place", "high", "low"):  # a text's copies have other places, and stay rows of their own
+        for part in ("place", "high", "low"):
             first[1:] |= rows[part][1:] != rows[part][:-1]
         starts = np.flatnonzero(first)
         texts = rows[starts]
