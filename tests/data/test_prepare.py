@@ -161,11 +161,19 @@ def test_the_seed_orders_training_and_leaves_validation(corpus: Path, tmp_path: 
 def test_equal_texts_never_part_and_can_be_dropped(tmp_path: Path) -> None:
     texts = corpus_texts(60)
     write_corpus(tmp_path / "a.jsonl", texts * 3)
-    kept = prepare([tmp_path / "a.jsonl"], out=tmp_path / "kept", validation_fraction=0.3)
+    options: dict[str, Any] = {"max_validation_tokens": 1000, "validation_fraction": 0.3}
+    kept = prepare([tmp_path / "a.jsonl"], out=tmp_path / "kept", **options)
     train, validation = (documents(tmp_path / "kept", split) for split in ("train", "validation"))
     assert sorted(train + validation) == sorted(texts * 3)
     assert not set(train) & set(validation)
+    assert validation == [text for text in sorted(texts, key=text_hash) for _ in range(3)][: len(validation)]
+    next_text = min(train, key=text_hash)
+    size = kept["splits"]["validation"]["tokens"]
+    assert size <= 1000 < size + 3 * (len(next_text) + 1)  # with all its copies
     assert kept["duplicates_dropped"] == 0
+    write_corpus(tmp_path / "b.jsonl", [*texts, next_text])
+    prepare([tmp_path / "b.jsonl"], out=tmp_path / "one")
+    assert documents(tmp_path / "one", "train").count(next_text) == 2
     dropped = prepare([tmp_path / "a.jsonl"], out=tmp_path / "dropped", deduplicate=True)
     train, validation = (documents(tmp_path / "dropped", split) for split in ("train", "validation"))
     assert sorted(train + validation) == sorted(texts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import hashlib
 import io
 import itertools
 import json
@@ -12,20 +13,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.data.test_prepare import complaint, content, corpus_texts, documents, text_hash, write_corpus
 from tests.data.tokenizer_folders import gpt2_folder
 from tests.faults import Disk, failing
-from token_superposition.data.prepare import merge, pool, prepare, runs
+from token_superposition.data.prepare import encode, merge, pool, prepare, runs
 from token_superposition.data.prepare.runs import Run
 from token_superposition.data.prepare.splits import SplitWriter
 from token_superposition.data.shards import ShardHeader, TokenDataset
-from token_superposition.data.sources import corpus
+from token_superposition.data.sources import Corpus, corpus
 from token_superposition.errors import RunError, UserError
 
 
@@ -105,28 +108,103 @@ def test_copies_lie_apart_wherever_they_come_from(
         assert documents(tmp_path / "whole", split) == documents(tmp_path / "cut", split)
 
 
+def test_a_document_lies_where_seed_text_and_number_say(many: Path, tmp_path: Path) -> None:
+    def place(text: str, number: int) -> bytes:
+        which = number.to_bytes(8, "big") if number else b""
+        return hashlib.blake2b(text_hash(text) + which, digest_size=8, key=b"7").digest()
+
+    write_corpus(many / "copies.jsonl", ["a text that is everywhere"] * 1000)
+    prepare([many], out=tmp_path / "data", seed=7, quiet=True)
+    found = documents(tmp_path / "data", "train")
+    times = collections.Counter(found)
+    assert max(times.values()) == 1000
+    places = [(place(text, number), text) for text in times for number in range(times[text])]
+    assert found == [text for _, text in sorted(places)]
+
+
+def test_documents_that_share_a_place_all_come_through(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def half_hash(text: bytes) -> bytes:
+        return bytes(8) + hashlib.blake2b(text, digest_size=8).digest()
+
+    def few_places(hashes: Sequence[bytes], seed: int) -> Any:
+        return runs.places_of(hashes, seed) | np.uint64(2**62 - 1)  # the last of all among them
+
+    monkeypatch.setattr(encode, "hash_text", half_hash)
+    monkeypatch.setattr(encode, "places_of", few_places)
+    monkeypatch.setattr("token_superposition.data.prepare.texts.places_of", few_places)
+    write_corpus(many / "copies.jsonl", ["a text that is everywhere"] * 200)
+    given = sorted(document.text.decode() for document in Corpus([many]).documents())
+    prepare([many], out=tmp_path / "data", processes=1, quiet=True)
+    assert sorted(documents(tmp_path / "data", "train") + documents(tmp_path / "data", "validation")) == given
+    done = prepare([many], out=tmp_path / "few", processes=1, deduplicate=True, quiet=True)
+    assert done["documents"] == len(set(given))
+
+
+def test_a_run_is_read_only_where_there_is_something(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the time would grow with the square of the corpus: runs and ranges are both so many."""
+    monkeypatch.setattr(runs, "_RANGE_BYTES", 50)
+
+    def calls(kind: type, name: str) -> list[None]:
+        made, real = [], getattr(kind, name)
+
+        def counted(self: Any, argument: Any) -> Any:
+            made.append(None)
+            return real(self, argument)
+
+        monkeypatch.setattr(kind, name, counted)
+        return made
+
+    indexes, ids = calls(runs._Reader, "take"), calls(runs.Stretch, "read")
+    done = prepare([many], out=tmp_path / "data", processes=1, quiet=True)
+    num_runs = len(list(many.iterdir())) + 40  # of more than a thousand ranges
+    assert len(indexes) < 3 * (done["documents"] + num_runs)
+    assert len(ids) < done["documents"] + num_runs
+
+
 def test_a_text_of_many_copies_is_never_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "RUN_BYTES", 3000)
     monkeypatch.setattr(runs, "RUN_ROWS", 50)
     monkeypatch.setattr(runs, "_RANGE_BYTES", 2000)
     monkeypatch.setattr(merge, "_COPIES_AT_ONCE", 2000)
-    most: dict[str, int] = collections.defaultdict(int)
-    real = SplitWriter.add
+    tokens_at_once, documents_at_once = [0], [0]
+    encoded: list[Run] = []
+    copied: list[Run] = []
+    real_add, real_write = SplitWriter.add, runs.write_run
 
     def add(writer: SplitWriter, tokens: Any, ends: Any, rows: Any) -> None:
-        most[writer._split] = max(most[writer._split], len(tokens))
-        real(writer, tokens, ends, rows)
+        tokens_at_once.append(len(tokens))
+        documents_at_once.append(len(rows))
+        real_add(writer, tokens, ends, rows)
+
+    def into(written: list[Run], *arguments: Any) -> Run:
+        written.append(real_write(*arguments))
+        return written[-1]
 
     monkeypatch.setattr(SplitWriter, "add", add)
+    monkeypatch.setattr(encode, "write_run", partial(into, encoded))
+    monkeypatch.setattr("token_superposition.data.prepare.texts.write_run", partial(into, copied))
     few = sorted(corpus_texts(1000), key=text_hash)
-    for copied in (few[-1], few[0]):  # of the training split, and held out
-        out = tmp_path / str(few.index(copied))
-        texts = [*few, *[copied] * 500]
+    short = sorted(map(str, range(10_000)), key=text_hash)
+    for text, split in ((few[-1], "train"), (short[-1], "train"), (few[0], "validation"), (short[0], "validation")):
+        out = tmp_path / text[:9]
+        texts = [*few, *few[::20], *[text] * 500]
         source = write_corpus(tmp_path / "a.jsonl", texts)
-        done = prepare([source], out=out, max_validation_tokens=2000, validation_fraction=0.5, quiet=True)
-        assert done["documents"] == 1500
+        prepare([source], out=out, seed=1, max_validation_tokens=2000, validation_fraction=0.5, quiet=True)
+        assert documents(out, split).count(text) >= 500
         assert sorted(documents(out, "train") + documents(out, "validation")) == sorted(texts)
-    assert max(most.values()) < 6000
+        assert copied
+        for run in (*encoded, *copied):
+            assert run.documents <= 50
+            assert run.ids_bytes < 3000 + len(max(few, key=len))
+        for run in copied[:-1]:  # and they are not more than there have to be
+            assert run.documents == 50 or run.ids_bytes >= 3000
+        copied.clear()
+    assert max(tokens_at_once) < 6000
+    assert max(documents_at_once) < 100
 
 
 def test_no_shard_is_larger_than_asked_for(tmp_path: Path) -> None:
@@ -254,7 +332,7 @@ def test_a_full_disk_keeps_what_is_finished(many: Path, tmp_path: Path) -> None:
     assert all(line.startswith(f"{tmp_path}/data: ") for line in said)
     assert said[0].endswith("cannot be written (No space left on device); name another folder")
     assert said[-1].endswith(
-        "the disk is full; preparing needs room for the tokens twice, at 2 or 4 bytes each; "
+        "the disk is full; preparing needs room for the tokens twice (of copies: three times), at 2 or 4 bytes each; "
         "make room and start it again: it goes on where it stopped"
     )
     assert content(tmp_path / "data") == content(tmp_path / "whole")

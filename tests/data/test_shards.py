@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,24 @@ def test_the_fingerprint_is_the_datas(folder: Path, copy: Path) -> None:
     first = TokenDataset.open(folder, "train").fingerprint
     assert first == TokenDataset.open(copy, "train").fingerprint
     assert first != TokenDataset.open(folder, "validation").fingerprint
+
+
+def test_the_index_of_many_documents_is_not_held_twice(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "train-00000.tokens", ByteTokenizer())
+    ids = np.tile(np.array([97, 256], dtype=np.uint16), 5000)
+    for _ in range(20):
+        writer.add(ids, 5000, np.arange(2, 10_001, 2))
+    tracemalloc.start()
+    with writer:
+        pass
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * writer.num_documents / 4
+    dataset = TokenDataset(
+        tmp_path, "train", ByteTokenizer(), {path: ShardHeader.read(path) for path in tmp_path.iterdir()}
+    )
+    dataset.verify()
+    np.testing.assert_array_equal(dataset.document_ends(), np.arange(2, 200_001, 2))
 
 
 def test_the_widest_vocabulary_of_two_bytes() -> None:

@@ -187,9 +187,13 @@ class ShardWriter:
                 return
             if self.num_tokens % BLOCK_TOKENS:
                 self._crcs.append(self._crc)
-            index = np.concatenate(self._ends).astype("<u8").tobytes()
             file.write(np.array(self._crcs, dtype="<u4").tobytes())
-            file.write(index + struct.pack("<I", zlib.crc32(index)))
+            crc = 0
+            for ends in self._ends:  # of short documents they are hundreds of megabytes: no copy of all
+                part = ends.astype("<u8").data
+                file.write(part)
+                crc = zlib.crc32(part, crc)
+            file.write(struct.pack("<I", crc))
             file.seek(0)
             file.write(
                 ShardHeader(
@@ -200,7 +204,7 @@ class ShardWriter:
                     end_of_document_id=self._tokenizer.end_of_document_id,
                     block_tokens=BLOCK_TOKENS,
                     fingerprint=self._tokenizer.fingerprint,
-                    index_bytes=len(index) + 4,
+                    index_bytes=8 * self.num_documents + 4,
                 ).to_bytes()
             )
             file.flush()

@@ -30,7 +30,7 @@ from token_superposition.data.shard_file import token_dtype
 from token_superposition.data.tokenizers import Tokenizer
 from token_superposition.errors import UserError
 
-_COPIES_AT_ONCE = 2**23  # tokens of validation texts
+_COPIES_AT_ONCE = 2**23  # of validation texts: tokens, and bytes of their rows, which are more where texts are short
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ def _with_copies(documents: _Documents) -> Iterator[_Documents]:
     for number, text in enumerate(texts):
         left = int(documents.rows["times"][number])
         while left:
-            copies = min(left, max(1, _COPIES_AT_ONCE // len(text)))
+            copies = min(left, max(1, _COPIES_AT_ONCE // (len(text) + ROW.itemsize)))
             rows = np.repeat(documents.rows[number : number + 1], copies)
             yield _Documents(rows, np.tile(text, copies), len(text) * np.arange(1, copies + 1))
             left -= copies

@@ -30,7 +30,7 @@ _PLACES = 2**64
 
 # place: orders training documents. high, low: BLAKE2b-128 of the text. tokens: without the end. bytes: of the text.
 # counted: what the tokenizer's byte lengths add up to; the same as bytes, unless it changes text. times: how many
-# equal texts of the run the row stands for; 0: a copy, with a place of its own.
+# equal texts of the run the row stands for; 0: it is a copy, which has a place of its own and stands for itself alone.
 ROW = np.dtype([(name, "<u8") for name in ("place", "high", "low", "tokens", "bytes", "counted", "times")])
 Rows = NDArray[np.void]
 Ids = NDArray[np.unsignedinteger[Any]]
@@ -142,7 +142,9 @@ class Stretch:
 
 
 def read_ranges(folder: Path, runs: Sequence[Run], dtype: np.dtype[Any]) -> Iterator[list[Stretch]]:
-    """All runs, a range of places at a time: of each its stretch. No file is held open, for runs are many.
+    """All runs, a range of places at a time: of each run that has something there, its stretch.
+
+    Runs and ranges are both many: no file is held open, and a run is not asked for a range in which it has nothing.
 
     Args:
         folder, runs: what to read.
@@ -152,9 +154,15 @@ def read_ranges(folder: Path, runs: Sequence[Run], dtype: np.dtype[Any]) -> Iter
     ranges = max(1, -(-sum(run.ids_bytes for run in runs) // _RANGE_BYTES), -(-rows // _RANGE_ROWS))
     rows_at_once = 2 * (rows // ranges // max(1, len(runs))) + 64
     readers = [_Reader(folder, run, dtype, rows_at_once) for run in runs]
+    next_places = np.array([reader.next_place() for reader in readers], dtype=np.uint64)
     for number in range(1, ranges + 1):
-        before = _PLACES * number // ranges
-        yield [reader.take(before) for reader in readers]
+        last = np.uint64(_PLACES * number // ranges - 1)
+        stretches = []
+        for due in np.flatnonzero(next_places <= last).tolist():
+            stretches.append(readers[due].take(last))
+            next_places[due] = readers[due].next_place()
+        if stretches:
+            yield stretches
 
 
 class _Reader:
@@ -169,17 +177,23 @@ class _Reader:
         self._rows_read = 0
         self._offset = 0  # of the ids not yet taken
 
-    def take(self, before: int) -> Stretch:
-        """What is not yet taken and has its place under `before`."""
-        while self._rows_read < self._run.rows and not (len(self._rows) and int(self._rows["place"][-1]) >= before):
-            more = np.fromfile(
-                self._index_file, dtype=ROW, count=self._rows_at_once, offset=self._rows_read * ROW.itemsize
-            )
-            self._rows_read += len(more)
-            self._rows = np.concatenate([self._rows, more])
-        places = self._rows["place"]
-        cut = len(places) if before >= _PLACES else int(np.searchsorted(places, np.uint64(before)))
+    def next_place(self) -> int:
+        """Of the first row not yet taken; of none, the last place there is."""
+        if not len(self._rows) and self._rows_read < self._run.rows:
+            self._read_on()
+        return int(self._rows["place"][0]) if len(self._rows) else _PLACES - 1
+
+    def take(self, last: np.uint64) -> Stretch:
+        """What is not yet taken and has a place up to `last`."""
+        while self._rows_read < self._run.rows and not (len(self._rows) and self._rows["place"][-1] > last):
+            self._read_on()
+        cut = int(np.searchsorted(self._rows["place"], last, side="right"))
         taken, self._rows = self._rows[:cut], self._rows[cut:]
         stretch = Stretch(taken, self._ids_file, self._offset, self._dtype)
         self._offset += int(taken["tokens"].sum()) * self._dtype.itemsize
         return stretch
+
+    def _read_on(self) -> None:
+        more = np.fromfile(self._index_file, ROW, self._rows_at_once, offset=self._rows_read * ROW.itemsize)
+        self._rows_read += len(more)
+        self._rows = np.concatenate([self._rows, more])

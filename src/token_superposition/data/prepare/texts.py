@@ -40,9 +40,11 @@ class Texts:
         rows = np.concatenate([stretch.rows for stretch in stretches])
         order = np.lexsort((rows["low"], rows["high"], rows["place"]))
         rows = rows[order]
-        first = np.zeros(len(rows), dtype=bool)
+        # Of a billion copies of a text two may share a place. A copy never comes before what it could be taken for:
+        # copies are in the last runs, and the sort is stable.
+        first = rows["times"] == 0
         first[:1] = True
-        for part in ("place", "high", "low"):  # a text's copies have other places, and stay rows of their own
+        for part in ("place", "high", "low"):
             first[1:] |= rows[part][1:] != rows[part][:-1]
         starts = np.flatnonzero(first)
         texts = rows[starts]
@@ -58,8 +60,10 @@ class Texts:
         ids: list[Ids] = []
         start = 0
         for stretch in self.stretches:
-            ids += stretch.read(mask[start : start + len(stretch.rows)])
-            start += len(stretch.rows)
+            own = mask[start : start + len(stretch.rows)]
+            if own.any():
+                ids += stretch.read(own)
+            start += len(own)
         place_in_ids = np.argsort(np.argsort(chosen))
         return [ids[place] for place in place_in_ids.tolist()]
 

@@ -30,7 +30,9 @@ from token_superposition.files import make_folder, read_object, remove_empty, re
 
 _PLAN_FILE = "plan.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_FULL_DISK = "the disk is full; preparing needs room for the tokens twice, at 2 or 4 bytes each"
+_FULL_DISK = (
+    "the disk is full; preparing needs room for the tokens twice (of copies: three times), at 2 or 4 bytes each"
+)
 _ON = "make room and start it again: it goes on where it stopped"
 
 
