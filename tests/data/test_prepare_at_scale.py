@@ -24,7 +24,7 @@ import pytest
 from tests.data.test_prepare import complaint, content, corpus_texts, documents, text_hash, write_corpus
 from tests.data.tokenizer_folders import gpt2_folder
 from tests.faults import Disk, failing
-from token_superposition.data.prepare import encode, merge, pool, prepare, runs
+from token_superposition.data.prepare import encode, merge, pool, prepare, runs, splits
 from token_superposition.data.prepare.runs import Run
 from token_superposition.data.prepare.splits import SplitWriter
 from token_superposition.data.shards import ShardHeader, TokenDataset
@@ -215,6 +215,25 @@ def test_no_shard_is_larger_than_asked_for(tmp_path: Path) -> None:
     assert sum(header.num_bytes for header in headers) == summary["bytes"] == sum(map(len, texts))
     both = documents(tmp_path / "data", "train") + documents(tmp_path / "data", "validation")
     assert sorted(both) == sorted(texts)
+
+
+def test_no_shard_holds_more_documents_than_fit_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splits, "_MOST_DOCUMENTS", 7)
+    texts = corpus_texts(60)
+    summary = prepare([write_corpus(tmp_path / "a.jsonl", texts)], out=tmp_path / "data", quiet=True)
+    headers = [ShardHeader.read(path) for path in (tmp_path / "data").glob("train-*.tokens")]
+    assert [header.num_documents for header in headers].count(7) == len(headers) - 1
+    assert sum(header.num_documents for header in headers) == summary["splits"]["train"]["documents"]
+    both = documents(tmp_path / "data", "train") + documents(tmp_path / "data", "validation")
+    assert sorted(both) == sorted(texts)
+
+
+def test_an_index_that_was_cut_short_ends_the_merge(tmp_path: Path) -> None:
+    rows = np.zeros(5, dtype=runs.ROW)
+    run = runs.write_run(tmp_path, "run", rows, [np.zeros(0, np.uint16)] * 5)
+    (tmp_path / "run.index").write_bytes(rows[:3].tobytes())
+    with pytest.raises(OSError, match="ends before its last row"):
+        list(runs.read_ranges(tmp_path, [run], np.dtype(np.uint16)))
 
 
 def test_a_long_document_of_more_bytes_in_its_tokens_than_in_its_text(tmp_path: Path) -> None:

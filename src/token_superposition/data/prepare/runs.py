@@ -12,6 +12,7 @@ their own depends on how many there are in all runs, so runs of copies are writt
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import zlib
 from collections.abc import Iterator, Sequence
@@ -195,5 +196,7 @@ class _Reader:
 
     def _read_on(self) -> None:
         more = np.fromfile(self._index_file, ROW, self._rows_at_once, offset=self._rows_read * ROW.itemsize)
+        if not len(more):
+            raise OSError(errno.EIO, "ends before its last row", str(self._index_file))
         self._rows_read += len(more)
         self._rows = np.concatenate([self._rows, more])

@@ -1,4 +1,7 @@
-"""A split as shards of at most so many tokens; a document that fits into none goes on from one to the next."""
+"""A split as shards of at most so many tokens, and documents.
+
+A document that fits into none goes on from one to the next.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from token_superposition.data.shards import ShardWriter
 from token_superposition.data.tokenizers import Tokenizer
 
 COUNTED = ("tokens", "bytes", "documents")
+_MOST_DOCUMENTS = 2**24  # of a shard: where they end is held until it is written, 8 bytes each
 
 
 class SplitWriter:
@@ -53,6 +57,7 @@ class SplitWriter:
             shard = self._open()
             room = self._max_tokens - shard.num_tokens
             last = int(np.searchsorted(ends, start + room, side="right"))
+            last = min(last, first + _MOST_DOCUMENTS - shard.num_documents)
             if last > first:
                 stop = int(ends[last - 1])
                 shard.add(tokens[start:stop], int(num_bytes[first:last].sum()), ends[first:last] - start)
