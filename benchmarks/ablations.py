@@ -74,7 +74,7 @@ def altered(run: RunFolder, out: Path, kind: str) -> dict[str, Any]:
         other_seed = config.train.model_copy(update={"seed": config.train.seed + 10_000})  # that no run of a study has
         fresh = Trainer(config.model_copy(update={"train": other_seed}), schedule)
         trainer = Trainer(config, schedule)
-        state = trainer.load(checkpoint_path(run.checkpoints, switch))
+        state = trainer.load(checkpoint_path(beside / "checkpoints", switch))
         renew(trainer, fresh, kind)
         save_checkpoint(beside / "checkpoints", switch, trainer.tensors(), state, keep=1)
         beside.rename(out)
