@@ -27,6 +27,7 @@ from token_superposition.files import naming
 
 RUN_BYTES, RUN_ROWS = 2**24, 2**18  # of text or ids, and how many, that are held until they are written
 _RANGE_BYTES, _RANGE_ROWS = 2**23, 2**18
+_HELD_ROWS = 2**20  # of all runs together, beside those of a range
 _PLACES = 2**64
 
 # place: orders training documents. high, low: BLAKE2b-128 of the text. tokens: without the end. bytes: of the text.
@@ -153,7 +154,8 @@ def read_ranges(folder: Path, runs: Sequence[Run], dtype: np.dtype[Any]) -> Iter
     """
     rows = sum(run.rows for run in runs)
     ranges = max(1, -(-sum(run.ids_bytes for run in runs) // _RANGE_BYTES), -(-rows // _RANGE_ROWS))
-    rows_at_once = 2 * (rows // ranges // max(1, len(runs))) + 64
+    more = min(64, max(4, _HELD_ROWS // max(1, len(runs))))  # so that a terabyte's runs, 60,000, hold little each
+    rows_at_once = 2 * (rows // ranges // max(1, len(runs))) + more
     readers = [_Reader(folder, run, dtype, rows_at_once) for run in runs]
     next_places = np.array([reader.next_place() for reader in readers], dtype=np.uint64)
     for number in range(1, ranges + 1):
