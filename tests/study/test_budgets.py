@@ -273,12 +273,12 @@ def test_a_run_that_waits_is_trained_from_its_start_where_its_parent_wrote_nothi
     values["logging"]["validation_interval"] = 100
     study = make_study({**values, "budgets": [12, 24]})
     (short, long) = trials = arm_trials(study, "baseline", tmp_path)
-    write = queue._write_job
+    plan = queue._plan_run
 
-    def forget(trial: Any, seed: int, branch: Any, _: Any, parent: Any) -> Job:
-        return write(trial, seed, branch, (), parent)
+    def forget(trial: Any, seed: int, branch: Any, _: Any, parent: Any) -> queue.PlannedRun:
+        return plan(trial, seed, branch, (), parent)
 
-    monkeypatch.setattr(queue, "_write_job", forget)
+    monkeypatch.setattr(queue, "_plan_run", forget)
     train_trials(trials, [0], branches=True, jobs=2, quiet=True)
     assert short.loss(0) is not None
     assert long.loss(0) is not None
