@@ -3,13 +3,15 @@
     python benchmarks/ablations.py STUDY_FOLDER ARM --new optimizer
     python benchmarks/ablations.py STUDY_FOLDER ARM --new embedding
 
-STUDY_FOLDER is what `tst compare --out` wrote, with `logging.keep_checkpoint_steps` naming the switch of ARM. Each seed
-of ARM is branched there, its checkpoint changed, and trained to its end as `tst train` does, in
-`runs/ARM-new-optimizer/seed-N`. Interrupted and started again it goes on. Prints one JSON object: final losses by seed.
+STUDY_FOLDER is what `tst compare --out` wrote for a study of one budget, with `logging.keep_checkpoint_steps` naming
+the switch of ARM. Each seed of ARM is branched there, its checkpoint changed, and trained to its end as `tst train`
+does, in `runs/ARM-new-optimizer/seed-N`. Interrupted and started again it goes on. Prints one JSON object: final losses
+by seed.
 
 `optimizer`: moments are zero and their steps start from 0, as at the start of a run. `embedding`: the embedding and the
 head (one matrix, where they are tied) are drawn again, with another seed; the optimizer's state of them stays. The
-schedule of the learning rate is that of the run. A package that only trains has no such switch; see docs/results.md.
+schedule of the learning rate is that of the run. Both are known to lose, so they are a script's business and no key of
+a configuration.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from token_superposition.cli import main
 from token_superposition.errors import UserError
 from token_superposition.run.branch import branch_step
 from token_superposition.run.folder import RunFolder
+from token_superposition.study import tune
 from token_superposition.study.compare import compare, make_study
 from token_superposition.study.dry_run import dry_run
 from token_superposition.study.study_file import Study
@@ -90,9 +91,13 @@ def test_the_command_writes_nothing(
     assert [path.name for path in tmp_path.iterdir() if path.name in ("out", "runs")] == []
 
 
-def test_what_the_study_would_refuse_is_refused(study: Study, tmp_path: Path) -> None:
+def test_what_the_study_would_refuse_is_refused(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="is not a study's folder"):
         dry_run(study, tmp_path, num_seeds=1)
     with pytest.raises(UserError, match="--seeds is at least 1"):
         dry_run(study, tmp_path / "out", num_seeds=0)
+    monkeypatch.setattr(tune, "FIRST_SWEEP_SEED", 2)
+    sweep = parse_sweep([RATES], study.arms, budgets=study.budgets)
+    with pytest.raises(UserError, match="--seeds is at most 2 with --sweep"):
+        dry_run(study, tmp_path / "out", num_seeds=3, sweep=sweep)

@@ -128,6 +128,7 @@ def steps_at(total_steps: int, speedup: float) -> int:
 
 
 def too_little_text(need: Need) -> str:
+    """That ordinary training repeats the corpus, and what was measured at equal data."""
     runs = paper_runs()
     pairs = [
         (a, b)
@@ -143,5 +144,6 @@ def too_little_text(need: Need) -> str:
 
 
 def kind_words(need: Need) -> str:
+    """What kind of run it is, to follow a noun: `on bytes`."""
     going_on = ", going on from trained weights" if need.start == "trained" else ""
     return f"on {need.unit}{going_on}"

@@ -12,7 +12,6 @@ from typing import Any
 
 from token_superposition.model.build import model_cost
 from token_superposition.model.memory import abstract
-from token_superposition.run.folder import RunFolder
 from token_superposition.study.compare import make_ready, what_is_odd_in
 from token_superposition.study.queue import plan_runs
 from token_superposition.study.report.numbers import count_in_words
@@ -68,14 +67,14 @@ def _budgets(trials: list[Trial], arm: str) -> list[dict[str, Any]]:
     for trial in trials:
         if trial.arm == arm:
             schedule = trial.config.schedule()
-            coverage = Corpora.open(trial.config.data).stream(trial.config, schedule).coverage()
+            read = Corpora.open(trial.config.data).stream(trial.config, schedule).coverage().counters()
             found.append(
                 {
                     "total_steps": trial.total_steps,
                     "kind": trial.kind,
                     "stages": schedule.as_dicts(),
-                    "raw_tokens": coverage.counters()["raw_tokens"],
-                    "epochs": coverage.counters()["epochs"],
+                    "raw_tokens": read["raw_tokens"],
+                    "epochs": read["epochs"],
                 }
             )
     return found
@@ -83,7 +82,7 @@ def _budgets(trials: list[Trial], arm: str) -> list[dict[str, Any]]:
 
 def _flops_per_position(trial: Trial) -> int:
     """Of a latent position, forward and backward: the same in every arm."""
-    config, _ = settled_ahead(trial.seeded(0), RunFolder(trial.run(0).path))
+    config, _ = settled_ahead(trial.seeded(0), trial.run(0))
     with abstract():
         model = sketch(config, Corpora.open(config.data))
         return model_cost(model).flops_per_position(config.train.sequence_length)

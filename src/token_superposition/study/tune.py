@@ -64,10 +64,7 @@ def tune(study: Study, sweep: Sweep, folder: Path, *, num_seeds: int, jobs: int 
         UserError: where the seeds compared would reach those of the sweep, or a setting does not fit a budget.
         TrainingDivergedError: where an arm diverges at every setting.
     """
-    if num_seeds > FIRST_SWEEP_SEED:
-        raise UserError(f"--seeds is at most {FIRST_SWEEP_SEED} with --sweep, whose own follow them; not {num_seeds}")
-    sweep_seeds = range(FIRST_SWEEP_SEED, FIRST_SWEEP_SEED + sweep.num_seeds)
-    compared = range(num_seeds)
+    sweep_seeds, compared = _seeds(sweep, num_seeds), range(num_seeds)
     choices = _choices(study, sweep, folder)
     train = partial(train_trials, branches=study.branches, jobs=jobs, quiet=quiet, may_diverge=True)
     train(_tried(choices), sweep_seeds)
@@ -92,12 +89,19 @@ def tune(study: Study, sweep: Sweep, folder: Path, *, num_seeds: int, jobs: int 
 def sweep_runs(study: Study, sweep: Sweep, folder: Path, *, num_seeds: int) -> tuple[list[Trial], range, list[Trial]]:
     """What a sweep trains, before it does: the trials that are tried, their seeds, and what is compared in the end.
 
-    That is at the settings which are the best so far; the first ones, where nothing was trained.
+    That is at the settings which are the best so far; the first ones, where nothing was trained. Errors as in `tune`.
     """
+    seeds = _seeds(sweep, num_seeds)
     choices = _choices(study, sweep, folder)
-    seeds = range(FIRST_SWEEP_SEED, FIRST_SWEEP_SEED + sweep.num_seeds)
     taken = [choice.taken[choice.best(seeds, range(num_seeds))] for choice in choices]
     return _tried(choices), seeds, [trial for trials in taken for trial in trials]
+
+
+def _seeds(sweep: Sweep, num_seeds: int) -> range:
+    """The seeds of a sweep, which those that are compared must not reach."""
+    if num_seeds > FIRST_SWEEP_SEED:
+        raise UserError(f"--seeds is at most {FIRST_SWEEP_SEED} with --sweep, whose own follow them; not {num_seeds}")
+    return range(FIRST_SWEEP_SEED, FIRST_SWEEP_SEED + sweep.num_seeds)
 
 
 def _tried(choices: Sequence[_Choice]) -> list[Trial]:
