@@ -174,7 +174,7 @@ def test_the_gpu_study_stops_in_time_and_goes_on(study: Call, tmp_path: Path) ->
     first = study(out, until=has_trained)
     assert (first["stopped"], first["complete"]) == (True, False)
     (name,) = first["studies"]
-    assert name.startswith(f"bytes-{STUDY_STEPS}-")
+    assert name.startswith(f"bpe-{STUDY_STEPS}-")
     assert first["studies"][name]["report"] is None
     begun = [run["run"] for run in first["studies"][name]["runs"] if run["state"] == "unfinished" and run["step"] > 0]
     assert begun
