@@ -20,6 +20,7 @@ from tests.study.synthetic import STUDIES
 from tests.study.test_report import STUDIES as ONE_BUDGET
 from token_superposition.study.report import render_html
 
+ROOT = Path(__file__).resolve().parents[2]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome")
 PAGES = {**STUDIES, **{f"{name} (one budget)": make for name, make in ONE_BUDGET.items()}}
@@ -44,6 +45,7 @@ for (const e of document.querySelectorAll("h1, h2, p, li, dt, dd, figcaption, ca
   }
 }
 if (document.documentElement.scrollWidth > innerWidth) found.wide.push("the page");
+found.scrolled = [...document.querySelectorAll(".scroll")].filter((e) => e.scrollWidth > e.clientWidth + 1).length;
 for (const figure of document.querySelectorAll("figure")) {
   const svg = figure.querySelector("svg.panel:not(.strip)"), hit = svg && svg.querySelector(".hit");
   if (!hit) continue;
@@ -95,6 +97,13 @@ def test_nothing_overlaps_or_is_cut_off(tmp_path: Path, width: int) -> None:
         assert not wrong, name
         assert page["readouts"], name
         assert all(page["readouts"]), name
+
+
+def test_on_a_desk_a_table_of_six_arms_is_seen_whole(tmp_path: Path) -> None:
+    report = json.loads((ROOT / "results" / "demo-ablations" / "report.json").read_text(encoding="utf-8"))
+    assert len(report["arms"]) == 6
+    (page,) = measure(tmp_path, {"six": render_html(report)}, 1100).values()
+    assert page["scrolled"] == 0
 
 
 def test_the_probe_finds_what_is_wrong(tmp_path: Path) -> None:

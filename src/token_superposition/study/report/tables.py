@@ -34,6 +34,8 @@ from token_superposition.study.report.numbers import (
 
 _Cell = Callable[[Arm], str]
 
+_FEW_ARMS = 4  # more stand closer, and their cells may break, so that a page holds them
+
 
 def arm_heading(index: int, name: str) -> str:
     """An arm's name with its marker, in its colour."""
@@ -54,10 +56,15 @@ def arms_table(report: Report, number: int) -> str:
         for rows in (_results(report), _trained(report), _used(report))
     )
     return (
-        f'<div class="scroll"><table><caption><b>Table {number}.</b> The arms{longest}. {over}Raw tokens are what is '
-        "read; positions are what the network computes, and what FLOPs count.</caption>"
+        f'<div class="scroll"><table{_kind(report)}><caption><b>Table {number}.</b> The arms{longest}. {over}'
+        "Raw tokens are what is read; positions are what the network computes, and what FLOPs count.</caption>"
         f'<thead><tr><th scope="col"></th>{heads}</tr></thead>{bodies}</table></div>'
     )
+
+
+def _kind(report: Report) -> str:
+    """The table's class."""
+    return ' class="many"' if len(report["arms"]) > _FEW_ARMS else ""
 
 
 def _row(report: Report, title: str, cell: _Cell, kind: str = "") -> str:
@@ -194,8 +201,9 @@ def seeds_table(report: Report, number: int) -> str:
     means = "".join(f"<td>{decimal(mean(arm, 'final_validation_loss'))}</td>" for arm in report["arms"])
     means += "".join(f"<td>{signed(r['delta_nats'], 4)}</td>" for r in found)
     return (
-        f'<div class="scroll seeds"><table><caption><b>Table {number}.</b> Final validation loss of every seed, '
-        f"{escape(unit(report))}. Arms share a seed’s initialisation, so differences are taken seed by seed.</caption>"
+        f'<div class="scroll seeds"><table{_kind(report)}><caption><b>Table {number}.</b> Final validation loss of '
+        f"every seed, {escape(unit(report))}. Arms share a seed’s initialisation, so differences are taken seed by "
+        "seed.</caption>"
         f'<thead><tr><th scope="col">Seed</th>{heads}</tr></thead><tbody>{rows}</tbody>'
         f'<tbody><tr class="key"><th scope="row">Mean</th>{means}</tr></tbody></table></div>'
     )
