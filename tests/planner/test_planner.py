@@ -397,6 +397,18 @@ def test_a_longer_run_is_not_promised_more() -> None:
         assert longer.low < longest.low
 
 
+def test_of_another_regime_nothing_is_taken() -> None:
+    small = next(run for run in comparisons() if run.unit == "subwords" and run.speedup is not None)
+    assert small.bag_size is not None
+    assert small.ratio is not None
+    found = speedup_range(small.scale, (small.bag_size, small.ratio), "subwords", "fresh")
+    assert found is not None
+    assert (found.low, found.high) == (small.speedup, small.speedup)  # not the paper's 2.5 at 10B
+    large = speedup_range(Scale(3e9, 42e9), (6, 0.3), "subwords", "fresh")
+    assert large is not None
+    assert small.name not in large.basis
+
+
 def test_bytes_rest_on_our_own_runs() -> None:
     ours = [run for run in comparisons() if run.name == "Python source"]
     demo = next(run for run in ours if (run.total_steps, run.ratio) == (4_000, 0.3))

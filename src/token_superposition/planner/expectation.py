@@ -1,11 +1,12 @@
 """What superposition should gain on a run, as a range, from what was measured near it.
 
 **Gain at equal FLOPs.** The range is spanned by the three nearest measured runs with their intervals; by those at the
-same size alone, where there are any. Outside the measured sizes it opens, for each power of ten in parameters or
-positions, by as much as the gain changed between any two measured runs of its kind (the steepest): far away it soon
-holds zero. Where every model that was measured at two lengths gained less at the longer, a longer run is not promised
-more. A run with one setting (the paper's 3B) is carried to another by how the sweeps depend on bag size and ratio.
-Beyond ten times in either there is no range.
+same size alone, where there are any. Of runs that differ from this one more than a hundred times in parameters or in
+positions nothing is taken. Outside the measured sizes it opens, for each power of ten in parameters or positions, by as
+much as the gain changed between any two measured runs of its kind (the steepest): far away it soon holds zero. Where
+every model that was measured at two lengths gained less at the longer, a longer run is not promised more. A run with
+one setting (the paper's 3B) is carried to another by how the sweeps depend on bag size and ratio. Beyond ten times in
+either there is no range.
 
 **Speed-up at equal loss.** The baseline's curve is read at superposition's end, between two of its runs, in the
 logarithm of compute. Few such readings exist, so the range is what the nearest three span, carried to another setting
@@ -61,7 +62,11 @@ class Reading:
 def gain_range(scale: Scale, cell: Cell, unit: Unit, start: Start) -> Range | None:
     """Nats a token that superposition gains at equal FLOPs; None where nothing near was measured."""
     kind = of_kind(unit, start)
-    gains = [(study, gain) for study in kind if (gain := carried_gain(study, cell, kind)) is not None]
+    gains = [
+        (study, gain)
+        for study in kind
+        if study.scale.of_one_regime(scale) and (gain := carried_gain(study, cell, kind)) is not None
+    ]
     steepest, falls = _steepest(gains), _falls_with_length(gains)
     near = sorted(
         ((study.scale.distance(scale), study, gain) for study, gain in gains if study.scale.near(scale)),
@@ -85,7 +90,10 @@ def gain_range(scale: Scale, cell: Cell, unit: Unit, start: Start) -> Range | No
 
 def speedup_range(scale: Scale, cell: Cell, unit: Unit, start: Start) -> Range | None:
     """How many times less compute the same loss takes; None where nothing of the kind was measured near."""
-    found = sorted(readings(unit, start), key=lambda reading: reading.scale.distance(scale))
+    found = sorted(
+        (reading for reading in readings(unit, start) if reading.scale.of_one_regime(scale)),
+        key=lambda reading: reading.scale.distance(scale),
+    )
     if not any(reading.scale.near(scale) for reading in found):
         return None
     kind = of_kind(unit, start)

@@ -37,7 +37,14 @@ class Scale:
 
     def near(self, other: Scale) -> bool:
         """Whether neither differs by more than ten times."""
-        return all(abs(math.log10(ratio)) <= 1 for ratio in self._ratios(other))
+        return self._apart(other) <= 1
+
+    def of_one_regime(self, other: Scale) -> bool:
+        """Whether neither differs by more than a hundred times: how a gain changes further away says nothing here."""
+        return self._apart(other) <= 2
+
+    def _apart(self, other: Scale) -> float:
+        return max(abs(math.log10(ratio)) for ratio in self._ratios(other))
 
     def _ratios(self, other: Scale) -> tuple[float, float]:
         return self.parameters / other.parameters, self.positions / other.positions
