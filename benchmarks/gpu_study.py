@@ -6,9 +6,9 @@
 
 Two studies of `tst compare`, on a BPE of 4,096 and on bytes: a baseline against s = 4 and s = 6 for 20% of the steps,
 all else equal. They take turns, a seed of each at a time, so that both have a result early, subwords first: of bytes
-more is known. What is done is never
-trained again. Before the time is up a study is stopped as Ctrl-C stops it, and one JSON object is printed, whatever
-happened: each study's report as far as there is one (its curves are in the state), and how far each run is.
+more is known. What is done is never trained again. Before the time is up a study is stopped as Ctrl-C stops it, and one
+JSON object is printed, whatever happened: each study's report as far as there is one (its curves are in the state), and
+how far each run is.
 
 Text: the English Wikipedia of `shared/data` in or beside the repository (needs pyarrow), else its children's books,
 else the Python source of the machine. A study is named by its data's fingerprint: other text is another study, never
@@ -16,11 +16,11 @@ the same one gone on with.
 
 Sizes. A Llama of width 512 with 9 layers, tied embeddings: 28.6M parameters on bytes, 30.6M with the BPE. A position
 takes 197.5M FLOPs (six a parameter, and attention), a step of 64 rows of 512 positions 6.5e12. On an H200 a step took
-35 ms (24% of the matrix peak), and a run of 2,000 steps, with start, compilation and validation, two minutes; so a call
-of 520 s ends a seed of the BPE at `--steps 2000` and begins the bytes, and three seeds are 18 runs of 100 s (2,000
-steps) to 140 s (3,000). 3,000 steps are 98M positions, 1.0 epochs of Wikipedia's bytes and 3.6 of its BPE tokens;
-s = 6 reads twice that, so the BPE's figures are of text that repeats. The learning rate is tuned for no arm unless
-`--sweep` is given, which goes to `tst compare` as it is.
+36 to 44 ms (19 to 23% of the matrix peak), and a run of 2,000 steps, with start, compilation and validation, 117 s; so
+a call of 520 s ends a seed of the BPE at `--steps 2000` and begins the bytes. At 3,000 steps a run is some 155 s by
+that, and three seeds are 18 runs, three quarters of an hour. 3,000 steps are 98M positions, 1.0 epochs of Wikipedia's
+bytes and 3.6 of its BPE tokens; s = 6 reads twice that, so the BPE's figures are of text that repeats. The learning
+rate is tuned for no arm unless `--sweep` is given, which goes to `tst compare` as it is.
 
 One run after the other: two at once would share one GPU that the batch of one fills, would make the measured seconds
 mean nothing, and would leave two unfinished runs in place of one when the time is up.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import pytest
-import torch
 import transformers
 from torch import nn
 
@@ -143,7 +142,9 @@ IDS_ELSEWHERE: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 def make(family: Family, scale_residual_init: bool = False) -> nn.Module:
     """The model as a run on bytes builds it; skips the test where transformers' own code cannot compute its loss."""
     tokenizer = ByteTokenizer()
-    model = build_model(
+    if family.model_type == "granitemoehybrid" and transformers.__version__.startswith("5.17."):
+        pytest.skip("transformers 5.17 cannot compute this family's own router loss")
+    return build_model(
         family.model_type,
         family.config,
         vocab_size=tokenizer.vocab_size,
@@ -151,10 +152,3 @@ def make(family: Family, scale_residual_init: bool = False) -> nn.Module:
         seed=0,
         scale_residual_init=scale_residual_init,
     )
-    if family.model_type == "granitemoehybrid":  # 5.17 returns a router loss that is no tensor
-        ids_BL = torch.zeros(1, 8, dtype=torch.long)
-        try:
-            model(input_ids=ids_BL, labels=ids_BL)
-        except AttributeError as error:
-            pytest.skip(f"transformers {transformers.__version__} cannot compute this family's own loss: {error}")
-    return model
