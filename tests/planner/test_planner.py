@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from importlib import resources
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,58 +15,22 @@ from hypothesis import strategies as st
 
 from tests.bad_input import examples, refused, tst
 from tests.conftest import SHARED
+from tests.planner.subjects import subject_of
 from token_superposition.model.build import model_cost, sketch_model
 from token_superposition.model.memory import abstract
 from token_superposition.plan.stages import SuperpositionSchedule
-from token_superposition.planner import measured
 from token_superposition.planner import pilot as pilot_module
-from token_superposition.planner.advice import advise
 from token_superposition.planner.amounts import amount
-from token_superposition.planner.expectation import gain_range, read_curve, readings, speedup_range
 from token_superposition.planner.forecast import Request, make_plan
 from token_superposition.planner.hardware import Hardware, find_hardware
-from token_superposition.planner.measured import NOISE, PaperRun, Scale, comparisons, of_kind, paper_runs
-from token_superposition.planner.setting import Need, Setting, choose, setting_of
+from token_superposition.planner.measured import PaperRun, paper_runs
+from token_superposition.planner.setting import setting_of
 from token_superposition.planner.shapes import shape_for
 from token_superposition.planner.speed import Speed
-from token_superposition.planner.subject import Subject
 from token_superposition.planner.tables import read_table
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NOTHING = Hardware(None, 1, None, None, None)
-
-
-def subject_of(**changed: Any) -> Subject:
-    """A model of a billion parameters with the paper's batch, without any file."""
-    values: dict[str, Any] = {
-        "source": "test",
-        "values": {"data": {"path": "data/none"}},
-        "architecture": "llama",
-        "parameters": 10**9,
-        "active_parameters": 10**9,
-        "vocab_size": 32_768,
-        "flops_per_position": 6 * 10**9,
-        "positions_per_step": 2**21,
-        "sequence_length": 2048,
-        "total_steps": 20_000,
-        "unit": "subwords",
-        "start": "fresh",
-        "corpus_tokens": None,
-        "assumptions": [],
-    }
-    return Subject(**{**values, **changed})
-
-
-def need_of(subject: Subject, steps: int, **changed: Any) -> Need:
-    values: dict[str, Any] = {
-        "scale": subject.scale(steps),
-        "total_steps": steps,
-        "positions_per_step": subject.positions_per_step,
-        "unit": subject.unit,
-        "start": subject.start,
-        "corpus_tokens": subject.corpus_tokens,
-    }
-    return Need(**{**values, **changed})
 
 
 def plan_of(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
@@ -275,221 +237,6 @@ def test_a_superposition_step_takes_what_the_pilot_says() -> None:
     assert plan["same_cost"]["hours"] == pytest.approx((36_000 * 10 + 2 * superposed) / 3600)
     assert asked == [plan["recommended"]["bag_size"]]
     assert plan["without"]["cost"] is None
-
-
-# What to set.
-
-
-def test_enough_text_gives_the_flat_optimum() -> None:
-    for steps in (20_000, 100_000):
-        setting, _ = choose(need_of(subject_of(), steps))
-        assert 5 <= setting.bag_size <= 8
-        assert 0.2 <= setting.ratio <= 0.3
-        assert (setting.mode, setting.slot_weights) == ("full", "uniform")
-
-
-def test_less_text_gives_less_of_it_then_plain_inputs_then_none() -> None:
-    positions = 20_000 * 2**21
-    reads, modes = [], []
-    for share in (3.0, 2.0, 1.6, 1.4, 1.2, 1.1, 1.05, 1.0, 0.99):
-        need = need_of(subject_of(), 20_000, corpus_tokens=int(positions * share))
-        advice = advise(need)
-        raw = advice.setting.schedule(20_000).raw_tokens(2**21)
-        assert advice.verdict == "none" or raw <= positions * share
-        reads.append(raw)
-        modes.append("none" if advice.setting.bag_size == 1 else advice.setting.mode)
-        assert share >= 2.0 or any("corpus" in reason for reason in advice.reasons)
-    assert modes == ["full"] * 6 + ["output_only"] * 2 + ["none"]
-    assert all(more >= less for more, less in pairwise(reads))
-
-
-def test_the_cheaper_run_needs_less_text() -> None:
-    positions = 20_000 * 2**21
-    need = need_of(subject_of(), 20_000, corpus_tokens=int(1.05 * positions))
-    assert choose(need)[0].mode == "output_only"
-    cheaper = need_of(subject_of(), 20_000, corpus_tokens=int(1.05 * positions), less_cost=True)
-    assert choose(cheaper)[0].mode == "full"
-
-
-def test_when_not_to() -> None:
-    short = advise(need_of(subject_of(parameters=5e6, active_parameters=5e6, positions_per_step=2**14), 1_200))
-    assert short.verdict == "none"
-    assert "leave too few for recovery" in short.reasons[0]
-    assert short.gain is None
-    trained = advise(need_of(subject_of(start="trained", unit="bytes"), 20_000))
-    assert trained.verdict == "none"
-    assert "going on from trained weights lost" in trained.reasons[0]
-    unknown = advise(need_of(subject_of(start="trained"), 20_000))
-    assert unknown.verdict == "none"
-    bytes_at_scale = advise(need_of(subject_of(unit="bytes"), 20_000))
-    assert bytes_at_scale.verdict == "try"
-    assert any("no evidence" in reason for reason in bytes_at_scale.reasons)
-    assert any("four are about one subword" in reason for reason in bytes_at_scale.reasons)
-    huge = advise(need_of(subject_of(active_parameters=10**12), 20_000))
-    assert (huge.verdict, huge.gain) == ("try", None)
-    assert "more than ten times apart" in str(huge.gain_reason)
-    far = gain_range(huge.nearest[0].scale, (6, 0.3), "bytes", "fresh")
-    assert far is None  # bytes say nothing of subwords, nor the other way round
-    few = advise(need_of(subject_of(), 5_000))
-    assert few.verdict == "try"
-    assert any("no near run of fewer than 20,000 steps" in reason for reason in few.reasons)
-
-
-def test_a_setting_of_the_users_is_judged_and_kept() -> None:
-    need = need_of(subject_of(), 20_000, corpus_tokens=20_000 * 2**21 * 2)
-    advice = advise(need, Setting(8, 0.3))
-    assert advice.setting == Setting(8, 0.3)
-    assert advice.verdict == "try"
-    assert any("reads the corpus 1.55 times" in reason for reason in advice.reasons)
-    loses = advise(need_of(subject_of(active_parameters=254e6), 20_000), Setting(16, 0.9))
-    assert loses.verdict == "try"
-    assert loses.gain is not None
-    assert loses.gain.high < 0
-
-
-# What to expect.
-
-
-def test_at_a_measured_run_the_range_is_that_run() -> None:
-    for run in comparisons():
-        if run.source.startswith("the paper") and run.bag_size is not None and run.ratio is not None:
-            found = gain_range(run.scale, (run.bag_size, run.ratio), "subwords", "fresh")
-            assert found is not None
-            assert found.low == pytest.approx(run.gain - NOISE)
-            assert found.high == pytest.approx(run.gain + NOISE)
-            assert not found.extrapolated
-
-
-def test_between_runs_it_spans_them_and_outside_it_opens() -> None:
-    cell = (6, 0.3)
-    between = gain_range(Scale(1e9, 42e9), cell, "subwords", "fresh")
-    assert between is not None
-    assert between.low == pytest.approx(0.0701 - NOISE)
-    assert between.high == pytest.approx(0.132 + NOISE)
-    widths = []
-    for parameters in (254e6, 200e6, 100e6, 50e6):
-        found = gain_range(Scale(parameters, 42e9), cell, "subwords", "fresh")
-        assert found is not None
-        assert found.extrapolated == (parameters < 254e6)
-        widths.append(found.high - found.low)
-    assert widths == sorted(widths)
-    assert gain_range(Scale(20e6, 42e9), cell, "subwords", "fresh") is None
-
-
-def test_a_sweep_is_read_between_its_ratios_and_not_beyond() -> None:
-    sweep = next(study for study in of_kind("subwords", "fresh") if (study.name, study.total_steps) == ("270M", 20_000))
-    at = {ratio: sweep.gain_at(6, ratio) or 0.0 for ratio in (0.05, 0.1, 0.2, 0.25, 0.3)}
-    assert at[0.05] == pytest.approx(at[0.1] / 2)  # none at a ratio of 0
-    assert at[0.25] == pytest.approx((at[0.2] + at[0.3]) / 2)
-    assert sweep.gain_at(6, 0.95) is None
-    assert sweep.gain_at(17, 0.2) is None
-
-
-def test_a_longer_run_is_not_promised_more() -> None:
-    for cell in ((5, 0.2), (6, 0.3)):
-        longest, longer = (
-            gain_range(Scale(254e6, positions), cell, "subwords", "fresh") for positions in (21e10, 1e12)
-        )
-        assert longest is not None
-        assert longer is not None
-        assert longer.extrapolated
-        assert longer.high <= longest.high + 1e-9
-        assert longer.low < longest.low
-
-
-def test_of_another_regime_nothing_is_taken() -> None:
-    small = next(run for run in comparisons() if run.unit == "subwords" and run.speedup is not None)
-    assert small.bag_size is not None
-    assert small.ratio is not None
-    found = speedup_range(small.scale, (small.bag_size, small.ratio), "subwords", "fresh")
-    assert found is not None
-    assert (found.low, found.high) == (small.speedup, small.speedup)  # not the paper's 2.5 at 10B
-    large = speedup_range(Scale(3e9, 42e9), (6, 0.3), "subwords", "fresh")
-    assert large is not None
-    assert small.name not in large.basis
-
-
-def test_bytes_rest_on_our_own_runs() -> None:
-    ours = [run for run in comparisons() if run.name == "Python source"]
-    demo = next(run for run in ours if (run.total_steps, run.ratio) == (4_000, 0.3))
-    assert demo.gain == pytest.approx(0.0280)
-    found = gain_range(demo.scale, (2, 0.3), "bytes", "fresh")
-    assert found is not None
-    assert 0 < found.low <= demo.gain - (demo.half_width or 0) + 1e-9
-    shorter = gain_range(Scale(390_816, 6e6), (2, 0.3), "bytes", "fresh")
-    assert shorter is not None
-    assert shorter.low < 0  # runs of half the steps lost
-    subject = subject_of(unit="bytes", active_parameters=390_816, positions_per_step=2048)
-    assert advise(need_of(subject, 4_000)).verdict == "use"
-    assert advise(need_of(subject, 3_000)).verdict == "try"
-    assert advise(need_of(subject, 2_000)).verdict == "none"
-
-
-def test_speed_ups_are_the_papers() -> None:
-    found = {reading.name: reading for reading in readings("subwords", "fresh")}
-    assert found["3B"].speedup == pytest.approx(1.8, abs=0.02)
-    assert found["10B-A1B"].speedup == pytest.approx(2.5, abs=0.01)
-    assert found["10B-A1B"].how.startswith("at least")
-    assert found["270M"].how.startswith("at most")
-    assert "600M" not in found
-    here = speedup_range(found["3B"].scale, (6, 0.3), "subwords", "fresh")
-    assert here is not None
-    assert 1.7 < here.low < here.high < 2.6
-    weaker = speedup_range(found["3B"].scale, (2, 0.1), "subwords", "fresh")
-    assert weaker is not None
-    assert 1 < weaker.low < here.low
-    assert speedup_range(Scale(1e6, 1e9), (6, 0.3), "subwords", "fresh") is None
-
-
-def test_a_curve_is_read_between_its_points_and_never_beyond() -> None:
-    curve = [(100, 3.0), (400, 2.0)]
-    assert read_curve(curve, 3.1) is None
-    steps, how = read_curve(curve, 2.5) or (0.0, "")
-    assert steps == pytest.approx(200)
-    assert how.startswith("at most")
-    assert read_curve(curve, 2.001) == (pytest.approx(400, rel=0.01), "")
-    assert read_curve(curve, 1.0) == (400, "at least ")
-
-
-def test_every_row_of_ours_can_be_used() -> None:
-    for row in read_table("evidence/own_runs.csv"):
-        assert row["unit"] in ("bytes", "subwords")
-        assert row["start"] in ("fresh", "trained")
-        assert (row["bag_size"] == "") == (row["ratio"] == "")
-        assert (row["half_width"] == "") or int(row["seeds"]) > 1
-        assert all(math.isfinite(float(row[key])) for key in ("baseline_loss", "loss", "parameters", "total_steps"))
-    assert of_kind("bytes", "fresh")
-
-
-def test_a_line_more_is_a_measurement_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    columns = list(read_table("evidence/own_runs.csv")[0])
-    figures = ["50000000", "65536", "20000", "4", "0.2", "5", "0.9", "0.88", "0.004", "1.4"]
-    line = ["new study", "bytes", "fresh", *figures, "here"]
-
-    def with_it(name: str) -> list[dict[str, str]]:
-        more = [dict(zip(columns, line, strict=True))] if name == "evidence/own_runs.csv" else []
-        return read_table(name) + more
-
-    caches = (measured.comparisons, measured.studies)
-    scale = Scale(50e6, 65_536 * 20_000)
-    assert gain_range(scale, (4, 0.2), "bytes", "fresh") is None
-    try:
-        monkeypatch.setattr(measured, "read_table", with_it)
-        for cached in caches:
-            cached.cache_clear()
-        gain = gain_range(scale, (4, 0.2), "bytes", "fresh")
-        speedup = speedup_range(scale, (4, 0.2), "bytes", "fresh")
-        advice = advise(need_of(subject_of(unit="bytes", active_parameters=50e6, positions_per_step=65_536), 20_000))
-    finally:
-        monkeypatch.undo()
-        for cached in caches:
-            cached.cache_clear()
-    assert gain is not None
-    assert (gain.low, gain.high) == (pytest.approx(0.016), pytest.approx(0.024))
-    assert speedup is not None
-    assert "new study: 1.4x (here)" in speedup.basis
-    assert speedup.low <= 1.4 <= speedup.high
-    assert (advice.verdict, advice.setting) == ("use", Setting(4, 0.2))
 
 
 # The command.

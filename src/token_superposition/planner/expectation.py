@@ -2,11 +2,11 @@
 
 **Gain at equal FLOPs.** The range is spanned by the three nearest measured runs with their intervals; by those at the
 same size alone, where there are any. Of runs that differ from this one more than a hundred times in parameters or in
-positions nothing is taken. Outside the measured sizes it opens, for each power of ten in parameters or positions, by as
-much as the gain changed between any two measured runs of its kind (the steepest): far away it soon holds zero. Where
-every model that was measured at two lengths gained less at the longer, a longer run is not promised more. A run with
-one setting (the paper's 3B) is carried to another by how the sweeps depend on bag size and ratio. Beyond ten times in
-either there is no range.
+positions nothing is taken. Outside the sizes measured near it, it opens, for each power of ten in parameters or
+positions, by as much as the gain changed between any two measured runs of its kind (the steepest): far away it soon
+holds zero. Where every model that was measured at two lengths gained less at the longer, a longer run is not promised
+more. A run with one setting (the paper's 3B) is carried to another by how the sweeps of its regime depend on bag size
+and ratio; without such a sweep it says nothing of another. Beyond ten times in either there is no range.
 
 **Speed-up at equal loss.** The baseline's curve is read at superposition's end, between two of its runs, in the
 logarithm of compute. Few such readings exist, so the range is what the nearest three span, carried to another setting
@@ -62,18 +62,16 @@ class Reading:
 def gain_range(scale: Scale, cell: Cell, unit: Unit, start: Start) -> Range | None:
     """Nats a token that superposition gains at equal FLOPs; None where nothing near was measured."""
     kind = of_kind(unit, start)
-    gains = [
-        (study, gain)
-        for study in kind
-        if study.scale.of_one_regime(scale) and (gain := carried_gain(study, cell, kind)) is not None
-    ]
-    steepest, falls = _steepest(gains), _falls_with_length(gains)
+    regime = [(study, carried_gain(study, cell, kind)) for study in kind if study.scale.of_one_regime(scale)]
+    gains = [(study, gain) for study, gain in regime if gain is not None]
+    changes = _changes(regime)
+    steepest, falls = _steepest(changes), _falls_with_length(changes)
     near = sorted(
         ((study.scale.distance(scale), study, gain) for study, gain in gains if study.scale.near(scale)),
         key=lambda found: found[0],
     )
     taken = [found for found in near if found[0] < APART] or near[:_NEAREST]
-    shorter, longer, sideways = _outside(scale, [study.scale for study, _ in gains])
+    shorter, longer, sideways = _outside(scale, [study.scale for _, study, _ in near])
     if not taken or (steepest is None and shorter + longer + sideways > 0):
         return None
     ends = [(gain - half, gain + half) for _, study, gain in taken for half in [_half_width(study, cell)]]
@@ -90,15 +88,20 @@ def gain_range(scale: Scale, cell: Cell, unit: Unit, start: Start) -> Range | No
 
 def speedup_range(scale: Scale, cell: Cell, unit: Unit, start: Start) -> Range | None:
     """How many times less compute the same loss takes; None where nothing of the kind was measured near."""
-    found = sorted(
-        (reading for reading in readings(unit, start) if reading.scale.of_one_regime(scale)),
-        key=lambda reading: reading.scale.distance(scale),
-    )
-    if not any(reading.scale.near(scale) for reading in found):
-        return None
     kind = of_kind(unit, start)
-    taken = found[:_NEAREST]
-    values = [each.speedup ** min(1.0, max(0.0, _share(each.cell, cell, kind))) for each in taken]
+    found = sorted(
+        (
+            (reading, share)
+            for reading in readings(unit, start)
+            if reading.scale.of_one_regime(scale)
+            and (share := _share(reading.scale, reading.cell, cell, kind)) is not None
+        ),
+        key=lambda carried: carried[0].scale.distance(scale),
+    )
+    if not any(reading.scale.near(scale) for reading, _ in found):
+        return None
+    values = [reading.speedup ** min(1.0, max(0.0, share)) for reading, share in found[:_NEAREST]]
+    taken = [reading for reading, _ in found[:_NEAREST]]
     basis = "; ".join(f"{each.name}: {each.how}" for each in taken)
     return Range(min(values), max(values), sum(_outside(scale, [each.scale for each in taken])) > 0, basis)
 
@@ -148,13 +151,13 @@ def read_curve(curve: Sequence[tuple[int, float]], loss: float) -> tuple[float, 
 
 
 def carried_gain(study: Study, cell: Cell, kind: Sequence[Study]) -> float | None:
-    """A study's gain at a setting, measured there or carried there by the sweeps of its kind; None without either."""
+    """A study's gain at a setting, measured there or carried there by sweeps of its kind and regime; None without."""
     gain = study.gain_at(*cell)
-    if gain is not None or study.is_sweep or len(study.gains) > 1:
+    if gain is not None or len(study.gains) > 1:
         return gain
     ((measured, (at, _)),) = study.gains.items()
-    share = _share(measured, cell, kind)
-    return at * share if any(other.is_sweep for other in kind) else None
+    share = _share(study.scale, measured, cell, kind)
+    return None if share is None else at * share
 
 
 def mean_gain(cell: Cell, among: Sequence[Study]) -> float | None:
@@ -163,44 +166,60 @@ def mean_gain(cell: Cell, among: Sequence[Study]) -> float | None:
     return math.fsum(gains) / len(gains) if gains else None
 
 
-def _share(measured: Cell, cell: Cell, kind: Sequence[Study]) -> float:
-    """The gain at a setting over that at another, over the sweeps that have both; 1 where none has."""
+def _share(scale: Scale, measured: Cell, cell: Cell, kind: Sequence[Study]) -> float | None:
+    """The gain at a setting over that at another, by the sweeps of a regime that have both; None where none has."""
+    if measured == cell:
+        return 1.0
     both = [
         (there, here)
         for study in kind
         if study.is_sweep
+        and study.scale.of_one_regime(scale)
         and (there := study.gain_at(*measured)) is not None
         and (here := study.gain_at(*cell)) is not None
     ]
     measured_sum = math.fsum(there for there, _ in both)
-    return math.fsum(here for _, here in both) / measured_sum if measured_sum > 0 else 1.0
+    return math.fsum(here for _, here in both) / measured_sum if measured_sum > 0 else None
 
 
 def _half_width(study: Study, cell: Cell) -> float:
-    """Of the gain there; what one seed is off by at least, where no interval is known."""
-    known = study.gains.get(cell)
-    return known[1] or NOISE if known is not None else NOISE
+    """Of the gain there, or of what it is carried from; without an interval, what one seed is off by at least."""
+    here = [half for at, (_, half) in study.gains.items() if at == cell]
+    same_bags = [half for at, (_, half) in study.gains.items() if at[0] == cell[0]]
+    return max(half or NOISE for half in here or same_bags or [half for _, half in study.gains.values()])
 
 
-def _steepest(gains: Sequence[tuple[Study, float]]) -> float | None:
-    """The largest change of the gain for each power of ten between two studies; None without two apart."""
-    slopes = [
-        abs(gain - other) / distance
-        for (study, gain), (far, other) in itertools.combinations(gains, 2)
-        if (distance := study.scale.distance(far.scale)) >= APART
-    ]
-    return max(slopes, default=None)
+def _changes(regime: Sequence[tuple[Study, float | None]]) -> list[tuple[Scale, Scale, float]]:
+    """How the gain changed from the shorter of two studies to the longer, for any two that are apart.
+
+    At the setting asked for, where both say it; else wherever both were measured.
+    """
+    found = []
+    by_length = sorted(regime, key=lambda known: known[0].scale.positions)
+    for (short, before), (long, after) in itertools.combinations(by_length, 2):
+        if short.scale.distance(long.scale) < APART:
+            continue
+        pairs = [(before, after)]
+        if before is None or after is None:
+            pairs = [(short.gain_at(*cell), long.gain_at(*cell)) for cell in {*short.gains, *long.gains}]
+        found += [(short.scale, long.scale, b - a) for a, b in pairs if a is not None and b is not None]
+    return found
 
 
-def _falls_with_length(gains: Sequence[tuple[Study, float]]) -> bool:
+def _steepest(changes: Sequence[tuple[Scale, Scale, float]]) -> float | None:
+    """The largest change of the gain for each power of ten; None where none is known."""
+    return max((abs(change) / short.distance(long) for short, long, change in changes), default=None)
+
+
+def _falls_with_length(changes: Sequence[tuple[Scale, Scale, float]]) -> bool:
     """Whether every model that was measured at two lengths gained less at the longer."""
-    pairs = [
-        (short, long) if study.scale.positions < far.scale.positions else (long, short)
-        for (study, short), (far, long) in itertools.combinations(gains, 2)
-        if abs(math.log10(study.scale.parameters / far.scale.parameters)) < APART
-        and abs(math.log10(study.scale.positions / far.scale.positions)) >= APART
+    found = [
+        change
+        for short, long, change in changes
+        if abs(math.log10(long.parameters / short.parameters)) < APART
+        and math.log10(long.positions / short.positions) >= APART
     ]
-    return bool(pairs) and all(long < short for short, long in pairs)
+    return bool(found) and all(change < 0 for change in found)
 
 
 def _outside(scale: Scale, among: Sequence[Scale]) -> tuple[float, float, float]:

@@ -1,0 +1,93 @@
+"""Which setting is advised, and when none is."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from tests.planner.subjects import need_of, subject_of
+from token_superposition.planner.advice import advise
+from token_superposition.planner.expectation import gain_range
+from token_superposition.planner.measured import comparisons
+from token_superposition.planner.setting import Setting, choose
+
+
+def test_enough_text_gives_the_flat_optimum() -> None:
+    for steps in (20_000, 100_000):
+        setting, _ = choose(need_of(subject_of(), steps))
+        assert 5 <= setting.bag_size <= 8
+        assert 0.2 <= setting.ratio <= 0.3
+        assert (setting.mode, setting.slot_weights) == ("full", "uniform")
+
+
+def test_less_text_gives_less_of_it_then_plain_inputs_then_none() -> None:
+    positions = 20_000 * 2**21
+    reads, modes = [], []
+    for share in (3.0, 2.0, 1.6, 1.4, 1.2, 1.1, 1.05, 1.0, 0.99):
+        need = need_of(subject_of(), 20_000, corpus_tokens=int(positions * share))
+        advice = advise(need)
+        raw = advice.setting.schedule(20_000).raw_tokens(2**21)
+        assert advice.verdict == "none" or raw <= positions * share
+        reads.append(raw)
+        modes.append("none" if advice.setting.bag_size == 1 else advice.setting.mode)
+        assert share >= 2.0 or any("corpus" in reason for reason in advice.reasons)
+    assert modes == ["full"] * 6 + ["output_only"] * 2 + ["none"]
+    assert all(more >= less for more, less in pairwise(reads))
+
+
+def test_the_cheaper_run_needs_less_text() -> None:
+    positions = 20_000 * 2**21
+    need = need_of(subject_of(), 20_000, corpus_tokens=int(1.05 * positions))
+    assert choose(need)[0].mode == "output_only"
+    cheaper = need_of(subject_of(), 20_000, corpus_tokens=int(1.05 * positions), less_cost=True)
+    assert choose(cheaper)[0].mode == "full"
+
+
+def test_when_not_to() -> None:
+    short = advise(need_of(subject_of(parameters=5e6, active_parameters=5e6, positions_per_step=2**14), 1_200))
+    assert short.verdict == "none"
+    assert "leave too few for recovery" in short.reasons[0]
+    assert short.gain is None
+    trained = advise(need_of(subject_of(start="trained", unit="bytes"), 20_000))
+    assert trained.verdict == "none"
+    assert "going on from trained weights lost" in trained.reasons[0]
+    unknown = advise(need_of(subject_of(start="trained"), 20_000))
+    assert unknown.verdict == "none"
+    bytes_at_scale = advise(need_of(subject_of(unit="bytes"), 20_000))
+    assert bytes_at_scale.verdict == "try"
+    assert any("no evidence" in reason for reason in bytes_at_scale.reasons)
+    assert any("four are about one subword" in reason for reason in bytes_at_scale.reasons)
+    huge = advise(need_of(subject_of(active_parameters=10**12), 20_000))
+    assert (huge.verdict, huge.gain) == ("try", None)
+    assert "more than ten times apart" in str(huge.gain_reason)
+    far = gain_range(huge.nearest[0].scale, (6, 0.3), "bytes", "fresh")
+    assert far is None  # bytes say nothing of subwords, nor the other way round
+    few = advise(need_of(subject_of(), 5_000))
+    assert few.verdict == "try"
+    assert any("no near run of fewer than 20,000 steps" in reason for reason in few.reasons)
+
+
+def test_a_setting_of_the_users_is_judged_and_kept() -> None:
+    need = need_of(subject_of(), 20_000, corpus_tokens=20_000 * 2**21 * 2)
+    advice = advise(need, Setting(8, 0.3))
+    assert advice.setting == Setting(8, 0.3)
+    assert advice.verdict == "try"
+    assert any("reads the corpus 1.55 times" in reason for reason in advice.reasons)
+    loses = advise(need_of(subject_of(active_parameters=254e6), 20_000), Setting(16, 0.9))
+    assert loses.verdict == "try"
+    assert loses.gain is not None
+    assert loses.gain.high < 0
+
+
+def test_what_gained_near_in_size_comes_before_sweeps_that_are_far() -> None:
+    ours = next(run for run in comparisons() if run.unit == "subwords" and run.speedup is not None)
+    assert ours.bag_size is not None
+    assert ours.ratio is not None
+    subject = subject_of(active_parameters=ours.scale.parameters, positions_per_step=2048)
+    need = need_of(subject, ours.total_steps)
+    assert choose(need)[0] == Setting(ours.bag_size, ours.ratio)  # and not the paper's bags of 6
+    positions = need.scale.positions
+    little, reasons = choose(need_of(subject, ours.total_steps, corpus_tokens=int(1.15 * positions)))
+    assert little == Setting(2, 0.1)  # of the paper's sweeps, which have settings that read less
+    assert "too small to read bags of 2" in reasons[0]
+    level, _ = choose(need_of(subject, ours.total_steps, corpus_tokens=int(positions)))
+    assert level.mode == "output_only"
