@@ -49,9 +49,10 @@ def test_when_not_to() -> None:
     assert short.gain is None
     trained = advise(need_of(subject_of(start="trained", unit="bytes"), 20_000))
     assert trained.verdict == "none"
-    assert "going on from trained weights lost" in trained.reasons[0]
+    assert "no measured run on bytes, going on from trained weights gained: Shakespeare" in trained.reasons[0]
     unknown = advise(need_of(subject_of(start="trained"), 20_000))
     assert unknown.verdict == "none"
+    assert unknown.reasons[0].endswith("gained: there is none")
     bytes_at_scale = advise(need_of(subject_of(unit="bytes"), 20_000))
     assert bytes_at_scale.verdict == "try"
     assert any("no evidence" in reason for reason in bytes_at_scale.reasons)
@@ -73,9 +74,33 @@ def test_a_setting_of_the_users_is_judged_and_kept() -> None:
     assert advice.verdict == "try"
     assert any("reads the corpus 1.55 times" in reason for reason in advice.reasons)
     loses = advise(need_of(subject_of(active_parameters=254e6), 20_000), Setting(16, 0.9))
-    assert loses.verdict == "try"
+    assert loses.verdict == "none"
+    assert loses.setting == Setting(16, 0.9)
     assert loses.gain is not None
     assert loses.gain.high < 0
+    assert "what was measured near it loses" in loses.reasons[0]
+    plain = advise(need, Setting())
+    assert (plain.verdict, plain.reasons) == ("none", ["a bag_size of 1 is ordinary training"])
+
+
+def test_a_shorter_run_is_judged_by_its_own_steps() -> None:
+    subject = subject_of(active_parameters=254e6, positions_per_step=2**20)
+    same_cost = advise(need_of(subject, 40_000))
+    assert same_cost.speedup is not None
+    cheaper = advise(need_of(subject, 40_000, less_cost=True))
+    assert (same_cost.verdict, cheaper.verdict) == ("use", "use")
+    short = advise(need_of(subject, 24_000, less_cost=True))
+    assert advise(need_of(subject, 24_000)).verdict == "use"
+    assert short.verdict == "try"
+    assert any("no near run of fewer than 20,000 steps" in reason for reason in short.reasons)
+
+
+def test_a_setting_that_lost_near_in_size_is_not_advised() -> None:
+    lost = next(run for run in comparisons() if run.name == "Wikipedia on a GPU" and run.lost)
+    subject = subject_of(active_parameters=lost.scale.parameters, positions_per_step=2**17)
+    setting, reasons = choose(need_of(subject, 4_000))
+    assert setting.cell != (lost.bag_size, lost.ratio)
+    assert "of runs of other sizes" in reasons[0]
 
 
 def test_what_gained_near_in_size_comes_before_sweeps_that_are_far() -> None:

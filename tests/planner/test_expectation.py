@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -10,7 +11,7 @@ from tests.planner.subjects import need_of, subject_of
 from token_superposition.planner import measured
 from token_superposition.planner.advice import advise
 from token_superposition.planner.expectation import gain_range, read_curve, readings, speedup_range
-from token_superposition.planner.measured import NOISE, Scale, comparisons, of_kind
+from token_superposition.planner.measured import NOISE, OWN_NOISE, Scale, comparisons, of_kind
 from token_superposition.planner.setting import Setting
 from token_superposition.planner.tables import read_table
 
@@ -86,7 +87,7 @@ def test_between_far_runs_the_range_opens_as_outside() -> None:
     there = gain_range(tiny.scale, (6, 0.2), "subwords", "fresh")
     assert there is not None
     assert not there.extrapolated
-    assert there.low == pytest.approx(tiny.gain - NOISE)
+    assert there.low == pytest.approx(tiny.gain - OWN_NOISE)
     # Ten times the length lies between this run and the paper's, which are a hundred times off: nothing near says what
     # it gains. And since tiny runs gained more when they were longer, the range opens to both sides.
     between = gain_range(Scale(tiny.scale.parameters, 9 * tiny.scale.positions), (6, 0.2), "subwords", "fresh")
@@ -94,6 +95,22 @@ def test_between_far_runs_the_range_opens_as_outside() -> None:
     assert between.extrapolated
     assert between.low < there.low
     assert between.high > 0 > there.high
+
+
+def test_further_from_what_was_measured_no_more_is_promised() -> None:
+    smaller = [254e6 * 10 ** (-step / 20) for step in range(20)]
+    gains = [gain_range(Scale(parameters, 42e9), (6, 0.2), "subwords", "fresh") for parameters in smaller]
+    lows = [gain.low for gain in gains if gain is not None]
+    assert len(lows) == len(smaller)
+    assert lows == sorted(lows, reverse=True)
+    assert lows[-1] < 0
+    larger = [3.34e9 * 10 ** (step / 20) for step in range(20)]
+    for sizes in (smaller, larger):
+        speedups = [speedup_range(Scale(parameters, 75e9), (6, 0.3), "subwords", "fresh") for parameters in sizes]
+        cautious = [speedup.low for speedup in speedups if speedup is not None]
+        assert len(cautious) > 10
+        assert all(later <= earlier + 1e-9 for earlier, later in pairwise(cautious[1:]))
+        assert 1 <= cautious[-1] < cautious[0]
 
 
 def test_what_is_carried_is_no_surer_than_what_was_measured() -> None:
@@ -121,6 +138,14 @@ def test_bytes_rest_on_our_own_runs() -> None:
     assert advise(need_of(subject, 4_000)).verdict == "use"
     assert advise(need_of(subject, 3_000)).verdict == "try"
     assert advise(need_of(subject, 2_000)).verdict == "none"
+
+
+def test_one_seed_of_ours_is_surer_of_nothing_than_five() -> None:
+    ours = [run for run in comparisons() if run.name == "Python source" and run.total_steps == 4_000]
+    assert max(run.noise for run in ours if run.seeds == 5) < min(run.noise for run in ours if run.seeds == 1)
+    level = next(run for run in comparisons() if run.unit == "subwords" and run.total_steps == 3_000)
+    assert level.gain > NOISE
+    assert not level.won
 
 
 def test_speed_ups_are_the_papers() -> None:
@@ -185,6 +210,6 @@ def test_a_line_more_is_a_measurement_more(monkeypatch: pytest.MonkeyPatch) -> N
     assert gain is not None
     assert (gain.low, gain.high) == (pytest.approx(0.016), pytest.approx(0.024))
     assert speedup is not None
-    assert "new study: 1.4x (here)" in speedup.basis
+    assert "new study at 20,000 steps: 1.4x (here)" in speedup.basis
     assert speedup.low <= 1.4 <= speedup.high
     assert (advice.verdict, advice.setting) == ("use", Setting(4, 0.2))

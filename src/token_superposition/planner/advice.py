@@ -1,8 +1,8 @@
 """Whether to superpose a run, and what to expect of it; each with its reason.
 
 `use`: near runs were measured, as short as this, and all that is known of them says that it gains. `try`: nothing says
-that it loses, and not enough that it gains; compare first. `none`: runs as short as this lost, or every run of its kind
-did, or there is too little text. Which setting is judged, where the user gave none, `setting` says.
+that it loses, and not enough that it gains; compare first. `none`: runs as short as this lost, or all that is known of
+near ones says so, or none of its kind gained, or there is too little text. Which setting is judged, where the user gave none, `setting` says.
 """
 
 from __future__ import annotations
@@ -13,11 +13,21 @@ from typing import Literal
 
 from token_superposition.planner.expectation import APART, Range, gain_range, speedup_range
 from token_superposition.planner.measured import NOISE, Comparison, best_of_each, of_kind
-from token_superposition.planner.setting import Need, Setting, choose, fits, kind_words, raw_tokens, too_little_text
+from token_superposition.planner.setting import (
+    Need,
+    Setting,
+    choose,
+    fits,
+    kind_words,
+    raw_tokens,
+    steps_at,
+    too_little_text,
+)
 from token_superposition.study.report.numbers import count_in_words, signed, three_figures
 
 Verdict = Literal["use", "try", "none"]
 _SHOWN = 4
+_NOT_FOR_IT = "superposition is not for this run"
 
 
 @dataclass(frozen=True)
@@ -50,13 +60,19 @@ def advise(need: Need, given: Setting | None = None) -> Advice:
     setting, reasons = (given, []) if given is not None else choose(need)
     repeats = _what_repeats(need, setting)
     gain, gain_reason = _expected_gain(need, setting, against)
+    if gain is not None and gain.high < -NOISE:
+        against = [f"what was measured near it loses: {signed(gain.low)} to {signed(gain.high)} nats at equal FLOPs"]
+        if given is None:
+            gain, gain_reason = None, _NOT_FOR_IT
     speedup, speedup_reason = _expected_speedup(need, setting, against, gain)
     close = sorted(measured, key=lambda each: each.scale.distance(need.scale))[:_SHOWN]
     if against or setting.bag_size == 1:
-        kept, said = (setting, against) if given is not None else (Setting(), against or reasons)
+        kept = given if given is not None else Setting()
+        said = against or reasons or ["a bag_size of 1 is ordinary training"]
         return Advice("none", kept, said, gain, gain_reason, speedup, speedup_reason, close)
-    short = _never_so_short(need, measured)
-    gains = speedup is not None if gain is None else gain.low > NOISE
+    steps = steps_at(need.total_steps, speedup.low) if need.less_cost and speedup is not None else need.total_steps
+    short = _never_so_short(need, measured, steps)
+    gains = gain is not None and gain.low > NOISE
     reasons.append(_in_words_of(gain, gain_reason, speedup))
     if need.unit == "bytes":
         reasons.append("tokens are bytes: four are about one subword, and bytes may gain more than subwords do")
@@ -72,7 +88,8 @@ def _why_not(need: Need, measured: Sequence[Comparison]) -> list[str]:
     lost = [each for each in measured if each.lost]
     won = [each for each in measured if each.won]
     if not won:
-        reasons.append(f"every measured run {kind_words(need)} lost: {'; '.join(map(_in_words, lost))}")
+        said = "; ".join(map(_in_words, measured))
+        reasons.append(f"no measured run {kind_words(need)} gained: {said or 'there is none'}")
         return reasons
     near = [each for each in lost if each.scale.near(need.scale)]
     # Of other sizes only what is short anywhere counts: a tiny model's long run says little of a large one's.
@@ -98,14 +115,14 @@ def _what_repeats(need: Need, setting: Setting) -> list[str]:
     return [f"it reads the corpus {times} times, and no run that repeats text was measured"]
 
 
-def _never_so_short(need: Need, measured: Sequence[Comparison]) -> list[str]:
-    """Where near runs won, but none as short as this: that, and which short one lost."""
+def _never_so_short(need: Need, measured: Sequence[Comparison], steps: int) -> list[str]:
+    """Where near runs won, but none of so few steps: that, and which short one lost."""
     won = [each for each in measured if each.won and each.scale.near(need.scale)]
     shortest = min((each.total_steps for each in won), default=0)
-    if need.total_steps >= shortest * 10**-APART:
+    if steps >= shortest * 10**-APART:
         return []
     lost = max((each for each in measured if each.lost), key=lambda each: each.total_steps, default=None)
-    text = f"no near run of fewer than {shortest:,} steps is known to have gained, and this has {need.total_steps:,}"
+    text = f"no near run of fewer than {shortest:,} steps is known to have gained, and this has {steps:,}"
     return [text + (f"; {_in_words(lost)}" if lost else "")]
 
 
@@ -117,7 +134,10 @@ def _in_words_of(gain: Range | None, reason: str | None, speedup: Range | None) 
         return f"at equal loss near runs took less compute; at equal FLOPs there is no range: {reason}"
     if gain.low <= NOISE:
         return f"what was measured near it allows {signed(gain.low)} to {signed(gain.high)} nats, so it may not help"
-    return f"all that was measured near it gains: {signed(gain.low)} to {signed(gain.high)} nats at equal FLOPs"
+    figures = f"{signed(gain.low)} to {signed(gain.high)} nats at equal FLOPs"
+    if gain.extrapolated:
+        return f"what was measured near it, carried to its size, promises {figures}"
+    return f"all that was measured near it gains: {figures}"
 
 
 def _expected_gain(need: Need, setting: Setting, against: Sequence[str]) -> tuple[Range | None, str | None]:
@@ -137,7 +157,8 @@ def _expected_speedup(
     if gain is not None and gain.low <= NOISE:
         return None, "it may not gain at all"
     found = speedup_range(need.scale, setting.cell, need.unit, need.start)
-    return found, None if found is not None else f"none was measured near this size {kind_words(need)}"
+    nothing = f"none that holds for this setting was measured near this size {kind_words(need)}"
+    return found, None if found is not None else nothing
 
 
 def _no_figures(setting: Setting, against: Sequence[str]) -> str | None:
@@ -145,7 +166,7 @@ def _no_figures(setting: Setting, against: Sequence[str]) -> str | None:
     if setting.bag_size == 1:
         return "it is ordinary training"
     if against:
-        return "superposition is not for this run"
+        return _NOT_FOR_IT
     return f"no figures of mode {setting.mode} are known" if setting.mode != "full" else None
 
 
@@ -156,7 +177,7 @@ def _nothing_near(need: Need) -> str:
         return f"nothing was measured {kind_words(need)}"
     closest = min(sizes, key=need.scale.distance)
     if closest.near(need.scale):
-        return "what was measured near it has no interval, or is of other settings"
+        return "what was measured near it is of other settings, and no sweep near it says how they compare"
     return (
         f"the nearest measured run {kind_words(need)} has {count_in_words(closest.parameters)} parameters and "
         f"{count_in_words(closest.positions)} positions, this one {count_in_words(need.scale.parameters)} and "

@@ -1,8 +1,8 @@
 """What superposition should gain on a run, as a range, from what was measured near it.
 
 **Gain at equal FLOPs.** The range is spanned by the three nearest measured runs with their intervals; by those at the
-same size alone, where there are any. Of runs that differ from this one more than a hundred times in parameters or in
-positions nothing is taken. Outside the sizes measured near it, it opens, for each power of ten in parameters or
+same size alone, where there are any. Of runs that differ more than a hundred times in parameters or in positions from
+the nearest nothing is taken. Outside the sizes measured near it, it opens, for each power of ten in parameters or
 positions, by as much as the gain changed between any two measured runs of its kind (the steepest): far away it soon
 holds zero. Where every model that was measured at two lengths gained less at the longer, a longer run is not promised
 more. A run with one setting (the paper's 3B) is carried to another by how the sweeps of its regime depend on bag size
@@ -10,7 +10,8 @@ and ratio; without such a sweep it says nothing of another. Beyond ten times in 
 
 **Speed-up at equal loss.** The baseline's curve is read at superposition's end, between two of its runs, in the
 logarithm of compute. Few such readings exist, so the range is what the nearest three span, carried to another setting
-in the same way, but never upwards. Between two runs far apart the reading flatters: the real curve sags below the
+in the same way, but never upwards. Outside their sizes its cautious end falls, towards no saving, by as much as such
+readings change. Between two runs far apart the reading flatters: the real curve sags below the
 chord. A loss below every baseline's gives a lower bound, which is taken as it stands.
 """
 
@@ -62,7 +63,8 @@ class Reading:
 def gain_range(scale: Scale, cell: Cell, unit: Unit, start: Start) -> Range | None:
     """Nats a token that superposition gains at equal FLOPs; None where nothing near was measured."""
     kind = of_kind(unit, start)
-    regime = [(study, carried_gain(study, cell, kind)) for study in kind if study.scale.of_one_regime(scale)]
+    home = _nearest(scale, kind)
+    regime = [(study, carried_gain(study, cell, kind)) for study in kind if study.scale.of_one_regime(home)]
     gains = [(study, gain) for study, gain in regime if gain is not None]
     changes = _changes(regime)
     steepest, falls = _steepest(changes), _falls_with_length(changes)
@@ -77,7 +79,7 @@ def gain_range(scale: Scale, cell: Cell, unit: Unit, start: Start) -> Range | No
     ends = [(gain - half, gain + half) for _, study, gain in taken for half in [_half_width(study, cell)]]
     below = (steepest or 0.0) * (shorter + longer + sideways)
     above = (steepest or 0.0) * (shorter + sideways + (0.0 if falls else longer))
-    names = [f"{study.name} at {study.total_steps:,} steps" for _, study, _ in taken]
+    names = [_words(study, cell) for _, study, _ in taken]
     return Range(
         min(low for low, _ in ends) - below,
         max(high for _, high in ends) + above,
@@ -89,11 +91,12 @@ def gain_range(scale: Scale, cell: Cell, unit: Unit, start: Start) -> Range | No
 def speedup_range(scale: Scale, cell: Cell, unit: Unit, start: Start) -> Range | None:
     """How many times less compute the same loss takes; None where nothing of the kind was measured near."""
     kind = of_kind(unit, start)
+    home = _nearest(scale, kind)
     found = sorted(
         (
             (reading, share)
             for reading in readings(unit, start)
-            if reading.scale.of_one_regime(scale)
+            if reading.scale.of_one_regime(home)
             and (share := _share(reading.scale, reading.cell, cell, kind)) is not None
         ),
         key=lambda carried: carried[0].scale.distance(scale),
@@ -102,15 +105,25 @@ def speedup_range(scale: Scale, cell: Cell, unit: Unit, start: Start) -> Range |
         return None
     values = [reading.speedup ** min(1.0, max(0.0, share)) for reading, share in found[:_NEAREST]]
     taken = [reading for reading, _ in found[:_NEAREST]]
-    basis = "; ".join(f"{each.name}: {each.how}" for each in taken)
-    return Range(min(values), max(values), sum(_outside(scale, [each.scale for each in taken])) > 0, basis)
+    outside = sum(_outside(scale, [each.scale for each in taken]))
+    steepest = _steepest(
+        [(a.scale, b.scale, math.log(b.speedup / a.speedup)) for (a, _), (b, _) in itertools.combinations(found, 2)]
+    )
+    if steepest is None and outside > 0:
+        return None
+    low = max(1.0, min(values) * math.exp(-(steepest or 0.0) * outside))
+    return Range(low, max(values), outside > 0, "; ".join(f"{each.name}: {each.how}" for each in taken))
 
 
 def readings(unit: Unit, start: Start) -> list[Reading]:
     """Every speed-up at equal loss that the tables hold."""
     found = [
         Reading(
-            each.name, each.scale, (each.bag_size, each.ratio), each.speedup, f"{each.speedup:.2g}x ({each.source})"
+            f"{each.name} at {each.total_steps:,} steps",
+            each.scale,
+            (each.bag_size, each.ratio),
+            each.speedup,
+            f"{each.speedup:.3g}x ({each.source})",
         )
         for each in comparisons()
         if each.speedup is not None and each.bag_size is not None and each.ratio is not None
@@ -157,7 +170,9 @@ def carried_gain(study: Study, cell: Cell, kind: Sequence[Study]) -> float | Non
         return gain
     ((measured, (at, _)),) = study.gains.items()
     share = _share(study.scale, measured, cell, kind)
-    return None if share is None else at * share
+    if share is None:
+        return None
+    return at * share if at > 0 else at  # a loss is no share of a gain
 
 
 def mean_gain(cell: Cell, among: Sequence[Study]) -> float | None:
@@ -182,33 +197,46 @@ def _share(scale: Scale, measured: Cell, cell: Cell, kind: Sequence[Study]) -> f
     return math.fsum(here for _, here in both) / measured_sum if measured_sum > 0 else None
 
 
+def _nearest(scale: Scale, kind: Sequence[Study]) -> Scale:
+    """Of the measured sizes the nearest; what lies a hundred times from it is of another regime."""
+    return min((study.scale for study in kind), key=scale.distance, default=scale)
+
+
+def _words(study: Study, cell: Cell) -> str:
+    """Which study, and from which setting its gain is carried, if from another."""
+    name = f"{study.name} at {study.total_steps:,} steps"
+    if study.gain_at(*cell) is not None:
+        return name
+    ((bag_size, ratio),) = study.gains
+    return f"{name} (carried from bags of {bag_size} for {ratio:.0%})"
+
+
 def _half_width(study: Study, cell: Cell) -> float:
-    """Of the gain there, or of what it is carried from; without an interval, what one seed is off by at least."""
-    here = [half for at, (_, half) in study.gains.items() if at == cell]
-    same_bags = [half for at, (_, half) in study.gains.items() if at[0] == cell[0]]
-    return max(half or NOISE for half in here or same_bags or [half for _, half in study.gains.values()])
+    """What the gain there may be off by, or that from which it is carried."""
+    here = [noise for at, (_, noise) in study.gains.items() if at == cell]
+    same_bags = [noise for at, (_, noise) in study.gains.items() if at[0] == cell[0]]
+    return max(here or same_bags or [noise for _, noise in study.gains.values()])
 
 
 def _changes(regime: Sequence[tuple[Study, float | None]]) -> list[tuple[Scale, Scale, float]]:
-    """How the gain changed from the shorter of two studies to the longer, for any two that are apart.
+    """How the gain changed from the shorter of any two studies to the longer.
 
     At the setting asked for, where both say it; else wherever both were measured.
     """
     found = []
     by_length = sorted(regime, key=lambda known: known[0].scale.positions)
     for (short, before), (long, after) in itertools.combinations(by_length, 2):
-        if short.scale.distance(long.scale) < APART:
-            continue
-        pairs = [(before, after)]
+        known = [(before, after)]
         if before is None or after is None:
-            pairs = [(short.gain_at(*cell), long.gain_at(*cell)) for cell in {*short.gains, *long.gains}]
-        found += [(short.scale, long.scale, b - a) for a, b in pairs if a is not None and b is not None]
+            known = [(short.gain_at(*cell), long.gain_at(*cell)) for cell in {*short.gains, *long.gains}]
+        found += [(short.scale, long.scale, b - a) for a, b in known if a is not None and b is not None]
     return found
 
 
 def _steepest(changes: Sequence[tuple[Scale, Scale, float]]) -> float | None:
-    """The largest change of the gain for each power of ten; None where none is known."""
-    return max((abs(change) / short.distance(long) for short, long, change in changes), default=None)
+    """The largest change for each power of ten; None where none is known between sizes that are apart."""
+    slopes = [abs(change) / distance for a, b, change in changes if (distance := a.distance(b)) >= APART]
+    return max(slopes, default=None)
 
 
 def _falls_with_length(changes: Sequence[tuple[Scale, Scale, float]]) -> bool:

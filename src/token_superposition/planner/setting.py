@@ -3,9 +3,10 @@
 Of the settings that were measured on this kind of tokens, those whose mean gain is within noise of the best are as good
 as each other, and of these the one that reads the fewest raw tokens is taken: the optimum is flat, and data is what
 superposition is paid with. Sweeps come first, for they have every setting of one run; but what gained near in size
-comes before sweeps that are far. Where the corpus is too small to be read once, only settings that fit it are asked,
-near ones and then those of far sweeps; then `output_only`, which reads no more than ordinary training; and where even
-that has to repeat text, none: data is short then, not compute, and at equal data superposition loses.
+comes before sweeps that are far, and a setting that lost near in size is not taken. Where the corpus is too small to be
+read once, only settings that fit it are asked, near ones and then those of far sweeps; then `output_only`, which reads
+no more than ordinary training; and where even that has to repeat text, none: data is short then, not compute, and at
+equal data superposition loses.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from token_superposition.planner.expectation import mean_gain, speedup_range
 from token_superposition.planner.measured import NOISE, Cell, Scale, Start, Study, Unit, of_kind, paper_runs
 from token_superposition.study.report.numbers import count_in_words, three_figures
 
-_LARGEST_UNIFORM = 8  # above it the paper's power law of the slots is the better by 0.001 to 0.005 nats
+LARGEST_BAG = 8  # above it bags read more for no more gain, and uniform slot weights are no longer the best
 
 
 @dataclass(frozen=True)
@@ -65,31 +66,35 @@ class Need:
 def choose(need: Need) -> tuple[Setting, list[str]]:
     """The setting for a run, and what it rests on: the first of the three kinds above that its corpus suffices for."""
     kind = of_kind(need.unit, need.start)
-    helpful = [study for study in kind if any(gain > (half or NOISE) for gain, half in study.gains.values())]
-    near = [study for study in helpful if study.scale.near(need.scale)]
+    near = [study for study in kind if study.scale.near(need.scale)]
+    helpful = [study for study in kind if any(gain > noise for gain, noise in study.gains.values())]
     sweeps = [study for study in helpful if study.is_sweep]
-    among = [study for study in sweeps if study in near] or near or sweeps or helpful
-    best = _cheapest_of_the_best(among, lambda _: True)
+    beside = [study for study in sweeps if study in near] or [study for study in helpful if study in near]
+    among = beside or sweeps or helpful
+    lost = {cell for study in near for cell in study.gains if (mean_gain(cell, near) or 0.0) < -NOISE}
+    best = _cheapest_of_the_best(among, lambda cell: cell not in lost)
     if best is None:
         return Setting(), [f"nothing was measured that helps {kind_words(need)}"]
-    if fits(need, setting_of(best)):
+    if fits(need, Setting(*best)):
         more = 1 + best[1] * (best[0] - 1)
-        return setting_of(best), [
+        where = "" if beside else " of runs of other sizes"
+        return Setting(*best), [
             f"bags of {best[0]} for {best[1]:.0%} of the steps: within noise ({NOISE} nats) of the best measured "
-            f"setting, and of those the one that reads least ({three_figures(more)} times the text)"
+            f"setting{where}, and of those the one that reads least ({three_figures(more)} times the text)"
         ]
     fitting = next(
         (
             cell
             for pool in (among, sweeps)
-            if (cell := _cheapest_of_the_best(pool, lambda cell: fits(need, setting_of(cell)))) is not None
+            if (cell := _cheapest_of_the_best(pool, lambda cell: cell not in lost and fits(need, Setting(*cell))))
+            is not None
         ),
         None,
     )
     corpus = count_in_words(need.corpus_tokens)
     short = f"the corpus of {corpus} tokens is too small to read bags of {best[0]} for {best[1]:.0%} of the steps once"
     if fitting is not None:
-        return setting_of(fitting), [f"{short}; bags of {fitting[0]} for {fitting[1]:.0%} fit"]
+        return Setting(*fitting), [f"{short}; bags of {fitting[0]} for {fitting[1]:.0%} fit"]
     output_only = Setting(best[0], best[1], "output_only")
     if fits(need, output_only):
         return output_only, [
@@ -100,14 +105,9 @@ def choose(need: Need) -> tuple[Setting, list[str]]:
     return Setting(), [too_little_text(need)]
 
 
-def setting_of(cell: Cell) -> Setting:
-    """A setting of the sweeps, with the slot weights that suit its bag size."""
-    return Setting(*cell, slot_weights="uniform" if cell[0] <= _LARGEST_UNIFORM else "power_law")
-
-
 def _cheapest_of_the_best(among: Sequence[Study], allowed: Callable[[Cell], bool]) -> Cell | None:
     """Of the allowed settings within noise of the best mean gain, the one that reads least; None where none gains."""
-    cells = sorted({cell for study in among for cell in study.gains if cell[0] <= _LARGEST_UNIFORM})
+    cells = sorted({cell for study in among for cell in study.gains if cell[0] <= LARGEST_BAG})
     means = {cell: gain for cell in cells if allowed(cell) and (gain := mean_gain(cell, among)) is not None}
     means = {cell: gain for cell, gain in means.items() if gain > NOISE}
     if not means:
