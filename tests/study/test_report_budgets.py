@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.study.reports import Page
 from tests.study.synthetic import LATE, NEVER, STUDIES, finish, make_study, tuned
-from tests.study.test_report_page import Page
 from token_superposition.study.report import render_html, verdict
 from token_superposition.study.report.marks import short_names
 from token_superposition.study.report.scale import log_ticks

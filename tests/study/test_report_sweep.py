@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.study.test_report_page import Page, make_arm, make_report
+from tests.study.reports import Page, make_arm, make_report
 from token_superposition.study.report import render_html, verdict
 
 RATE, DECAY = "train.learning_rate", "train.weight_decay"

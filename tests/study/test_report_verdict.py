@@ -1,0 +1,107 @@
+"""What the report says for each outcome."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+
+from tests.study.reports import LOST, STEPS, SWITCH, UNDECIDED, WON, Page, make_arm, make_report
+from token_superposition.study.report import render_html, verdict
+
+
+def test_won_says_by_how_much_and_that_it_helped() -> None:
+    words = verdict(make_report(WON))
+    assert words.outcome == "won"
+    assert "At equal compute superposition ended 0.052 nats per byte below the baseline" in words.headline
+    assert "it helped" in words.headline
+    assert "did not help" not in words.headline
+    assert "95% interval −0.059 to −0.045" in words.details[0]
+    assert "5 seeds" in words.details[0]
+
+
+def test_lost_says_so_in_the_headline_and_why_it_may_be() -> None:
+    words = verdict(make_report(LOST))
+    assert words.outcome == "lost"
+    assert "0.052 nats per byte above the baseline" in words.headline
+    assert "did not help" in words.headline
+    assert "interval +0.045 to +0.059" in words.details[0]
+    assert any(f"too few next-token steps follow it; here {STEPS - SWITCH} did" in text for text in words.details)
+
+
+def test_an_interval_that_holds_zero_decides_nothing() -> None:
+    words = verdict(make_report(UNDECIDED))
+    assert words.outcome == "undecided"
+    assert "do not decide it" in words.headline
+    assert "help" not in words.headline
+    assert "includes zero" in words.details[0]
+
+
+@pytest.mark.parametrize("delta", [-0.5, 0.5])
+def test_one_seed_is_undecided_whatever_the_difference(delta: float) -> None:
+    words = verdict(make_report([delta]))
+    assert words.outcome == "undecided"
+    assert f"0.500 nats per byte {'below' if delta < 0 else 'above'} the baseline" in words.headline
+    assert "one seed does not decide it" in words.headline
+    assert "help" not in words.headline
+    assert any("no interval" in text for text in words.details)
+    assert any("--seeds 5" in text for text in words.details)
+
+
+def test_more_seeds_are_asked_for_where_they_are_few() -> None:
+    for deltas in (WON, LOST, UNDECIDED):
+        assert not any("--seeds" in text for text in verdict(make_report(deltas)).details)
+        assert any("--seeds 5" in text for text in verdict(make_report(deltas[:3])).details)
+
+
+@pytest.mark.parametrize("deltas", [WON, LOST, UNDECIDED, WON[:1]])
+def test_only_bytes_are_said_to_flatter(deltas: Sequence[float]) -> None:
+    def flatters(tokenizer: str) -> bool:
+        return any("may flatter" in text for text in verdict(make_report(deltas, tokenizer=tokenizer)).details)
+
+    assert flatters("bytes")
+    assert not flatters("gpt2")
+    assert "may flatter" not in render_html(make_report(deltas, tokenizer="gpt2"))
+
+
+def test_the_unit_is_the_tokenizer_s() -> None:
+    assert "nats per token" in verdict(make_report(tokenizer="gpt2")).headline
+    assert "nats per byte" not in render_html(make_report(tokenizer="gpt2"))
+    assert "nats per token" not in render_html(make_report(tokenizer="bytes"))
+
+
+@pytest.mark.parametrize(("bag_size", "factor"), [(2, "1.30"), (4, "1.90")])
+def test_the_price_in_raw_text_is_said(bag_size: int, factor: str) -> None:
+    details = verdict(make_report(bag_size=bag_size)).details
+    assert any(f"{factor} times the raw data" in text for text in details)
+    assert f"× {factor}" in Page(render_html(make_report(bag_size=bag_size))).text
+
+
+def test_text_that_was_read_again_is_said() -> None:
+    report = make_report()
+    assert not any("more than once" in text for text in verdict(report).details)
+    for seed in report["arms"][1]["seeds"]:
+        seed["unique_raw_tokens"] //= 2
+    assert any("more than once" in text for text in verdict(report).details)
+
+
+def test_a_difference_under_the_noise_is_called_that() -> None:
+    assert any("noise" in text for text in verdict(make_report([-0.001, -0.0011, -0.0012])).details)
+    assert not any("noise" in text for text in verdict(make_report(WON)).details)
+
+
+def test_the_best_of_several_arms_was_chosen() -> None:
+    report = make_report()
+    assert not any("best of" in text for text in verdict(report).details)
+    report["arms"].append(make_arm("bags of 4", [1.6] * 5, bag_size=4))
+    report["equal_flops_all"].append({**report["equal_flops"], "arm": "bags of 4"})
+    assert any("best of 2" in text for text in verdict(report).details)
+
+
+def test_a_run_that_diverged_is_not_compared() -> None:
+    report = make_report([-0.05, math.nan, -0.04])
+    words = verdict(report)
+    assert words.outcome == "undecided"
+    assert "cannot be compared" in words.headline
+    Page(render_html(report))
