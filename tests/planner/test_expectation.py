@@ -69,7 +69,8 @@ def test_of_another_regime_nothing_is_taken() -> None:
     assert small.ratio is not None
     found = speedup_range(small.scale, (small.bag_size, small.ratio), "subwords", "fresh")
     assert found is not None
-    assert (found.low, found.high) == (small.speedup, small.speedup)  # not the paper's 2.5 at 10B
+    ours = [run.speedup for run in comparisons() if run.name == small.name and run.speedup is not None]
+    assert (found.low, found.high) == (min(ours), max(ours))  # not the paper's 2.5 at 10B
     large = speedup_range(Scale(3e9, 42e9), (6, 0.3), "subwords", "fresh")
     assert large is not None
     assert small.name not in large.basis
