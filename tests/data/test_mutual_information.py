@@ -200,6 +200,10 @@ def test_tokens_of_ones_own_give_slot_weights() -> None:
     assert found.distances == (1, 2, 3, 4, 5, 6, 7, 8)
     assert found.slot_weights == f"mutual_information:{found.offset:g},{found.scale:g},{found.exponent:g}"
     assert found.at(1) == pytest.approx(found.nats[0], rel=0.05)
+    worst = max(abs(found.at(d) - nats) for d, nats in zip(found.distances, found.nats, strict=True))
+    assert found.residual == pytest.approx(worst / found.nats[0])
+    assert found.as_dict()["residual"] == pytest.approx(found.residual, rel=1e-2)
+    assert f"within {found.residual:.1%} of I(1)" in found.describe(4)
 
 
 def test_distances_reach_two_bags_and_stay_few() -> None:

@@ -168,6 +168,7 @@ def test_a_comparison_and_the_same_again(small_run: dict[str, Any], tmp_path: Pa
     assert [(stage["bag_size"], stage["steps"]) for stage in superposition["stages"]] == [(2, 6), (1, 6)]
     assert report["model"]["parameters"] > 0
     assert report["data"]["tokenizer"] == "bytes"
+    assert [arm["changed"] for arm in report["arms"]] == [{}, {}]
 
     # Equal compute, unequal text, one start, other seeds otherwise.
     flops = [seed["flops"] for arm in report["arms"] for seed in arm["seeds"]]
@@ -227,6 +228,56 @@ def test_a_run_that_diverges_ends_the_comparison_in_one_line(small_run: dict[str
         compare(make_study(small_run), tmp_path / "out", jobs=1, quiet=True)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out" / "report.json").exists()
+
+
+def test_runs_beside_one_that_diverges_are_trained_to_their_ends(small_run: dict[str, Any], tmp_path: Path) -> None:
+    small_run["train"].update(max_grad_norm=None)
+    arms = {
+        "wild": {"superposition.bag_size": 2, "train.learning_rate": 1e30},
+        "plain": {"superposition.bag_size": 1},
+        "bags of 2": {"superposition.bag_size": 2},
+    }
+    with pytest.raises(TrainingDivergedError, match=r"^wild, seed 0: "):
+        compare(make_study({**small_run, "arms": arms}), tmp_path / "out", jobs=1, quiet=True)
+    done = {file.parent.parent.name for file in (tmp_path / "out" / "runs").glob("*/seed-0/summary.json")}
+    assert done == {"plain", "bags of 2"}
+    del arms["wild"]
+    report = compare(make_study({**small_run, "arms": arms}), tmp_path / "out", jobs=1, quiet=True)
+    assert [arm["name"] for arm in report["arms"]] == ["plain", "bags of 2"]
+
+
+def test_the_file_may_say_how_many_seeds(small_run: dict[str, Any], tmp_path: Path) -> None:
+    assert load(small_run, tmp_path).num_seeds is None
+    assert load({**small_run, "seeds": 3}, tmp_path).num_seeds == 3
+    for wrong in (0, 1001, "three", True, 2.5):
+        assert "study.yaml: seeds: is a whole number from 1 to 1000, not" in refused(
+            {**small_run, "seeds": wrong}, tmp_path
+        )
+
+
+def test_what_an_arm_changes_is_in_the_report(small_run: dict[str, Any], tmp_path: Path) -> None:
+    arms = {
+        "plain": {"superposition.bag_size": 1},
+        "other": {"superposition.bag_size": 2, "train.optimizer": "muon", "train.weight_decay": 0.0},
+    }
+    report = compare(make_study({**small_run, "arms": arms}), tmp_path, jobs=2, quiet=True)
+    assert report["settings"]["optimizer"] == "adamw"
+    assert [arm["changed"] for arm in report["arms"]] == [
+        {},
+        {"train.optimizer": "muon", "train.weight_decay": 0.0},
+    ]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Of its own it has train.optimizer muon, train.weight_decay 0" in page
+    assert "validation set, batch and every setting but those" in page
+
+
+def test_slot_weights_that_were_measured_are_in_the_report(small_run: dict[str, Any], tmp_path: Path) -> None:
+    small_run["superposition"] = {"bag_size": 2, "ratio": 0.5, "slot_weights": "mutual_information"}
+    report = compare(make_study(small_run), tmp_path, jobs=2, quiet=True)
+    found = report["mutual_information"]["superposition"]
+    assert len(found["distances"]) == len(found["nats"]) == 8
+    numbers = f"{found['offset']:g},{found['scale']:g},{found['exponent']:g}"
+    assert report["arms"][1]["slot_weights"] == f"mutual_information:{numbers}"
 
 
 def test_arms_share_their_seeds_and_their_data(small_run: dict[str, Any]) -> None:

@@ -36,6 +36,17 @@ def trained(folder: Path) -> int:
     return sum((run.read_summary() or {})["steps"] - branch_step(run) for run in runs)
 
 
+@pytest.mark.parametrize(("words", "runs"), [([], 6), (["--seeds", "2"], 4)])
+def test_seeds_are_the_files_unless_the_command_says_otherwise(
+    small_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], runs: int
+) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml.safe_dump({**small_run, "seeds": 3}))
+    out = str(tmp_path / "out")
+    assert main(["compare", str(file), "--dry-run", "--json", "--out", out, *words]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["runs"] == runs
+
+
 @pytest.mark.parametrize("budget", [None, 10, "no sweep"])
 def test_the_steps_named_are_those_trained(
     study: Study, tmp_path: Path, in_process: list[str], budget: int | str | None

@@ -392,6 +392,7 @@ REPORTS: dict[str, tuple[Callable[[dict[str, Any]], Any], list[str], str]] = {
         "model.config.num_attention_heads is 1",
     ),
     "start": (lambda r: r["model"].update(init_from={"path": "x"}), [], "a trained model to go on from is True there"),
+    "optimizer": (lambda r: r["settings"].update(optimizer="muon"), [], "train.optimizer is 'muon' there and 'adamw'"),
     "tokenizer": (lambda r: r["data"].update(tokenizer="bpe"), [], "the tokenizer is 'bpe' there and 'bytes' here"),
     "data": (lambda r: r["data"].update(train_tokens=9), [], "training tokens is 9 there"),
     "validation": (lambda r: r["data"].update(validation_tokens_used=64), [], "logging.validation_tokens) is 64 there"),

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.study.reports import FLOPS, POSITIONS, SWITCH, WON, make_report
+from tests.study.reports import FLOPS, POSITIONS, SWITCH, WON, Page, make_report
+from token_superposition.study.report import render_html
 from token_superposition.study.report.curves import all_series
 from token_superposition.study.report.marks import spread
 from token_superposition.study.report.numbers import count_in_words, duration, power_of_ten, signed
@@ -25,6 +26,20 @@ def test_the_mean_is_over_the_steps_all_seeds_have() -> None:
     for point in baseline.mean:
         losses = [p.loss for line in baseline.seeds for p in line if p.step == point.step]
         assert point.loss == pytest.approx(sum(losses) / 2)
+
+
+@pytest.mark.parametrize(
+    ("num_seeds", "words"), [(1, None), (2, "range of the seeds"), (3, "95% interval of the mean")]
+)
+def test_curves_have_a_band_over_their_seeds(num_seeds: int, words: str | None) -> None:
+    report = make_report(WON[:num_seeds])
+    series = all_series(report, "flops")[0]
+    assert len(series.bands) == (0 if words is None else len(series.mean))
+    for point, (low, high) in zip(series.mean, series.bands, strict=False):
+        assert low < point.loss < high
+    page = Page(render_html(report))
+    assert (("class", "band arm-0") in page.attributes) == (words is not None)
+    assert words is None or f"shaded: {words}" in page.text
 
 
 def test_the_switch_is_placed_on_each_axis() -> None:

@@ -196,6 +196,16 @@ def test_longer_runs_that_took_less_time_cannot_be_read_between() -> None:
     assert "took no more wall time for 2,000 steps than for 1,000 steps" in read(arms, unit="seconds")["reason"]
 
 
+@pytest.mark.parametrize("read_at", ["baseline_end", "superposition_end"])
+def test_no_bound_is_claimed_where_seeds_do_not_tell_two_ends_apart(read_at: str) -> None:
+    ends = {"baseline_end": [1.9, 1.8, 1.601], "superposition_end": [1.7, 1.65, 1.599]}[read_at]
+    found = read(with_losses([2.0, 1.8, 1.6], ends, (-0.01, 0.0, 0.01)), read_at)
+    assert (found["speedup"], found["bounds"]) == (None, None)
+    assert "these seeds do not tell the two apart" in found["reason"]
+    sure = read(with_losses([2.0, 1.8, 1.6], ends, (-0.0001, 0.0, 0.0001)), read_at)
+    assert sure["bounds"] is not None
+
+
 def test_a_curve_that_is_not_monotone_is_read_where_it_passes_for_good() -> None:
     # It passes 1.5 between 1,000 and 2,000 steps, is above it at 4,000, and passes again before 8,000.
     found = read(with_losses([2.0, 1.9, 1.7, 1.5], [1.6, 1.4, 1.6, 1.4]))

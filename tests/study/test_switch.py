@@ -74,12 +74,24 @@ def test_no_spike() -> None:
     assert "no spike" in found["reason"]
 
 
-def test_nothing_is_interpolated() -> None:
+def test_the_baseline_need_not_be_validated_at_the_switch() -> None:
+    arms = with_gaps(GAPS)
+    curve = arms[0]["seeds"][0]["curve"]
+    for point in curve:  # it falls by 0.4 from step 1,000 to 1,400
+        point["validation_loss"] = 1.5 + 0.001 * (1200 - point["step"])
+    whole = switch_facts(arms)
+    arms[0]["seeds"][0]["curve"] = [point for point in curve if point["step"] != SWITCH]
+    assert switch_facts(arms)[0]["spike_nats"] == pytest.approx(whole[0]["spike_nats"]) == pytest.approx(2.0)
+    arms[0]["seeds"][0]["curve"] = [point for point in curve if point["step"] > SWITCH]
+    assert switch_facts(arms)[0]["spike_nats"] is None  # never beyond the baseline's own
+
+
+def test_no_other_step_is_interpolated() -> None:
     gaps = {step: gap for step, gap in GAPS.items() if step != SWITCH}
     found = facts(gaps)
     assert found["spike_nats"] is None
     assert found["spike_steps"] is None
-    assert "not both validated at step 1,200, the switch" in found["reason"]
+    assert "superposition was not validated at step 1,200, the switch" in found["reason"]
     assert found["crossing_step"] == 2000
     assert facts(GAPS, {**GAPS, 2000: None})["crossing_step"] == 2200  # a seed has no loss there
 

@@ -23,6 +23,13 @@ def test_ratio_steps_and_stages() -> None:
     by_ratio = parse_config({**run, "superposition": {"bag_size": 4, "ratio": 0.2, "mode": "output_only"}})
     assert by_ratio.schedule().stages == (Stage(4, 200, "output_only"), Stage(1, 800))
     assert parse_config({**run, "superposition": {"bag_size": 4}}).schedule().switch_step == 250
+    short = {"stages": "8:0.1, 4:0.1,2:0.05"}
+    assert parse_config({**run, "superposition": short}).schedule().stages == (
+        Stage(8, 100),
+        Stage(4, 100),
+        Stage(2, 50),
+        Stage(1, 750),
+    )
     staged = {"stages": [{"bag_size": 4, "ratio": 0.15}, {"bag_size": 2, "steps": 100}]}
     assert parse_config({**run, "superposition": staged}).schedule().stages == (
         Stage(4, 150),
@@ -74,6 +81,9 @@ def test_a_learning_rate_without_a_point_is_a_number() -> None:
         ("superposition:\n  ratio: .nan", "superposition.ratio: "),
         ("superposition:\n  {bag_size: 2, ratio: 0.1, superposition_steps: 3}", "give one of ratio and"),
         ("superposition:\n  {bag_size: 2, stages: [{bag_size: 2, ratio: 0.1}]}", "stages replaces bag_size"),
+        ("superposition:\n  stages: 8:0.1;4:0.1", "superposition.stages: a list of bag sizes and shares"),
+        ("superposition:\n  stages: eight:0.1,4:0.1", "is needed, such as 8:0.1,4:0.1 (given: 'eight:0.1"),
+        ("superposition:\n  stages: 8:0.1", "a single stage, such as 8:0.1, is given as bag_size and ratio"),
         ("superposition:\n  stages: [{bag_size: 2}]", "a stage takes one of ratio and steps"),
         ("superposition:\n  stages: [{bag_size: 2, steps: 4000}]", "leave no step of train.total_steps (4000)"),
         ("superposition:\n  {bag_size: 2, superposition_steps: 4000}", "under total_steps (4000)"),

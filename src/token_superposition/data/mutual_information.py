@@ -98,6 +98,12 @@ class MutualInformation:
         """The fitted law, in nats."""
         return self.offset + self.scale * distance**self.exponent
 
+    @property
+    def residual(self) -> float:
+        """How far the law is from the estimates at most, as a share of I(1): large where no power law would fit."""
+        off = max(abs(self.at(d) - nats) for d, nats in zip(self.distances, self.nats, strict=True))
+        return off / self.nats[0]
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -107,6 +113,7 @@ class MutualInformation:
             "distances": list(self.distances),
             "nats": [float(f"{value:.6g}") for value in self.nats],
             "noise": float(f"{self.noise:.6g}"),
+            "residual": float(f"{self.residual:.3g}"),
             "num_tokens": self.num_tokens,
         }
 
@@ -114,9 +121,9 @@ class MutualInformation:
         """One line for people, with the weights that a bag of that size gets."""
         weights = [self.at(slot) / self.at(1) for slot in range(1, min(bag_size, 8) + 1)]
         return (
-            f"I(d) = {self.offset:.3g} + {self.scale:.3g} * d^{self.exponent:.3g} nats, over "
-            f"{self.num_tokens:,} tokens; weights {', '.join(f'{weight:.2g}' for weight in weights)}"
-            f"{', ...' * (bag_size > len(weights))}"
+            f"I(d) = {self.offset:.3g} + {self.scale:.3g} * d^{self.exponent:.3g} nats, over {self.num_tokens:,} "
+            f"tokens, within {self.residual:.1%} of I(1) at every distance; weights "
+            f"{', '.join(f'{weight:.2g}' for weight in weights)}{', ...' * (bag_size > len(weights))}"
         )
 
 

@@ -2,7 +2,8 @@
 
 `use`: near runs were measured, as short as this, and all that is known of them says that it gains. `try`: nothing says
 that it loses, and not enough that it gains; compare first. `none`: runs as short as this lost, or all that is known of
-near ones says so, or none of its kind gained, or there is too little text. Which setting is judged, where the user gave none, `setting` says.
+near ones says so, or none of its kind gained, or there is too little text. Which setting is judged, where the user gave
+none, `setting` says.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def add_study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     compare.set_defaults(takes_keys=True)
     compare.add_argument("config", type=Path, metavar="CONFIG.yaml")
     compare.add_argument("--out", type=Path, help="folder (default: runs/, the configuration's name and -compare)")
-    compare.add_argument("--seeds", type=int, default=1, help="seeds of each arm (default: %(default)s)")
+    compare.add_argument("--seeds", type=int, help="seeds of each arm (default: the file's, or 1)")
     compare.add_argument("--jobs", type=int, help="runs at once (default: as the cores bear)")
     compare.add_argument("--dry-run", action="store_true", help="say what would be trained, train and write nothing")
     _add_budgets(compare)
@@ -140,6 +140,7 @@ def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[di
     from token_superposition.study.sweep import parse_sweep, sweep_words
 
     study = load_study(options.config, _values(overrides), budgets=options.budgets, equal_data=options.equal_data)
+    num_seeds = options.seeds if options.seeds is not None else study.num_seeds or 1
     num_sweep_seeds = _sweep_seeds(options)
     sweep = None
     if options.sweep:
@@ -155,16 +156,16 @@ def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[di
     if options.dry_run:
         from token_superposition.study.dry_run import describe, dry_run
 
-        result = dry_run(study, folder, num_seeds=options.seeds, sweep=sweep)
+        result = dry_run(study, folder, num_seeds=num_seeds, sweep=sweep)
         return result, describe(result)
     keys = [word for name, text in overrides.items() for word in (f"--{name}", text)]
-    words = ["tst", "compare", str(options.config), "--seeds", str(options.seeds), "--out", str(folder)]
+    words = ["tst", "compare", str(options.config), "--seeds", str(num_seeds), "--out", str(folder)]
     words += budget_words(options.budgets, options.equal_data)
     words += [*sweep_words(options.sweep, num_sweep_seeds, options.sweep_budget), *keys]
     report = compare(
         study,
         folder,
-        num_seeds=options.seeds,
+        num_seeds=num_seeds,
         sweep=sweep,
         jobs=options.jobs,
         quiet=options.quiet,

@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from token_superposition.data.mutual_information import MutualInformation
 from token_superposition.errors import UserError
 from token_superposition.study.queue import train_trials
 from token_superposition.study.report import write_report
 from token_superposition.study.results import build_report
-from token_superposition.study.study_file import Study, load_study, make_study
+from token_superposition.study.study_file import MOST_SEEDS, Study, load_study, make_study
 from token_superposition.study.sweep import Sweep
 from token_superposition.study.trials import Trial, arm_trials, equal_data_steps, with_equal_data
 from token_superposition.study.tune import tune
@@ -31,8 +32,6 @@ from token_superposition.train.progress import say, warn
 from token_superposition.train.resume import what_is_odd
 
 __all__ = ["Study", "build_report", "check_request", "compare", "load_study", "make_study"]
-
-_MOST_SEEDS = 1000
 
 
 def compare(
@@ -73,6 +72,8 @@ def compare(
     report = build_report(study, trials, num_seeds, longer)
     if tuned is not None:
         report["sweep"] = tuned.report
+    if ready.measured:
+        report["mutual_information"] = {arm: found.as_dict() for arm, found in ready.measured.items()}
     if command is not None:
         report["command"] = command
     write_report(report, folder)
@@ -86,6 +87,7 @@ class Ready:
     Attributes:
         study: with slot weights measured.
         sources: what each arm goes on from.
+        measured: on the data, for the slot weights of the arms that ask for it.
         trials: of all arms, without a sweep.
         longer: steps of equal data, by arm.
         odd: what to say of the runs before they start.
@@ -93,6 +95,7 @@ class Ready:
 
     study: Study
     sources: Mapping[str, Source | None]
+    measured: Mapping[str, MutualInformation]
     trials: list[Trial]
     longer: Mapping[str, int]
     odd: list[str]
@@ -101,10 +104,10 @@ class Ready:
 def make_ready(study: Study, folder: Path, *, num_seeds: int, jobs: int | None, quiet: bool) -> Ready:
     """Refuse what could not run, before anything is written; arguments as in `compare`."""
     check_request(folder, num_seeds, jobs)
-    study, sources = _check_arms(study, None if quiet else say)
+    study, sources, measured = _check_arms(study, None if quiet else say)
     longer = equal_data_steps(study)
     trials = with_equal_data([trial for arm in study.arms for trial in arm_trials(study, arm, folder)], longer)
-    return Ready(study, sources, trials, longer, what_is_odd_in(trials, sources))
+    return Ready(study, sources, measured, trials, longer, what_is_odd_in(trials, sources))
 
 
 def check_request(folder: Path, num_seeds: int, jobs: int | None) -> None:
@@ -115,8 +118,8 @@ def check_request(folder: Path, num_seeds: int, jobs: int | None) -> None:
     Raises:
         UserError: naming the option, or what the folder holds.
     """
-    if not 1 <= num_seeds <= _MOST_SEEDS:
-        raise UserError(f"--seeds is at least 1 and at most {_MOST_SEEDS}, not {num_seeds}")
+    if not 1 <= num_seeds <= MOST_SEEDS:
+        raise UserError(f"--seeds is at least 1 and at most {MOST_SEEDS}, not {num_seeds}")
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs is at least 1, not {jobs}")
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -128,25 +131,31 @@ def check_request(folder: Path, num_seeds: int, jobs: int | None) -> None:
         raise UserError(f"{folder}: is not a study's folder (it holds {strangers[0]!r}); name an empty one")
 
 
-def _check_arms(study: Study, say: Callable[[str], None] | None) -> tuple[Study, dict[str, Source | None]]:
-    """Refuse an arm that could not run, before any starts; returns what each goes on from.
+def _check_arms(
+    study: Study, say: Callable[[str], None] | None
+) -> tuple[Study, dict[str, Source | None], dict[str, MutualInformation]]:
+    """Refuse an arm that could not run, before any starts; returns what each goes on from, and what was measured.
 
     Slot weights that come from the data are measured here, once for all runs: those that begin alike have to have the
     same numbers.
     """
     verified: set[str] = set()
-    arms, sources = {}, {}
+    arms, sources, found = {}, {}, {}
     for name, given in study.arms.items():
         data, config = given.data, given
         if verified >= set(data.folders):  # once is enough
             config = given.model_copy(update={"data": data.model_copy(update={"verify": False})})
         try:
-            measured, sources[name] = check_run(config, say)
+            measured, sources[name], information = check_run(config, say)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
         arms[name] = given.model_copy(update={"superposition": measured.superposition})
         verified.update(data.folders)
-    return replace(study, arms=arms), sources
+        if information is not None:
+            found[name] = information
+            if say is not None:
+                say(f"{name}: {information.describe(measured.schedule().bag_size)}")
+    return replace(study, arms=arms), sources, found
 
 
 def what_is_odd_in(trials: Sequence[Trial], sources: Mapping[str, Source | None]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 from token_superposition.errors import UserError
@@ -15,6 +16,7 @@ from token_superposition.study.statistics import paired_difference
 from token_superposition.study.study_file import Study
 from token_superposition.study.switch import switch_facts
 from token_superposition.study.trials import Trial
+from token_superposition.train.config import RunConfig, changed_keys
 from token_superposition.train.corpora import Corpora
 
 _NO_EQUAL_DATA = "no arm was given the raw tokens superposition read; --equal-data trains one"
@@ -31,13 +33,15 @@ def build_report(
         num_seeds: of each.
         equal_data_steps: by arm, the baseline's steps on the arm's raw tokens.
     """
+    first, *_ = study.arms.values()
     by_arm = {name: [trial for trial in trials if trial.arm == name] for name in study.arms}
     reference = {name: [t for t in its if t.kind == "budget"][-1] for name, its in by_arm.items()}
     arms = []
     for name, its in by_arm.items():
         figures = [_figures(trial, num_seeds) for trial in its]
         budgets = [_budget(trial, each) for trial, each in zip(its, figures, strict=True)]
-        arms.append({"name": name, **figures[its.index(reference[name])], "budgets": budgets})
+        changed = _changed(first, study.arms[name])
+        arms.append({"name": name, **figures[its.index(reference[name])], "changed": changed, "budgets": budgets})
     baseline = reference[arms[0]["name"]]
     train = baseline.config.train
     stored = baseline.run(0).read_config() or {}
@@ -70,6 +74,7 @@ def build_report(
             "total_steps": train.total_steps,
             "batch_size": train.batch_size,
             "sequence_length": train.sequence_length,
+            "optimizer": train.optimizer,
             "learning_rate": train.learning_rate,
             "warmup_steps": train.num_warmup_steps,
             "decay_steps": train.decay_steps,
@@ -81,13 +86,20 @@ def build_report(
         "arms": arms,
         "equal_flops": best,
         "equal_flops_all": differences,
-        "equal_data": min(longer, key=_delta, default=None),
+        "equal_data": next((each for each in longer if each["arm"] == best["arm"]), None),
         "equal_data_all": longer,
         "iso_loss": iso_loss,
         "iso_loss_all": speedups,
         "switch": switch_facts(arms),
         "reasons": {key: reason for key, reason in reasons.items() if reason is not None},
     }
+
+
+def _changed(baseline: RunConfig, arm: RunConfig) -> dict[str, Any]:
+    """The keys that an arm has otherwise than the baseline, besides those of superposition, and what it has there."""
+    theirs, ours = baseline.model_dump(mode="json"), arm.model_dump(mode="json")
+    keys = [key for key in changed_keys(theirs, ours) if not key.startswith("superposition.")]
+    return {key: reduce(lambda part, name: part[name], key.split("."), ours) for key in keys}
 
 
 def _delta(difference: Mapping[str, Any]) -> float:

@@ -199,8 +199,8 @@ def _read(arm: Arm, end: _Point, unit: Unit, seeds: Sequence[int], *, at_baselin
         shortest = curve[0]
         words, bounds = _bound(end, shortest, at_baseline, more=at_baseline)
         raise _Unreadable(
-            f"{name} is below that loss already at {_steps([shortest.steps])}, its shortest budget{without}, so the "
-            f"speed-up is {words}; a shorter budget would tell",
+            f"{name} is below that loss already at {_steps([shortest.steps])}, its shortest budget{without}, {words}; "
+            "a shorter budget would tell",
             bounds,
         )
     last = above[-1]
@@ -210,7 +210,7 @@ def _read(arm: Arm, end: _Point, unit: Unit, seeds: Sequence[int], *, at_baselin
         words, bounds = _bound(end, longest, at_baseline, more=not at_baseline)
         raise _Unreadable(
             f"{name} is still above that loss at {_steps([longest.steps])}, the longest it was trained{without}{rose}, "
-            f"so the speed-up is {words}; a longer budget would tell",
+            f"{words}; a longer budget would tell",
             bounds,
         )
     left, right = curve[last], curve[last + 1]
@@ -240,10 +240,14 @@ def _read(arm: Arm, end: _Point, unit: Unit, seeds: Sequence[int], *, at_baselin
     )
 
 
-def _bound(end: _Point, point: _Point, at_baseline: bool, *, more: bool) -> tuple[str, list[float | None]]:
-    """What is known where a curve ends at `point` short of the loss: in words, and as [low, high]."""
+def _bound(end: _Point, point: _Point, at_baseline: bool, *, more: bool) -> tuple[str, list[float | None] | None]:
+    """What is known where a curve ends at `point` short of the loss: in words, and as [low, high]; None is nothing."""
     ratio = math.exp(end.log_cost - point.log_cost if at_baseline else point.log_cost - end.log_cost)
-    return f"{'more' if more else 'less'} than {ratio:.2f}", [ratio, None] if more else [None, ratio]
+    apart = [there - here for there, here in zip(point.losses, end.losses, strict=True)]
+    low, high = t_interval(apart, LEVEL) if len(apart) > 1 else (apart[0], apart[0])
+    if low <= 0 <= high:
+        return "but by so little that these seeds do not tell the two apart, so no bound is sure", None
+    return f"so the speed-up is {'more' if more else 'less'} than {ratio:.2f}", [ratio, None] if more else [None, ratio]
 
 
 def _why_no_interval(left: _Point, right: _Point) -> str | None:

@@ -5,9 +5,10 @@
       superposition: {superposition.bag_size: 2, superposition.ratio: 0.3}
     budgets: [1000, 2000, 4000]
     equal_data: true
+    seeds: 5
 
 Without `arms` they are the run as it stands and the same run without its `superposition` section. Without `budgets`
-there is one, `train.total_steps`.
+there is one, `train.total_steps`; without `seeds` there is one.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from token_superposition.study.budgets import at_budget, parse_budgets
 from token_superposition.train.config import RunConfig, changed_keys, parse_config, read_yaml, with_keys
 from token_superposition.yaml_keys import child
 
+MOST_SEEDS = 1000
 # Keys that arms share, by their beginnings, and why.
 _EQUAL = {
     "model.": "arms share their model and its initialisation",
@@ -45,12 +47,14 @@ class Study:
         given: keys that an arm or the command line sets itself, and where: a sweep may not set them too.
         budgets: numbers of steps, in rising order; empty where `train.total_steps` is the only one.
         equal_data: whether the baseline is trained on the raw tokens of each other arm too.
+        num_seeds: of each arm; None where the file does not say.
     """
 
     arms: Mapping[str, RunConfig]
     given: Mapping[str, str] = field(default_factory=dict)
     budgets: tuple[int, ...] = ()
     equal_data: bool = False
+    num_seeds: int | None = None
 
     @property
     def branches(self) -> bool:
@@ -88,6 +92,7 @@ def make_study(
     arms = values.pop("arms", None)
     steps, values, overrides = _take_budgets(values, overrides, budgets, source)
     equal_data = _take_equal_data(values, source) or equal_data
+    num_seeds = _take_seeds(values, source)
     given = {key: f"--{key}" for key in overrides}
     shared = parse_config(values, overrides, source=source, lines=lines)
     if arms is None:
@@ -96,11 +101,11 @@ def make_study(
                 f"{source}: nothing to compare: the run has no superposition (set superposition.bag_size, or name arms)"
             )
         plain = parse_config(values, {**overrides, "superposition": {}}, source=source)
-        study = Study({"baseline": plain, "superposition": shared}, given, steps, equal_data)
+        study = Study({"baseline": plain, "superposition": shared}, given, steps, equal_data, num_seeds)
     else:
         configs = _read_arms(arms, values, overrides, source, lines)
         given = {str(key): f"{source}: arms.{name}" for name, keys in arms.items() for key in keys} | given
-        study = Study(configs, given, steps, equal_data)
+        study = Study(configs, given, steps, equal_data, num_seeds)
     for name, config in study.arms.items():
         for budget in steps:
             at_budget(config, budget, f"{name}, budgets")
@@ -131,6 +136,13 @@ def _take_equal_data(values: dict[str, Any], source: str) -> bool:
     given = values.pop("equal_data", False)
     if not isinstance(given, bool):
         raise UserError(f"{source}: equal_data: is true or false, not {str(given)[:60]!r}")
+    return given
+
+
+def _take_seeds(values: dict[str, Any], source: str) -> int | None:
+    given = values.pop("seeds", None)
+    if given is not None and (isinstance(given, bool) or not isinstance(given, int) or not 1 <= given <= MOST_SEEDS):
+        raise UserError(f"{source}: seeds: is a whole number from 1 to {MOST_SEEDS}, not {str(given)[:60]!r}")
     return given
 
 

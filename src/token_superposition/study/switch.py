@@ -1,11 +1,12 @@
 """What happens at the switch to next-token training: the spike, how long it lasts, and where superposition gets ahead.
 
 All three are read off the gap, superposition's next-token validation loss less the baseline's at the same step and
-seed, meant over seeds, at the steps of the reference budget that both were validated at. Nothing is interpolated:
-every step named here is one at which both were measured, so a step found is late by up to one validation interval.
+seed, meant over seeds, at the steps of the reference budget that both were validated at: every step named here is one
+at which both were measured, so a step found is late by up to one validation interval.
 
     spike      the gap at the switch step itself, before any next-token training. The model has only seen bags until
-               then, and its next-token loss is far above the baseline's.
+               then, and its next-token loss is far above the baseline's. Superposition is validated there always; the
+               baseline's loss is taken between its validations on either side where it was not.
     its end    the first validation at which less than a tenth of the spike is left. A tenth, as the gap falls fast at
                first and then slowly; and as it may never reach zero.
     crossing   the first validation of the recovery from which the gap stays at or below zero to the end. That a curve
@@ -49,6 +50,20 @@ def mean_gaps(baseline: Arm, arm: Arm) -> list[tuple[int, float]]:
     return [(step, math.fsum(gap[step] for gap in gaps) / len(gaps)) for step in sorted(shared)]
 
 
+def _mean_gap_at(baseline: Arm, arm: Arm, step: int) -> float | None:
+    """The mean gap at a step at which the arm was validated; the baseline's loss may lie between two of its own."""
+    theirs, gaps = by_seed(reference(baseline)), []
+    for seed, run in by_seed(reference(arm)).items():
+        base, ours = _losses(theirs.get(seed, {})), _losses(run)
+        before = max((at for at in base if at <= step), default=None)
+        after = min((at for at in base if at >= step), default=None)
+        if step not in ours or before is None or after is None:
+            continue
+        share = (step - before) / (after - before) if after > before else 0.0
+        gaps.append(ours[step] - base[before] - share * (base[after] - base[before]))
+    return math.fsum(gaps) / len(gaps) if gaps else None
+
+
 def _losses(run: Mapping[str, Any]) -> dict[int, float]:
     """A run's validation losses by step, those that are numbers."""
     losses = {int(point["step"]): point.get("validation_loss") for point in run.get("curve") or []}
@@ -59,8 +74,9 @@ def _facts(baseline: Arm, arm: Arm) -> dict[str, Any]:
     budget: Budget = reference(arm)
     switch = int(budget["switch_step"])
     gaps = mean_gaps(baseline, arm)
+    at_switch = _mean_gap_at(baseline, arm, switch)
     recovery = [(step, gap) for step, gap in gaps if step > switch]
-    spike, spike_steps, no_spike = _spike(dict(gaps).get(switch), recovery, switch)
+    spike, spike_steps, no_spike = _spike(at_switch, recovery, switch)
     crossing, no_crossing = _crossing(recovery)
     return {
         "arm": arm["name"],
@@ -78,8 +94,7 @@ def _spike(
 ) -> tuple[float | None, int | None, str | None]:
     """The spike, the recovery steps it lasted, and why one of them is missing."""
     if gap is None:
-        reason = f"the spike is not known: the two were not both validated at step {switch:,}, the switch"
-        return None, None, f"{reason} (let logging.validation_interval divide it)"
+        return None, None, f"the spike is not known: superposition was not validated at step {switch:,}, the switch"
     if gap <= 0:
         return gap, None, "there was no spike: superposition was not behind at the switch"
     for step, left in recovery:

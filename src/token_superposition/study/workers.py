@@ -5,8 +5,8 @@ leaves run folders that go on where they stopped, and what is done is not traine
 starts processes, reads the lines they log, and shows them. A run that begins as another one starts as soon as that
 one's checkpoint is there, while it goes on training.
 
-A run that diverges ends a study, in one line, unless the study asked to know: a sweep tries values that may
-be too much.
+A run that diverges ends a study, in one line and after all others are done, unless the study asked to know: a sweep
+tries values that may be too much.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def share_cores(config: RunConfig, num_runs: int, jobs: int | None) -> tuple[int
 def run_jobs(jobs: Sequence[Job], *, at_once: int, threads: int, quiet: bool, may_diverge: bool = False) -> None:
     """Run every job that is not done, `at_once` at a time with `threads` threads each.
 
-    With `may_diverge` a run that diverges is one that has ended, now and when the study is started again.
+    With `may_diverge` a run that diverges is one that has ended, now and when the study is started again. Without, the
+    others are run to their ends first: hours of theirs need not be waited for again.
 
     Raises:
         UserError: where a run says that its input is wrong, in its words.
@@ -54,14 +55,16 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, threads: int, quiet: bool, ma
     jobs = list(jobs)
     waiting = [job for job in jobs if not (job.done or (may_diverge and job.diverged))]
     running: dict[Job, subprocess.Popen[bytes]] = {}
+    lost: TrainingDivergedError | None = None
     display = Display(jobs, quiet=quiet)
     before = _interrupt_on(signal.SIGTERM, signal.SIGHUP)
     try:
         while waiting or running:
             for job in _stranded(waiting, running):
                 waiting.remove(job)
-                if may_diverge and job.parent is not None and job.parent.diverged:
-                    job.diverge()
+                if job.parent is not None and job.parent.diverged and (may_diverge or lost is not None):
+                    if may_diverge:
+                        job.diverge()
                     continue
                 warn(f"{job.name}: what it would begin with was not written; it is trained from its start")
                 jobs[jobs.index(job)] = alone = replace(job, parent=None, branch_step=0)
@@ -75,8 +78,12 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, threads: int, quiet: bool, ma
             for job, process in list(running.items()):
                 if process.poll() is not None:
                     del running[job]
-                    if not (may_diverge and job.diverged):
+                    if may_diverge and job.diverged:
+                        continue
+                    try:
                         _check(job, process.returncode)
+                    except TrainingDivergedError as error:
+                        lost = lost or error
         display.update()
     finally:
         display.close()
@@ -86,6 +93,8 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, threads: int, quiet: bool, ma
             process.wait()
         for number, handler in before.items():
             signal.signal(number, handler)
+    if lost is not None:
+        raise lost
 
 
 def _stranded(waiting: Sequence[Job], running: Collection[Job]) -> list[Job]:

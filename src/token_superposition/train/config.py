@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, ValidationError, model_validator
 
 from token_superposition.errors import UserError
 from token_superposition.plan.stages import Mode, Schedule, Stage, SuperpositionSchedule
@@ -32,6 +32,7 @@ from token_superposition.train.values import (
     Section,
     Seed,
     SlotWeights,
+    stages_in_short,
 )
 from token_superposition.yaml_keys import changed_keys, line_of, parse_override, read_yaml, with_keys
 
@@ -52,7 +53,8 @@ __all__ = [
     "with_keys",
 ]
 
-STUDY_KEYS = {"arms": "are", "budgets": "are", "equal_data": "is"}  # of a study's file, which is a run's but for them
+# Of a study's file, which is a run's but for them.
+STUDY_KEYS = {"arms": "are", "budgets": "are", "equal_data": "is", "seeds": "are"}
 _MOST_RAW_TOKENS = 10**18
 
 
@@ -99,8 +101,8 @@ class SuperpositionConfig(Section):
     superposition_steps: NotNegativeInt | None = Field(None, description="the same in steps")
     mode: Mode = "full"
     slot_weights: SlotWeights = "uniform"
-    stages: list[StageConfig] | None = Field(
-        None, min_length=1, max_length=1000, description="several bag sizes, in place of the above"
+    stages: Annotated[list[StageConfig] | None, BeforeValidator(stages_in_short)] = Field(
+        None, min_length=1, max_length=1000, description="several bag sizes, in place of the above; or 8:0.1,4:0.1"
     )
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from token_superposition.data.mutual_information import MutualInformation
 from token_superposition.data.verify import verify_folder
 from token_superposition.errors import UserError
 from token_superposition.model.build import check_length, outline_model
@@ -76,11 +77,14 @@ def attention_refusal(reason: object) -> UserError:
     )
 
 
-def check_run(config: RunConfig, say: Callable[[str], None] | None = None) -> tuple[RunConfig, Source | None]:
+def check_run(
+    config: RunConfig, say: Callable[[str], None] | None = None
+) -> tuple[RunConfig, Source | None, MutualInformation | None]:
     """All of it: device, data, lengths, model.
 
     Returns:
-        The configuration with its slot weights measured, where they are to be, and what it goes on from, if anything.
+        The configuration with its slot weights measured, where they are to be; what it goes on from, if anything; and
+        what was measured, if anything.
 
     Raises:
         UserError: where the data, the model and the configuration do not fit each other or this machine.
@@ -89,7 +93,7 @@ def check_run(config: RunConfig, say: Callable[[str], None] | None = None) -> tu
     device = resolve_device(train.device)
     corpora = Corpora.open(config.data)
     check_data(config, say)
-    config, _ = measure_slot_weights(config)
+    config, found = measure_slot_weights(config)
     corpora.stream(config, config.schedule())  # refuses what is too short
     Validators(config, corpora)
     source, part = open_source(config), config.model
@@ -107,4 +111,4 @@ def check_run(config: RunConfig, say: Callable[[str], None] | None = None) -> tu
     if model is not None:
         check_length(model, train.sequence_length)
     check_attention(config, part.architecture, part.config)
-    return config, source
+    return config, source, found

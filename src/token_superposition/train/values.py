@@ -40,6 +40,18 @@ def _slot_weights(value: Any) -> Any:
     return value
 
 
+def stages_in_short(value: Any) -> Any:
+    """`8:0.1,4:0.1`, bags of 8 for a tenth of the steps and then of 4 for another, as the list it stands for."""
+    if isinstance(value, int | float):  # 60 times 8, to YAML
+        raise ValueError("a single stage, such as 8:0.1, is given as bag_size and ratio")
+    if not isinstance(value, str):
+        return value
+    found = [re.fullmatch(r"\s*(\d+)\s*:\s*(\d*\.?\d+)\s*", stage) for stage in value.split(",")]
+    if None in found:
+        raise ValueError("a list of bag sizes and shares of the steps is needed, such as 8:0.1,4:0.1")
+    return [{"bag_size": int(each[1]), "ratio": float(each[2])} for each in found if each]
+
+
 PositiveInt = Annotated[int, BeforeValidator(_number), Field(ge=1, le=_MOST)]
 NotNegativeInt = Annotated[int, BeforeValidator(_number), Field(ge=0, le=_MOST)]
 Seed = Annotated[int, BeforeValidator(_number), Field(ge=0, lt=2**63)]

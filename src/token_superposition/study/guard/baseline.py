@@ -4,8 +4,8 @@ It comes from a study (its folder, or its `report.json`, whose first arm it is),
 superposition, each given by its folder: any lengths, several seeds of each for a probability.
 
 What must be equal is what would change a loss after as many steps without being superposition: the model, the
-positions of a step, the data, the tokens validated on. Learning rates may differ: each of the two at its best is the
-fair comparison.
+positions of a step, the optimizer, the data, the tokens validated on. Learning rates may differ: each of the two at
+its best is the fair comparison.
 """
 
 from __future__ import annotations
@@ -157,6 +157,7 @@ def _of_report(place: Path) -> Baseline:
                 data["validation_tokens_used"],
             ),
             **data_facts(data["tokenizer"], data["train_tokens"], data["train_bytes"]),
+            **({"train.optimizer": settings["optimizer"]} if "optimizer" in settings else {}),
         }
         runs = sorted((file.parent / "runs" / arm["name"]).glob("**/seed-*/run.json"))
     except (LookupError, TypeError, ValueError, AttributeError):
@@ -196,6 +197,7 @@ def _of_runs(places: Sequence[Path]) -> Baseline:
             **model_facts(config.model.architecture, config.model.config, config.model.init_from),
             **size_facts(train.batch_size, train.sequence_length, summary["parameters"], summary["validation_tokens"]),
             **fingerprint_fact(fixed["data_fingerprint"]),
+            "train.optimizer": train.optimizer,
         }
         curve.setdefault(steps, []).append(float(summary["final_validation_loss"]))
     return Baseline(", ".join(map(str, places)), _finite(curve), facts)

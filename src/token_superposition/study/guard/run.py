@@ -268,6 +268,7 @@ def _facts(config: RunConfig) -> tuple[dict[str, Any], int]:
         **size_facts(settings.batch_size, settings.sequence_length, parameters, num_tokens),
         **data_facts(corpora.tokenizer.name, corpora.num_tokens, corpora.num_bytes),
         **fingerprint_fact(corpora.fingerprint),
+        "train.optimizer": settings.optimizer,
     }
     return facts, flops_per_position * settings.positions_per_step
 

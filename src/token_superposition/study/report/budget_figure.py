@@ -24,6 +24,7 @@ from token_superposition.study.report.figure import (
     TOP,
     WIDTH,
     LineEnd,
+    band_area,
     clip,
     closing,
     end_names,
@@ -139,15 +140,13 @@ def _compute_axis(x: _LogScale, power: int, right: float) -> list[str]:
 
 def _band(index: int, points: Sequence[Placed], x: _LogScale, y: Scale) -> str:
     """The band over seeds: an area along the line, or a stroke where there is one point only."""
-    known = [(x(point.flops), *map(y, point.band)) for point in points if point.band]
+    known = [(x(point.flops), y(point.band[0]), y(point.band[1])) for point in points if point.band]
     if not known:
         return ""
     if len(known) == 1:
         at, low, high = known[0]
         return f'<path class="whisker {arm_class(index)}" d="M{at:.1f} {low:.1f}V{high:.1f}"/>'
-    there = "L".join(f"{at:.1f} {low:.1f}" for at, low, _ in known)
-    back = "L".join(f"{at:.1f} {high:.1f}" for at, _, high in reversed(known))
-    return f'<path class="band {arm_class(index)}" d="M{there}L{back}z"/>'
+    return band_area(index, known)
 
 
 def _line(index: int, points: Sequence[Placed], x: _LogScale, y: Scale) -> str:

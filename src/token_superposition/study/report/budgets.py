@@ -60,11 +60,12 @@ def placed(arm: Arm) -> list[Placed]:
         if losses and all(map(finite, losses)) and finite(flops) and flops:
             loss = math.fsum(losses) / len(losses)
             steps, equal_data = int(budget["total_steps"]), budget["kind"] != "budget"
-            points.append(Placed(steps, equal_data, flops, loss, _band(losses)))
+            points.append(Placed(steps, equal_data, flops, loss, band_of(losses)))
     return points
 
 
-def _band(losses: Sequence[float]) -> tuple[float, float] | None:
+def band_of(losses: Sequence[float]) -> tuple[float, float] | None:
+    """Of losses after as many steps, one a seed; None of one seed."""
     if len(losses) >= FEWEST_FOR_INTERVAL:
         return t_interval(losses)
     return (min(losses), max(losses)) if len(losses) > 1 else None

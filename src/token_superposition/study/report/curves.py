@@ -1,4 +1,4 @@
-"""The report's curves as lines to draw: a thin one a seed, and their mean.
+"""The report's curves as lines to draw: a thin one a seed, their mean, and a band over the seeds around it.
 
 A mean is taken over the steps that all seeds of the arm share, so that a seed that ended early cannot bend
 it. Losses that are missing or not finite are left out of the lines.
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from token_superposition.study.arms import Arm
+from token_superposition.study.report.budgets import band_of
 from token_superposition.study.report.facts import Report
 from token_superposition.study.report.numbers import finite
 
@@ -34,6 +35,7 @@ class Series:
         index: the arm's place in the report: its colour and marker.
         seeds: a line a seed.
         mean: the mean line; of a single seed, its line.
+        bands: around each point of the mean, from where to where; empty of a single seed.
         switch: x of the switch to next-token training; None for an arm without one.
     """
 
@@ -41,6 +43,7 @@ class Series:
     index: int
     seeds: tuple[tuple[Point, ...], ...]
     mean: tuple[Point, ...]
+    bands: tuple[tuple[float, float], ...]
     switch: float | None
 
 
@@ -56,7 +59,10 @@ def _series(arm: Arm, index: int, key: str) -> Series | None:
     mean = _mean(lines)
     if not mean:
         return None
-    return Series(arm["name"], index, tuple(lines), mean, _x_at(mean, int(arm["switch_step"])))
+    by_step = [{point.step: point.loss for point in line} for line in lines]
+    bands = [band_of([losses[point.step] for losses in by_step]) for point in mean]
+    known = tuple(band for band in bands if band is not None)
+    return Series(arm["name"], index, tuple(lines), mean, known, _x_at(mean, int(arm["switch_step"])))
 
 
 def _line(curve: list[dict[str, Any]], key: str) -> tuple[Point, ...]:

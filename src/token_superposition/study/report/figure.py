@@ -10,6 +10,7 @@ colour alone. Colours come from the page's style sheet (`arm-0`, `arm-1`, ...), 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import NamedTuple
@@ -178,8 +179,17 @@ def _switches(series: list[Series], x: Scale) -> list[str]:
 def _lines(series: Series, x: Scale, y: Scale) -> str:
     style = arm_class(series.index)
     thin = series.seeds if len(series.seeds) > 1 else ()
-    paths = [f'<path class="seed {style}" d="{_path(line, x, y)}"/>' for line in thin]
+    edges = [(x(point.x), y(low), y(high)) for point, (low, high) in zip(series.mean, series.bands, strict=False)]
+    paths = [band_area(series.index, edges)] if len(edges) > 1 else []
+    paths += [f'<path class="seed {style}" d="{_path(line, x, y)}"/>' for line in thin]
     return "\n".join([*paths, f'<path class="mean {style}" d="{_path(series.mean, x, y)}"/>'])
+
+
+def band_area(index: int, edges: Sequence[tuple[float, float, float]]) -> str:
+    """The band along a line: an area through (x, low, high) of its points, in places of the drawing."""
+    there = "L".join(f"{at:.1f} {low:.1f}" for at, low, _ in edges)
+    back = "L".join(f"{at:.1f} {high:.1f}" for at, _, high in reversed(edges))
+    return f'<path class="band {arm_class(index)}" d="M{there}L{back}z"/>'
 
 
 def _path(line: tuple[Point, ...], x: Scale, y: Scale) -> str:

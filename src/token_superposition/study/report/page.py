@@ -11,7 +11,12 @@ from importlib import resources
 
 from token_superposition.study.report.budget_figure import losses_panel
 from token_superposition.study.report.budget_tables import bounds_words, budgets_table, speedup_table
-from token_superposition.study.report.budgets import difference_at_equal_data, has_budgets, reference_steps
+from token_superposition.study.report.budgets import (
+    FEWEST_FOR_INTERVAL,
+    difference_at_equal_data,
+    has_budgets,
+    reference_steps,
+)
 from token_superposition.study.report.curves import Series, all_series
 from token_superposition.study.report.facts import (
     Report,
@@ -209,7 +214,8 @@ def _caption(report: Report, axis: Axis, series: list[Series], whole: Window, en
     if axis is _DATA:
         lines.append("Dots carry the level of an arm that ends earlier to the right edge.")
     if num_seeds(report) > 1:
-        lines.append("Bold: mean; thin: each seed.")
+        what = "95% interval of the mean" if num_seeds(report) >= FEWEST_FOR_INTERVAL else "range of the seeds"
+        lines.append(f"Bold: mean; thin: each seed; shaded: {what}.")
     lines.append("The dashed line is the switch" + ("; the box is the part enlarged." if end else "."))
     if whole.clipped:
         lines.append("The whole run is cut off at the top; only its first steps lie above.")

@@ -27,7 +27,7 @@ from token_superposition.study.report.verdict import BYTE_CAVEAT, ENOUGH_SEEDS
 def what_was_trained(report: Report) -> str:
     """Model, data, settings and arms, in sentences."""
     arms = "".join(
-        f"<li>{arm_heading(index, arm['name'])}: {escape(_schedule(arm))}</li>"
+        f"<li>{arm_heading(index, arm['name'])}: {escape(_schedule(arm) + _changed(arm))}</li>"
         for index, arm in enumerate(report["arms"])
     )
     config = report["model"].get("config") or {}
@@ -39,9 +39,8 @@ def what_was_trained(report: Report) -> str:
     )
     words = f"<p>{_model(report)} {_data(report)}</p><p>{_settings(report)}</p>"
     if has_budgets(report):
-        words += (
-            f"<p>The stages of {count(reference_steps(report))} steps; at other budgets they take the same shares:</p>"
-        )
+        same = "; at other budgets they take the same shares" if _same_shares(report) else ""
+        words += f"<p>The stages of {count(reference_steps(report))} steps{same}:</p>"
     return f'{words}<ul class="arms">{arms}</ul>{shape}'
 
 
@@ -52,13 +51,28 @@ def _model(report: Report) -> str:
         start = f"gone on with from the trained model <code>{escape(plain(model['init_from']['path']))}</code>"
         shared = "its weights"
     runs = sum(len(budget["seeds"]) for arm in report["arms"] for budget in budgets(arm))
+    others = "optimizer"
+    if any(arm.get("changed") for arm in report["arms"]):
+        others = "every setting but those that are listed below as an arm’s own"
     once = " Runs that begin alike share their beginning, which was trained once." if has_budgets(report) else ""
     return (
         f"A {escape(plain(model['architecture']))} model of {count_in_words(model['parameters'])} parameters, {start} "
         f"{plural(runs, 'time')} ({_runs(report)}){runs_words(report)}.{once} Arms share {shared}, "
-        "validation set, batch and optimizer; they cannot share the order of the data, which they read at different "
+        f"validation set, batch and {others}; they cannot share the order of the data, which they read at different "
         "rates."
     )
+
+
+def _same_shares(report: Report) -> bool:
+    """Whether every budget of an arm spends the same share of its steps on superposition, to a step or so."""
+    shares = [[budget["ratio"] for budget in budgets(arm)] for arm in report["arms"]]
+    return all(max(each) - min(each) < 0.01 for each in shares)
+
+
+def _changed(arm: Arm) -> str:
+    """What an arm changes besides its superposition; nothing, mostly."""
+    keys = [f"{key} {plain(value)}" for key, value in (arm.get("changed") or {}).items()]
+    return f" Of its own it has {', '.join(keys)}." if keys else ""
 
 
 def _runs(report: Report) -> str:
@@ -94,10 +108,11 @@ def _settings(report: Report) -> str:
     rate = plain(s["learning_rate"]) if len(rates) == 1 else f"as in Table {rates_table}"
     warmup = unless_swept("warmup_ratio", f"over {plural(s['warmup_steps'], 'step')}")
     decay = unless_swept("decay_ratio", _decay(report))
+    optimizer = {"adamw": "AdamW", "muon": "Muon"}.get(s.get("optimizer", "adamw"), s.get("optimizer"))
     words = (
         f"Each run takes {_lengths(report)} optimizer steps of {plural(s['batch_size'], 'row')} × "
-        f"{plural(s['sequence_length'], 'position')} ({count(positions)} positions a step) with AdamW: peak learning "
-        f"rate {rate}, warm-up {warmup}, linear decay {decay}, weight decay "
+        f"{plural(s['sequence_length'], 'position')} ({count(positions)} positions a step) with {optimizer}: "
+        f"peak learning rate {rate}, warm-up {warmup}, linear decay {decay}, weight decay "
         f"{unless_swept('weight_decay', plain(s['weight_decay']))}. It computes in "
         f"{plain(s.get('dtype'))} on {plain(s.get('device'))}"
     )
