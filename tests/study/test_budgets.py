@@ -19,10 +19,11 @@ import pytest
 import yaml
 from rich.console import Console
 
-from token_superposition.errors import UserError
+from token_superposition.errors import TrainingDivergedError, UserError
+from token_superposition.files import write_json
 from token_superposition.run.branch import branch_step
 from token_superposition.run.folder import RunFolder
-from token_superposition.study import queue
+from token_superposition.study import queue, workers
 from token_superposition.study.compare import compare, load_study, make_study
 from token_superposition.study.display import Display
 from token_superposition.study.job import Job
@@ -295,6 +296,33 @@ def test_what_begins_as_a_run_that_diverged_has_diverged(values: dict[str, Any],
         assert [trial.diverged([0]) for trial in trials] == [[0], [0]]
         assert "which diverged in the steps that both share" in trials[0].run(0).diverged_file.read_text()
     assert not trials[0].run(0).metrics_file.exists()
+
+
+def test_what_begins_as_a_lost_run_is_left_out_down_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended:
+        returncode = 1
+
+        def poll(self) -> int:
+            return self.returncode
+
+    started = []
+
+    def start(job: Job, _: int) -> Ended:
+        started.append(job.name)
+        job.folder.mkdir()
+        job.log.write_text("error: the run has diverged")
+        write_json(job.folder / "diverged.json", {"message": "it has diverged"})
+        return Ended()
+
+    monkeypatch.setattr(workers, "_start", start)
+    monkeypatch.setattr(Job, "ready", property(lambda job: job.parent is None))
+    monkeypatch.setattr(Job, "prepare", lambda _: None)
+    first = Job("first", tmp_path / "first.yaml", tmp_path / "first", 8)
+    second = Job("second", tmp_path / "second.yaml", tmp_path / "second", 8, 4, first)
+    third = Job("third", tmp_path / "third.yaml", tmp_path / "third", 8, 6, second)
+    with pytest.raises(TrainingDivergedError, match=r"^first: the run has diverged$"):
+        workers.run_jobs([first, second, third], at_once=1, threads=1, quiet=True)
+    assert started == ["first"]
 
 
 def test_the_display_counts_what_is_trained_and_says_who_waits(tmp_path: Path) -> None:

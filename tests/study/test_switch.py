@@ -83,7 +83,9 @@ def test_the_baseline_need_not_be_validated_at_the_switch() -> None:
     arms[0]["seeds"][0]["curve"] = [point for point in curve if point["step"] != SWITCH]
     assert switch_facts(arms)[0]["spike_nats"] == pytest.approx(whole[0]["spike_nats"]) == pytest.approx(2.0)
     arms[0]["seeds"][0]["curve"] = [point for point in curve if point["step"] > SWITCH]
-    assert switch_facts(arms)[0]["spike_nats"] is None  # never beyond the baseline's own
+    (beyond,) = switch_facts(arms)
+    assert beyond["spike_nats"] is None
+    assert "or the baseline not around it" in beyond["reason"]
 
 
 def test_no_other_step_is_interpolated() -> None:

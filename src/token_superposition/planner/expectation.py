@@ -8,11 +8,11 @@ holds zero. Where every model that was measured at two lengths gained less at th
 more. A run with one setting (the paper's 3B) is carried to another by how the sweeps of its regime depend on bag size
 and ratio; without such a sweep it says nothing of another. Beyond ten times in either there is no range.
 
-**Speed-up at equal loss.** The baseline's curve is read at superposition's end, between two of its runs, in the
-logarithm of compute. Few such readings exist, so the range is what the nearest three span, carried to another setting
-in the same way, but never upwards. Outside their sizes its cautious end falls, towards no saving, by as much as such
-readings change. Between two runs far apart the reading flatters: the real curve sags below the
-chord. A loss below every baseline's gives a lower bound, which is taken as it stands.
+**Speed-up at equal loss.** Of the paper's runs the baseline's curve is read at superposition's end, between two of its
+runs, in the logarithm of compute; of ours it stands in the table. Few such readings exist, so the range is what the
+nearest three span, carried to another setting in the same way, but never upwards. Outside their sizes its cautious end
+falls, towards no saving, by as much as such readings change. Between two runs far apart the reading flatters: the real
+curve sags below the chord. A loss below every baseline's gives a lower bound, which is taken as it stands.
 """
 
 from __future__ import annotations

@@ -94,7 +94,12 @@ def _spike(
 ) -> tuple[float | None, int | None, str | None]:
     """The spike, the recovery steps it lasted, and why one of them is missing."""
     if gap is None:
-        return None, None, f"the spike is not known: superposition was not validated at step {switch:,}, the switch"
+        at = f"at step {switch:,}, the switch"
+        return (
+            None,
+            None,
+            f"the spike is not known: superposition was not validated {at}, or the baseline not around it",
+        )
     if gap <= 0:
         return gap, None, "there was no spike: superposition was not behind at the switch"
     for step, left in recovery:

@@ -62,9 +62,10 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, threads: int, quiet: bool, ma
         while waiting or running:
             for job in _stranded(waiting, running):
                 waiting.remove(job)
-                if job.parent is not None and job.parent.diverged and (may_diverge or lost is not None):
-                    if may_diverge:
-                        job.diverge()
+                if may_diverge and job.parent is not None and job.parent.diverged:
+                    job.diverge()
+                    continue
+                if lost is not None and _begins_lost(job):
                     continue
                 warn(f"{job.name}: what it would begin with was not written; it is trained from its start")
                 jobs[jobs.index(job)] = alone = replace(job, parent=None, branch_step=0)
@@ -101,6 +102,11 @@ def _stranded(waiting: Sequence[Job], running: Collection[Job]) -> list[Job]:
     """Runs that wait for a checkpoint that nobody will write any more."""
     alive = {job.folder for job in (*waiting, *running)}
     return [job for job in waiting if job.parent and not job.ready and job.parent.folder not in alive]
+
+
+def _begins_lost(job: Job) -> bool:
+    """Whether a run that it would begin as, or one that that would begin as, has diverged."""
+    return job.parent is not None and (job.parent.diverged or _begins_lost(job.parent))
 
 
 def _interrupt_on(*numbers: signal.Signals) -> dict[signal.Signals, Any]:
