@@ -16,6 +16,20 @@ UNDECIDED = (-0.05, 0.06, -0.02, 0.03, -0.01)
 STEPS, SWITCH, POSITIONS, FLOPS = 400, 120, 2048, 5_000_000
 
 
+def seed_result(seed: int, final: float, *, steps: int, positions: int, raw_tokens: int, flops: int) -> dict[str, Any]:
+    """What a report has of a run, but for its times, its memory and its curve."""
+    return {
+        "seed": seed,
+        "final_validation_loss": final,
+        "bits_per_byte": final / math.log(2),
+        "steps": steps,
+        "positions": positions,
+        "raw_tokens": raw_tokens,
+        "unique_raw_tokens": raw_tokens,
+        "flops": flops,
+    }
+
+
 def make_arm(name: str, finals: Sequence[float], *, bag_size: int) -> dict[str, Any]:
     """An arm of 400 steps whose loss falls to `finals`; with a bag size above 1 the switch is at step 120."""
     switch = SWITCH if bag_size > 1 else 0
@@ -27,14 +41,14 @@ def make_arm(name: str, finals: Sequence[float], *, bag_size: int) -> dict[str, 
     raw = [min(step, switch) * bag_size + max(0, step - switch) for step in range(STEPS + 1)]
     seeds = [
         {
-            "seed": number,
-            "final_validation_loss": final,
-            "bits_per_byte": final / math.log(2),
-            "steps": STEPS,
-            "positions": STEPS * POSITIONS,
-            "raw_tokens": raw[STEPS] * POSITIONS,
-            "unique_raw_tokens": raw[STEPS] * POSITIONS,
-            "flops": STEPS * POSITIONS * FLOPS,
+            **seed_result(
+                number,
+                final,
+                steps=STEPS,
+                positions=STEPS * POSITIONS,
+                raw_tokens=raw[STEPS] * POSITIONS,
+                flops=STEPS * POSITIONS * FLOPS,
+            ),
             "wall_seconds": 75.25,
             "peak_memory_bytes": 600 * 2**20,
             "curve": [

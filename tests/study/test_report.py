@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.study.reports import seed_result
 from token_superposition.study.report import render_html, verdict, write_report
 from token_superposition.study.report.curves import all_series
 from token_superposition.study.report.figure import end_window, whole_window
@@ -72,14 +73,14 @@ def fake_arm(name: str, bag_size: int, ratio: float, finals: list[float], total:
         "learning_rate": 3e-3,
         "seeds": [
             {
-                "seed": seed,
-                "final_validation_loss": final,
-                "bits_per_byte": final / math.log(2),
-                "steps": total,
-                "positions": total * ROWS * LENGTH,
-                "raw_tokens": raw,
-                "unique_raw_tokens": raw,
-                "flops": total * ROWS * LENGTH * FLOPS,
+                **seed_result(
+                    seed,
+                    final,
+                    steps=total,
+                    positions=total * ROWS * LENGTH,
+                    raw_tokens=raw,
+                    flops=total * ROWS * LENGTH * FLOPS,
+                ),
                 "wall_seconds": (281.3 + 3.1 * seed + 4 * bag_size) * total / TOTAL,
                 "peak_memory_bytes": 612_368_384,
                 "curve": curve(stages, final, 100 * bag_size + seed),

@@ -55,10 +55,12 @@ def _mean_gap_at(baseline: Arm, arm: Arm, step: int) -> float | None:
     theirs, gaps = by_seed(reference(baseline)), []
     for seed, run in by_seed(reference(arm)).items():
         base, ours = _losses(theirs.get(seed, {})), _losses(run)
+        if not base or not ours:  # as for the other steps
+            continue
         before = max((at for at in base if at <= step), default=None)
         after = min((at for at in base if at >= step), default=None)
         if step not in ours or before is None or after is None:
-            continue
+            return None  # a mean over other seeds would be another curve's
         share = (step - before) / (after - before) if after > before else 0.0
         gaps.append(ours[step] - base[before] - share * (base[after] - base[before]))
     return math.fsum(gaps) / len(gaps) if gaps else None
@@ -94,12 +96,8 @@ def _spike(
 ) -> tuple[float | None, int | None, str | None]:
     """The spike, the recovery steps it lasted, and why one of them is missing."""
     if gap is None:
-        at = f"at step {switch:,}, the switch"
-        return (
-            None,
-            None,
-            f"the spike is not known: superposition was not validated {at}, or the baseline not around it",
-        )
+        where = f"superposition was not validated at step {switch:,}, the switch, or the baseline not around it"
+        return None, None, f"the spike is not known: {where}"
     if gap <= 0:
         return gap, None, "there was no spike: superposition was not behind at the switch"
     for step, left in recovery:
