@@ -8,7 +8,8 @@ arm's curve is asked what it cost there:
     superposition_end  superposition's loss at its longest budget; the baseline's cost for it is read off, on a curve
                        that its equal-data runs carry further
 
-Nothing is extrapolated: a loss outside the curve has no speed-up, only a bound and what would mend it. Between
+Nothing is extrapolated: a loss outside the curve has no speed-up, only a bound and what would mend it, and not even a
+bound where the seeds do not tell it from the curve's end. Between
 budgets a straight line lies above a curve that flattens, so what is read off costs a little too much: the headline errs
 on the side of the baseline, by about 3% where budgets double, the other reading as much the other way.
 
