@@ -217,6 +217,31 @@ def test_a_longer_run_keeps_its_switch(
         go(small_run, folder, train__total_steps=48)
 
 
+@pytest.mark.parametrize("step", [1, 13])
+def test_a_run_made_longer_equals_one_that_was_so_long_from_the_start(
+    small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """In its warm-up, and at the last step whose learning rate both agree in: 16 steps decay over 4 of them."""
+    small_run["superposition"] = {"bag_size": 2, "superposition_steps": 6}
+    small_run["train"] |= {"total_steps": 16, "warmup_steps": 2, "decay_ratio": 0.25}
+    del small_run["train"]["warmup_ratio"]
+    small_run["logging"] |= {"checkpoint_interval": step, "validation_interval": 100}
+    go_until(step, small_run, tmp_path / "longer", monkeypatch)
+    go(small_run, tmp_path / "longer", train__total_steps=24)
+    go(small_run, tmp_path / "whole", train__total_steps=24)
+    assert numbers(tmp_path / "longer") == numbers(tmp_path / "whole")
+
+
+def test_a_run_whose_learning_rate_falls_is_not_made_longer(
+    small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_run["train"] |= {"total_steps": 16, "decay_ratio": 0.25}
+    small_run["logging"]["checkpoint_interval"] = 14
+    go_until(14, small_run, tmp_path / "run", monkeypatch)
+    with pytest.raises(UserError, match="they agree from step 0 to step 13 only"):
+        go(small_run, tmp_path / "run", train__total_steps=24)
+
+
 def test_other_data_under_the_same_path_is_refused(
     small_run: dict[str, Any], whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

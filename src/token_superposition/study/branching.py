@@ -84,7 +84,7 @@ def shared_steps(a: Course, b: Course) -> int:
     if a.group != b.group or a.stages.input_period != b.stages.input_period:
         return 0
     return min(
-        _same_rates(a.learning_rate, b.learning_rate),
+        a.learning_rate.shared_steps(b.learning_rate),
         _same_stages(a.stages, b.stages),
         a.stages.total_steps - 1,
         b.stages.total_steps - 1,
@@ -153,12 +153,6 @@ class _Node:
             return Branch(begun.schedule, left_at=left_at)
         schedule = self.course.schedule.cut_at(self.starts())
         return Branch(schedule, self.parent_number, self.step, left_at)
-
-
-def _same_rates(a: WarmupStableDecay, b: WarmupStableDecay) -> int:
-    if (a.peak, a.warmup_steps) != (b.peak, b.warmup_steps):
-        return 0
-    return a.total_steps if a == b else min(a.steps_before_decay, b.steps_before_decay)
 
 
 def _same_stages(a: Schedule, b: Schedule) -> int:

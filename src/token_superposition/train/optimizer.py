@@ -55,6 +55,12 @@ class WarmupStableDecay:
             return self.total_steps
         return max(self.warmup_steps, self.total_steps - self.decay_steps + 1)
 
+    def shared_steps(self, other: WarmupStableDecay) -> int:
+        """Steps from the start that have the same learning rate in both."""
+        if (self.peak, self.warmup_steps) != (other.peak, other.warmup_steps):
+            return 0
+        return self.total_steps if self == other else min(self.steps_before_decay, other.steps_before_decay)
+
 
 class Optimizers:
     """Torch optimizers that step as one, or not at all.

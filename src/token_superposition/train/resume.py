@@ -4,9 +4,8 @@ A run is fixed when it starts: `config.yaml` keeps the configuration with every 
 keeps the stages and the fingerprint of the data. Going on with another configuration would give a result
 that neither configuration stands for, so a changed key is refused by name. Four things may change: how a
 run is logged and validated besides, how many skipped steps it bears, where its data lies (the fingerprint
-says that it is the same), and `train.total_steps`
-while the learning rate is between warm-up and decay: the recovery gets longer or shorter, and the switch
-stays where it was.
+says that it is the same), and `train.total_steps` before the decay, and after a warm-up that is a share of it: the
+recovery gets longer or shorter, and the switch stays where it was.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig, changed_keys, parse_config
 from token_superposition.train.corpora import Corpora
 from token_superposition.train.init_from import NO_EVIDENCE, Source, settle_model
+from token_superposition.train.optimizer import build_learning_rate
 from token_superposition.train.slot_weights import take_measured
 
 _FREE = (
@@ -123,9 +123,10 @@ def settle_schedule(config: RunConfig, fixed: dict[str, Any] | None, steps_done:
     old, new = schedule.total_steps, config.train.total_steps
     if old == new:
         return schedule
-    before = config.train.model_copy(update={"total_steps": old})
-    earliest = max(before.num_warmup_steps, config.train.num_warmup_steps)
-    latest = min(old - before.decay_steps, new - config.train.decay_steps)
+    before, after = (build_learning_rate(config.train.model_copy(update={"total_steps": it})) for it in (old, new))
+    # A warm-up that is a share of the steps has another length now; what it has done is let be.
+    earliest = 0 if before.warmup_steps == after.warmup_steps else max(before.warmup_steps, after.warmup_steps)
+    latest = min(before.steps_before_decay, after.steps_before_decay)
     if not earliest <= steps_done <= latest:
         when = f"they agree from step {earliest} to step {latest} only" if earliest <= latest else "they agree nowhere"
         raise UserError(
