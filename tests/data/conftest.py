@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.test_prepare import corpus_texts, write_corpus
+from tests.data.corpora import corpus_texts, write_corpus
 from token_superposition.data.prepare import pool, runs
 from token_superposition.data.sources import corpus
 

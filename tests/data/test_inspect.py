@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.bad_input import tst
-from tests.data.test_prepare import corpus_texts, write_corpus
+from tests.data.corpora import corpus_texts, write_corpus
 
 
 @pytest.fixture

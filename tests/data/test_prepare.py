@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import random
 import shutil
 import subprocess
 import sys
@@ -20,44 +19,12 @@ import numpy as np
 import pytest
 
 import token_superposition
+from tests.data.corpora import complaint, content, corpus_texts, documents, text_hash, write_corpus
 from token_superposition.data.prepare import encode, prepare
 from token_superposition.data.prepare.merge import Merge
 from token_superposition.data.shards import ShardWriter, TokenDataset
 from token_superposition.data.sources import Corpus
 from token_superposition.errors import UserError
-
-
-def write_corpus(path: Path, texts: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
-
-
-def corpus_texts(number: int = 200, seed: int = 0) -> list[str]:
-    draw = random.Random(seed)
-    return [f"{seed}.{n} " + "word " * draw.randrange(1, 40) for n in range(number)]
-
-
-def documents(folder: Path, split: str) -> list[str]:
-    dataset = TokenDataset.open(folder, split)
-    ids = dataset.read(0, dataset.num_tokens)
-    ends = np.flatnonzero(ids == dataset.tokenizer.end_of_document_id)
-    return [dataset.tokenizer.decode(part) for part in np.split(ids, ends + 1)[:-1]]
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def text_hash(text: str) -> bytes:
-    return hashlib.blake2b(text.encode(), digest_size=16).digest()
-
-
-def complaint(*arguments: Any, **options: Any) -> str:
-    with pytest.raises(UserError) as raised:
-        prepare(*arguments, **options)
-    message = str(raised.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.fixture

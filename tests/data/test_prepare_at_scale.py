@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.data.test_prepare import content, corpus_texts, documents, text_hash, write_corpus
+from tests.data.corpora import content, corpus_texts, documents, text_hash, write_corpus
 from tests.data.tokenizer_folders import gpt2_folder
 from token_superposition.data.prepare import encode, merge, prepare, runs, splits
 from token_superposition.data.prepare.runs import Run

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.data.test_prepare import complaint, content, corpus_texts, documents, write_corpus
+from tests.data.corpora import complaint, content, corpus_texts, documents, write_corpus
 from tests.faults import Disk, failing
 from token_superposition.data.prepare import pool, prepare
 from token_superposition.data.prepare.runs import Run

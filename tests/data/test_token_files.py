@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.data.test_prepare import complaint, corpus_texts, documents
+from tests.data.corpora import complaint, corpus_texts, documents
 from tests.data.tokenizer_folders import gpt2_folder
 from token_superposition.data.prepare import prepare
 from token_superposition.data.sources import tokens

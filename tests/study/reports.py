@@ -149,6 +149,7 @@ class Page(HTMLParser):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "div", "span", "p"), f"<{tag}/> is left open by HTML"
         self.seen.append(tag)
         self.attributes += attrs
 

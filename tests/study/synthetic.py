@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.study.test_report import LENGTH, ROWS, compare_fakes, fake_arm, fake_report
+from tests.study.one_budget import LENGTH, ROWS, compare_fakes, fake_arm, fake_report
 from token_superposition.study.report import write_report
 from token_superposition.study.speedup import choose_headline, iso_loss_all
 from token_superposition.study.statistics import paired_difference

@@ -17,8 +17,7 @@ import yaml
 
 from tests.conftest import small_run_on
 from tests.study.conftest import train_here
-from tests.train.runs import Stopped, go
-from tests.train.test_branches import check_equal
+from tests.train.runs import Stopped, check_equal, go
 from token_superposition.cli import main
 from token_superposition.errors import TrainingDivergedError
 from token_superposition.plan.stages import SuperpositionSchedule

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.study.one_budget import STUDIES as ONE_BUDGET
 from tests.study.synthetic import STUDIES
-from tests.study.test_report import STUDIES as ONE_BUDGET
 from token_superposition.study.report import render_html
 
 ROOT = Path(__file__).resolve().parents[2]

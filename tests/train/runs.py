@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from token_superposition.run.checkpoint import newest_checkpoint, read_state
 from token_superposition.run.metrics import read_metrics
 from token_superposition.train.config import parse_config
 from token_superposition.train.loop import train
@@ -75,6 +77,44 @@ def weights(folder: Path) -> dict[str, Any]:
 def numbers(folder: Path) -> list[dict[str, Any]]:
     """The metrics without what is measured in time."""
     return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(folder / "metrics.jsonl")]
+
+
+def everything(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The newest checkpoint's tensors, flat, and its state without times."""
+    checkpoint, complaints = newest_checkpoint(folder / "checkpoints")
+    assert checkpoint is not None
+    assert not complaints
+    state = read_state(checkpoint)
+    config = parse_config({k: v for k, v in state["config"].items() if k != "superposition"})
+    trainer = Trainer(config, config.schedule())
+    trainer.load(checkpoint)
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, below in value.items():
+                walk(f"{prefix}.{key}", below)
+        elif isinstance(value, list | tuple):
+            for key, below in enumerate(value):
+                walk(f"{prefix}.{key}", below)
+        else:
+            flat[prefix] = value
+
+    walk("", trainer.tensors())
+    return flat, {key: value for key, value in state.items() if key not in TIMES}
+
+
+def check_equal(branched: Path, whole: Path) -> None:
+    """Metrics, weights, optimizer, checkpoint and summary to the last bit; times aside."""
+    assert numbers(branched) == numbers(whole)
+    (ours, state), (theirs, whole_state) = everything(branched), everything(whole)
+    assert ours.keys() == theirs.keys()
+    assert any("exp_avg_sq" in name for name in ours)
+    for name, value in theirs.items():
+        assert torch.equal(ours[name], value) if isinstance(value, torch.Tensor) else ours[name] == value, name
+    assert state == whole_state
+    a, b = (json.loads((folder / "summary.json").read_text()) for folder in (branched, whole))
+    assert {k: v for k, v in a.items() if k not in TIMES} == {k: v for k, v in b.items() if k not in TIMES}
 
 
 def stranger(folder: Path, dtype: torch.dtype = torch.float32, *, tied: bool = False, **config: Any) -> Path:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.faults import Disk, failing
-from tests.train.runs import TIMES, go, go_until, numbers
+from tests.train.runs import check_equal, go, go_until
 from token_superposition.errors import UserError
 from token_superposition.run.branch import branch_step, make_branch
-from token_superposition.run.checkpoint import checkpoint_steps, is_whole, newest_checkpoint, read_state
+from token_superposition.run.checkpoint import checkpoint_steps, is_whole
 from token_superposition.run.folder import RunFolder
 from token_superposition.run.trained import open_trained
 from token_superposition.train.config import parse_config
 from token_superposition.train.resume import branch_config
-from token_superposition.train.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -45,44 +42,6 @@ def with_stages(values: dict[str, Any], total: int, superposition: dict[str, Any
 def branch(parent: Path, folder: Path, step: int, values: dict[str, Any]) -> None:
     config = branch_config(parse_config(values), RunFolder(parent))
     make_branch(RunFolder(parent), folder, step, config.model_dump(mode="json"), config.schedule())
-
-
-def everything(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The newest checkpoint's tensors, flat, and its state without times."""
-    checkpoint, complaints = newest_checkpoint(folder / "checkpoints")
-    assert checkpoint is not None
-    assert not complaints
-    state = read_state(checkpoint)
-    config = parse_config({k: v for k, v in state["config"].items() if k != "superposition"})
-    trainer = Trainer(config, config.schedule())
-    trainer.load(checkpoint)
-    flat: dict[str, Any] = {}
-
-    def walk(prefix: str, value: Any) -> None:
-        if isinstance(value, dict):
-            for key, below in value.items():
-                walk(f"{prefix}.{key}", below)
-        elif isinstance(value, list | tuple):
-            for key, below in enumerate(value):
-                walk(f"{prefix}.{key}", below)
-        else:
-            flat[prefix] = value
-
-    walk("", trainer.tensors())
-    return flat, {key: value for key, value in state.items() if key not in TIMES}
-
-
-def check_equal(branched: Path, whole: Path) -> None:
-    """Metrics, weights, optimizer, checkpoint and summary to the last bit; times aside."""
-    assert numbers(branched) == numbers(whole)
-    (ours, state), (theirs, whole_state) = everything(branched), everything(whole)
-    assert ours.keys() == theirs.keys()
-    assert any("exp_avg_sq" in name for name in ours)
-    for name, value in theirs.items():
-        assert torch.equal(ours[name], value) if isinstance(value, torch.Tensor) else ours[name] == value, name
-    assert state == whole_state
-    a, b = (json.loads((folder / "summary.json").read_text()) for folder in (branched, whole))
-    assert {k: v for k, v in a.items() if k not in TIMES} == {k: v for k, v in b.items() if k not in TIMES}
 
 
 # name: the parent's steps and stages, the child's, the step it leaves at
