@@ -124,6 +124,16 @@ def test_a_wrong_override_is_named_as_it_was_given() -> None:
         parse_config(MINIMAL, {"train.seed": "x"})
 
 
+def test_of_two_keys_that_exclude_each_other_the_one_given_is_named_and_how_to_take_the_other_out() -> None:
+    values = {**MINIMAL, "train": {"warmup_ratio": 0.1}}
+    with pytest.raises(UserError, match=r"^--train.warmup_steps: train: give one of .* null takes the other out$"):
+        parse_config(values, {"train.warmup_steps": 3, "train.seed": 1})
+    config = parse_config(
+        values, {"train.warmup_steps": 3, "train.seed": 1, "train.warmup_ratio": parse_override("null")}
+    )
+    assert config.train.num_warmup_steps == 3
+
+
 def test_changed_keys() -> None:
     old = {"a": 1, "b": {"c": 2, "d": 3}}
     assert changed_keys(old, {"a": 1, "b": {"c": 2, "d": 4}, "e": 5}) == ["b.d", "e"]

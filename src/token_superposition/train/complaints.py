@@ -7,6 +7,7 @@ usually the same one, misspelt.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -44,14 +45,16 @@ def complaint(
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     path = _path(first, values)
     dotted = ".".join(path)
+    what = _what(first, path, model)
     given = [key for key in overrides if f"{key}.".startswith(f"{dotted}.") or f"{dotted}.".startswith(f"{key}.")]
     if path and given:
-        place = f"--{dotted}" if dotted in given else f"--{given[-1]}: {dotted}"
+        named = [key for key in given if re.search(rf"\b{key.rpartition('.')[2]}\b", what)]  # of several in a section
+        place = f"--{dotted}" if dotted in given else f"--{(named or given)[-1]}: {dotted}"
     else:
         number = line_of(lines, path)
         place = source if number is None else f"{source}, line {number}"
         place += f": {prefix}{dotted}" if path else f": {prefix}".removesuffix(": ")
-    return f"{place}: {_what(first, path, model)}"
+    return f"{place}: {what}"
 
 
 def _path(error: ErrorDetails, values: Mapping[str, Any]) -> list[str]:

@@ -108,7 +108,7 @@ class SuperpositionConfig(Section):
     @model_validator(mode="after")
     def _no_contradiction(self) -> SuperpositionConfig:
         if self.ratio is not None and self.superposition_steps is not None:
-            raise ValueError("give one of ratio and superposition_steps")
+            raise ValueError("give one of ratio and superposition_steps; null takes the other out")
         if self.stages is not None and self.model_fields_set - {"stages"}:
             other = ", ".join(sorted(self.model_fields_set - {"stages"}))
             raise ValueError(f"stages replaces {other}: give one of the two")
@@ -156,7 +156,7 @@ class TrainConfig(Section):
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
         if self.warmup_ratio is not None and self.warmup_steps is not None:
-            raise ValueError("give one of warmup_ratio and warmup_steps")
+            raise ValueError("give one of warmup_ratio and warmup_steps; null takes the other out")
         if self.warmup_steps is None and self._warmup_share + self.decay_ratio > 1:
             raise ValueError("warmup_ratio and decay_ratio together are above 1")
         if self.warmup_steps is not None and self.warmup_steps + self.decay_steps > self.total_steps:
