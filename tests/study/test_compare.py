@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -298,3 +300,15 @@ def test_the_report_tells_the_switch_that_was_trained(
     report = compare(longer, tmp_path, jobs=1, quiet=True)
     assert [arm["switch_step"] for arm in report["arms"]] == [0, 6]
     assert report["arms"][1]["ratio"] == 0.25
+
+
+def test_two_processes_do_not_train_one_study(small_run: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    other = os.open(folder, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="out: another process is training this study; wait for it"):
+        compare(load(small_run, tmp_path), folder, quiet=True)
+    assert list(folder.iterdir()) == []
+    os.close(other)
+    assert compare(load(small_run, tmp_path), folder, quiet=True)["equal_flops"]["delta_nats"] is not None

@@ -11,13 +11,17 @@ tokens that superposition read; the steps that runs have in common are trained o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import fcntl
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from token_superposition.data.mutual_information import MutualInformation
 from token_superposition.errors import UserError
+from token_superposition.files import make_folder, naming, remove_empty
 from token_superposition.study.queue import train_trials
 from token_superposition.study.report import write_report
 from token_superposition.study.results import build_report
@@ -57,27 +61,57 @@ def compare(
 
     Returns:
         The report, as in `report.json`.
+
+    Raises:
+        UserError: where an arm could not run, or another process is at work in the folder.
     """
     ready = make_ready(study, folder, num_seeds=num_seeds, jobs=jobs, quiet=quiet)
     study, trials, longer = ready.study, ready.trials, ready.longer
     _warn_all(ready.odd)
     tuned = None
-    if sweep is None:
-        train_trials(trials, range(num_seeds), branches=study.branches, jobs=jobs, quiet=quiet)
-    else:
-        tuned = tune(study, sweep, folder, num_seeds=num_seeds, jobs=jobs, quiet=quiet)
-        trials = tuned.trials
-        # What a value of the sweep brought.
-        _warn_all([text for text in what_is_odd_in(trials, ready.sources) if text not in ready.odd])
-    report = build_report(study, trials, num_seeds, longer)
-    if tuned is not None:
-        report["sweep"] = tuned.report
-    if ready.measured:
-        report["mutual_information"] = {arm: found.as_dict() for arm, found in ready.measured.items()}
-    if command is not None:
-        report["command"] = command
-    write_report(report, folder)
+    with _alone(folder):
+        if sweep is None:
+            train_trials(trials, range(num_seeds), branches=study.branches, jobs=jobs, quiet=quiet)
+        else:
+            tuned = tune(study, sweep, folder, num_seeds=num_seeds, jobs=jobs, quiet=quiet)
+            trials = tuned.trials
+            # What a value of the sweep brought.
+            _warn_all([text for text in what_is_odd_in(trials, ready.sources) if text not in ready.odd])
+        report = build_report(study, trials, num_seeds, longer)
+        if tuned is not None:
+            report["sweep"] = tuned.report
+        if ready.measured:
+            report["mutual_information"] = {arm: found.as_dict() for arm, found in ready.measured.items()}
+        if command is not None:
+            report["command"] = command
+        write_report(report, folder)
     return report
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold a study's folder, which is made if it is not there: two would train the same runs.
+
+    Raises:
+        UserError: where another process holds it.
+    """
+    try:
+        made = make_folder(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made ({error.strerror}); name another folder") from None
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            with naming(folder):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder}: another process is training this study; wait for it, or name another folder (--out)"
+            ) from None
+        yield
+    finally:
+        os.close(lock)
+        remove_empty(made)
 
 
 @dataclass(frozen=True)
