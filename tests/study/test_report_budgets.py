@@ -73,6 +73,22 @@ def test_the_headline_and_the_box_give_the_difference_and_the_speedup() -> None:
     assert "Difference at equal compute −0.052" in text
     assert f"with {number} times less compute (95% interval {low:.2f} to {high:.2f}) and " in said(report)
     assert "times less measured time" in said(report)
+    assert "busier" not in said(report)
+
+
+@pytest.mark.parametrize(
+    ("slow", "words"),
+    [
+        (0, "The baseline’s steps took 1.4. times as long as superposition’s, .* busier with them. Go by the compute"),
+        (1, "Superposition’s steps took 1.5. times as long as the baseline’s: the machine was busier .* or bags cost"),
+    ],
+)
+def test_measured_seconds_that_do_not_follow_from_the_flops_are_not_taken_at_their_word(slow: int, words: str) -> None:
+    report = make_study()
+    for budget in report["arms"][slow]["budgets"]:
+        for seed in budget["seeds"]:
+            seed["wall_seconds"] *= 1.5
+    assert re.search(words, said(finish(report)))
 
 
 def test_the_arrow_runs_from_superposition_s_compute_to_the_baseline_s() -> None:

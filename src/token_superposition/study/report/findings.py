@@ -29,6 +29,7 @@ from token_superposition.study.statistics import ONE_SEED, PairedDifference
 
 Reading = Mapping[str, Any]
 _CLOSES, _STAYS = 2 / 3, 0.9  # of how far behind it was one budget before
+_MUCH_FASTER = 1.1  # seconds a step from arm to arm: on a quiet machine they are within a few percent
 
 
 def saving(reading: Reading) -> tuple[str, str]:
@@ -78,14 +79,14 @@ def speedup_sentences(report: Report) -> list[str]:
         steps = count(compared_steps(report)[-1])
         return [
             f"It reached the baseline’s loss at {steps} steps ({decimal(first['loss'], 3)}) with "
-            f"{_amount(at_baseline)}.{_sureness(first)}"
+            f"{_amount(at_baseline)}.{_sureness(first)}{_busyness(at_baseline)}"
         ]
     lines = [f"The speed-up at the baseline’s final loss cannot be read off: {first['reason']}."]
     if second["speedup"] is not None:
         run = "longer" if second["speedup"] >= 1 else "shorter"
         lines.append(
             f"Read at superposition’s own final loss ({decimal(second['loss'], 3)}), which the baseline reaches in a "
-            f"{run} run, it took {_amount(at_end)}.{_sureness(second)}"
+            f"{run} run, it took {_amount(at_end)}.{_sureness(second)}{_busyness(at_end)}"
         )
     return lines
 
@@ -102,6 +103,25 @@ def _amount(found: Mapping[str, Reading]) -> str:
             level = f" ({reading['confidence_level']:.0%} interval {ends})" if ends else ""
             parts.append(f"{number} times {words}{level}")
     return " and ".join(parts)
+
+
+def _busyness(found: Mapping[str, Reading]) -> str:
+    """What to think of measured seconds that do not follow from the FLOPs: a step costs both arms the same."""
+    seconds = found.get("seconds")
+    if not seconds or seconds["speedup"] is None:
+        return ""
+    faster = seconds["speedup"] / found["flops"]["speedup"]
+    if faster > _MUCH_FASTER:
+        return (
+            f" The baseline’s steps took {decimal(faster, 2)} times as long as superposition’s, which the method does "
+            "not explain: the machine was busier with them. Go by the compute."
+        )
+    if faster < 1 / _MUCH_FASTER:
+        return (
+            f" Superposition’s steps took {decimal(1 / faster, 2)} times as long as the baseline’s: the machine was "
+            "busier with them, or bags cost time there (tst bench measures both)."
+        )
+    return ""
 
 
 def _sureness(reading: Reading) -> str:
