@@ -48,7 +48,7 @@ def complaint(
     what = _what(first, path, model)
     given = [key for key in overrides if f"{key}.".startswith(f"{dotted}.") or f"{dotted}.".startswith(f"{key}.")]
     if path and given:
-        named = [key for key in given if re.search(rf"\b{key.rpartition('.')[2]}\b", what)]  # of several in a section
+        named = [key for key in given if key.rpartition(".")[2] in re.findall(r"\w+", what)]  # of several in a section
         place = f"--{dotted}" if dotted in given else f"--{(named or given)[-1]}: {dotted}"
     else:
         number = line_of(lines, path)
