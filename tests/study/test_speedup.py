@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.study import test_report
+from tests.study import one_budget
 from tests.study.synthetic import make_arms, power_law
 from token_superposition.study.speedup import ONE_BUDGET, choose_headline, iso_loss_all
 from token_superposition.study.statistics import ONE_SEED
@@ -22,7 +22,7 @@ Reading = dict[str, Any]
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch: pytest.MonkeyPatch) -> None:
     """Validation curves have no part in a speed-up, and are most of the work."""
-    monkeypatch.setattr(test_report, "curve", lambda *_: [])
+    monkeypatch.setattr(one_budget, "curve", lambda *_: [])
 
 
 def read(arms: Sequence[dict[str, Any]], read_at: str = "baseline_end", unit: str = "flops") -> Reading:
