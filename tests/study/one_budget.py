@@ -11,9 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.study.reports import seed_result
+from tests.study.reports import difference_of, seed_result
 from token_superposition.study.report import write_report
-from token_superposition.study.statistics import paired_difference
 
 TOTAL, ROWS, LENGTH, FLOPS = 4000, 16, 128, 3_024_000
 
@@ -85,22 +84,10 @@ def fake_arm(name: str, bag_size: int, ratio: float, finals: list[float], total:
 
 
 def compare_fakes(arms: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    base = [seed["final_validation_loss"] for seed in arms[0]["seeds"]]
-    results = []
-    for arm in arms[1:]:
-        found = paired_difference([seed["final_validation_loss"] for seed in arm["seeds"]], base)
-        results.append(
-            {
-                "baseline": arms[0]["name"],
-                "arm": arm["name"],
-                "delta_nats": found.mean,
-                "confidence_interval": list(found.interval) if found.interval else None,
-                "confidence_level": 0.95,
-                "deltas": list(found.differences),
-                "reason": found.reason,
-            }
-        )
-    return results
+    base, *others = [[seed["final_validation_loss"] for seed in arm["seeds"]] for arm in arms]
+    return [
+        difference_of(arms[0]["name"], base, arm["name"], losses) for arm, losses in zip(arms[1:], others, strict=True)
+    ]
 
 
 def fake_report(arms: list[dict[str, Any]]) -> dict[str, Any]:

@@ -80,15 +80,11 @@ def make_arm(name: str, finals: Sequence[float], *, bag_size: int) -> dict[str, 
     }
 
 
-def make_report(
-    deltas: Sequence[float] = WON, *, tokenizer: str = "bytes", arm: str = "superposition", bag_size: int = 2
-) -> dict[str, Any]:
-    """A report whose arm ends `deltas` above the baseline, a seed each."""
-    theirs = [1.5 + 0.01 * number for number in range(len(deltas))]
-    ours = [loss + delta for loss, delta in zip(theirs, deltas, strict=True)]
+def difference_of(baseline: str, theirs: Sequence[float], arm: str, ours: Sequence[float]) -> dict[str, Any]:
+    """What a report has of an arm's final losses less the baseline's, seed by seed."""
     found = paired_difference(ours, theirs)
-    difference = {
-        "baseline": "baseline",
+    return {
+        "baseline": baseline,
         "arm": arm,
         "delta_nats": found.mean,
         "confidence_interval": None if found.interval is None else list(found.interval),
@@ -96,6 +92,15 @@ def make_report(
         "deltas": list(found.differences),
         "reason": found.reason,
     }
+
+
+def make_report(
+    deltas: Sequence[float] = WON, *, tokenizer: str = "bytes", arm: str = "superposition", bag_size: int = 2
+) -> dict[str, Any]:
+    """A report whose arm ends `deltas` above the baseline, a seed each."""
+    theirs = [1.5 + 0.01 * number for number in range(len(deltas))]
+    ours = [loss + delta for loss, delta in zip(theirs, deltas, strict=True)]
+    difference = difference_of("baseline", theirs, arm, ours)
     return {
         "schema_version": 1,
         "title": "Token superposition or not: llama, 400 steps",

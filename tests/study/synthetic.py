@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.study.one_budget import LENGTH, ROWS, compare_fakes, fake_arm, fake_report
+from tests.study.reports import difference_of
 from token_superposition.study.report import write_report
 from token_superposition.study.speedup import choose_headline, iso_loss_all
-from token_superposition.study.statistics import paired_difference
 from token_superposition.study.switch import switch_facts
 
 BUDGETS = (1000, 2000, 4000)
@@ -108,15 +108,8 @@ def _equal_data(baseline: dict[str, Any], arm: dict[str, Any]) -> dict[str, Any]
     if not longer:
         return None
     ours, theirs = ([run["final_validation_loss"] for run in side["seeds"]] for side in (arm, longer[0]))
-    found = paired_difference(ours, theirs)
     return {
-        "baseline": baseline["name"],
-        "arm": arm["name"],
-        "delta_nats": found.mean,
-        "confidence_interval": list(found.interval) if found.interval else None,
-        "confidence_level": 0.95,
-        "deltas": list(found.differences),
-        "reason": found.reason,
+        **difference_of(baseline["name"], theirs, arm["name"], ours),
         "total_steps": steps,
         "raw_tokens": raw,
     }
