@@ -114,6 +114,14 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A study's runs are trained in the test's process; their names."""
+    from tests.in_process import train_here
+
+    return train_here(monkeypatch)
+
+
+@pytest.fixture
 def small_run(small_data: Path) -> dict[str, Any]:
     """A run's configuration that trains in a second or two; change what a test needs."""
     return small_run_on(small_data)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import io
 import json
 import math
 import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.in_process import train_here
+from token_superposition.cli import main
 from token_superposition.errors import UserError
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -165,7 +169,12 @@ def study(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     return call
 
 
-def test_the_gpu_study_stops_in_time_and_goes_on(study: Call, tmp_path: Path) -> None:
+def tst_here(words: Sequence[str], *_: Any) -> None:
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main([*words, "--json"]) == 0
+
+
+def test_the_gpu_study_stops_in_time_and_goes_on(study: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, carried = tmp_path / "out", tmp_path / "carried"
 
     def has_trained() -> bool:
@@ -183,6 +192,9 @@ def test_the_gpu_study_stops_in_time_and_goes_on(study: Call, tmp_path: Path) ->
     with tarfile.open(out / "state.tar.gz") as archive:  # of what is not finished, nothing travels
         assert not [member for member in archive.getnames() if any(run in member for run in begun)]
 
+    # What follows has nothing to stop, so it needs no processes of its own.
+    train_here(monkeypatch)
+    monkeypatch.setattr(importlib.import_module("gpu_study"), "tst", tst_here)
     second = study(out)
     assert (second["stopped"], second["complete"]) == (False, True)
     assert [each.partition("-")[0] for each in second["studies"]] == ["bpe", "bytes"]

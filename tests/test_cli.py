@@ -308,9 +308,10 @@ def test_compare_ends_with_the_report_s_path(capsys: pytest.CaptureFixture[str],
     assert report == json.loads((out / "report.json").read_text(encoding="utf-8"))
 
 
-def test_the_demo_end_to_end(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("in_process")  # what this process trains; `tst` has its own
+def test_the_demo_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
-    done = tst("demo", "--out", out, "--steps", "12", "--json")
+    done = tst("demo", "--seeds", "1", "--out", out, "--steps", "12", "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report == json.loads((out / "report.json").read_text(encoding="utf-8"))
@@ -320,9 +321,7 @@ def test_the_demo_end_to_end(tmp_path: Path) -> None:
     assert "</html>" in (out / "report.html").read_text(encoding="utf-8")
     assert (out / "data" / "dataset.json").exists()
 
-    more = tst("demo", "--out", out, "--budgets", "16,12", "--equal-data", "--json")
-    assert more.returncode == 0, more.stderr
-    later = json.loads(more.stdout.splitlines()[-1])
+    later = result_of(capsys, "demo", "--out", out, "--budgets", "16,12", "--equal-data")
     baseline, superposition = later["arms"]
     assert [budget["total_steps"] for budget in baseline["budgets"]] == [12, 16, 21]
     assert superposition["budgets"][0]["seeds"] == report["arms"][1]["seeds"]  # what was done is not trained again

@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from tests.study.conftest import train_here
+from tests.in_process import train_here
 from token_superposition.study.compare import compare, load_study
 from token_superposition.train.trainer import Trainer
 

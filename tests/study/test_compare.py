@@ -257,6 +257,7 @@ def test_the_file_may_say_how_many_seeds(small_run: dict[str, Any], tmp_path: Pa
         )
 
 
+@pytest.mark.usefixtures("in_process")
 def test_what_an_arm_changes_is_in_the_report(small_run: dict[str, Any], tmp_path: Path) -> None:
     arms = {
         "plain": {"superposition.bag_size": 1},
@@ -273,6 +274,7 @@ def test_what_an_arm_changes_is_in_the_report(small_run: dict[str, Any], tmp_pat
     assert "validation set, batch and every setting but those" in page
 
 
+@pytest.mark.usefixtures("in_process")
 def test_slot_weights_that_were_measured_are_in_the_report(small_run: dict[str, Any], tmp_path: Path) -> None:
     small_run["superposition"] = {"bag_size": 2, "ratio": 0.5, "slot_weights": "mutual_information"}
     report = compare(make_study(small_run), tmp_path, jobs=2, quiet=True)
@@ -288,6 +290,7 @@ def test_arms_share_their_seeds_and_their_data(small_run: dict[str, Any]) -> Non
         make_study({**small_run, "arms": arms})
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_report_tells_the_switch_that_was_trained(
     small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -302,6 +305,7 @@ def test_the_report_tells_the_switch_that_was_trained(
     assert report["arms"][1]["ratio"] == 0.25
 
 
+@pytest.mark.usefixtures("in_process")
 def test_two_processes_do_not_train_one_study(small_run: dict[str, Any], tmp_path: Path) -> None:
     folder = tmp_path / "out"
     folder.mkdir()

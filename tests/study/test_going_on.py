@@ -23,6 +23,7 @@ def foreign(tmp_path: Path) -> Path:
     return stranger(tmp_path / "stranger")
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_study_s_arms_go_on_from_the_same_weights(foreign: Path, small_run: dict[str, Any], tmp_path: Path) -> None:
     values = going_on(small_run, foreign)
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(values))

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from tests.conftest import small_run_on
-from tests.study.conftest import train_here
+from tests.in_process import train_here
 from tests.train.runs import Stopped, check_equal, go
 from token_superposition.cli import main
 from token_superposition.errors import TrainingDivergedError

@@ -75,6 +75,7 @@ def test_bits_per_byte_of_a_mixture_are_of_its_text() -> None:
     assert mixed.bits_per_byte == pytest.approx((1000 * 2 + 3000 * 1) / (1000 * 4 + 3000 * 1) / math.log(2))
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_dry_run_and_a_comparison_take_mixtures(mixed_run: dict[str, Any], tmp_path: Path) -> None:
     planned = dry_run(parse_config(mixed_run), tmp_path / "run")
     assert "digits: 384, 0." in describe(planned)

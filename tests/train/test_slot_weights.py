@@ -183,6 +183,7 @@ def test_a_run_says_what_it_will_be(
     assert "slot weights from the corpus: I(d) = " in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_study_has_an_arm_with_measured_weights(measured_run: dict[str, Any], tmp_path: Path) -> None:
     # With budgets: runs that begin alike share one measurement, or they would not be alike.
     study = make_study({**measured_run, "budgets": [10, 12]})

@@ -16,6 +16,7 @@ from token_superposition.plan.stages import Schedule
 from token_superposition.planner.advice import Advice, advise
 from token_superposition.planner.expectation import Range
 from token_superposition.planner.hardware import Hardware
+from token_superposition.planner.measured import Comparison
 from token_superposition.planner.setting import Need, Setting, choose, steps_at
 from token_superposition.planner.speed import Speed, speed_by_hours, speed_by_mfu
 from token_superposition.planner.subject import Subject
@@ -84,26 +85,10 @@ def make_plan(request: Request, pilot: Pilot | None = None) -> dict[str, Any]:
     run_steps = steps_at(total_steps, advice.speedup.low) if shorter and advice.speedup else total_steps
     schedule = advice.setting.schedule(run_steps)
     return {
-        "model": {
-            "source": subject.source,
-            "architecture": subject.architecture,
-            "parameters": subject.parameters,
-            "active_parameters": subject.active_parameters,
-            "vocab_size": subject.vocab_size,
-            "unit": subject.unit,
-            "start": subject.start,
-            "flops_per_position": subject.flops_per_position,
-            "positions_per_step": subject.positions_per_step,
-        },
+        "model": _model(subject),
         "budget": None if request.budget is None else {"kind": request.budget[0], "amount": request.budget[1]},
         "corpus_tokens": subject.corpus_tokens,
-        "hardware": {
-            **asdict(hardware),
-            "mfu": None if speed is None else speed.mfu,
-            "step_seconds": None if speed is None else speed.ordinary,
-            "superposition_step_seconds": None if speed is None else speed.superposed,
-            "speed_basis": None if speed is None else speed.basis,
-        },
+        "hardware": _hardware(hardware, speed),
         "verdict": advice.verdict,
         "goal": request.goal,
         "reasons": [*advice.reasons, *_goal_reasons(request, advice, shorter)],
@@ -120,22 +105,7 @@ def make_plan(request: Request, pilot: Pilot | None = None) -> dict[str, Any]:
         "same_loss": same_loss,
         "gain_nats": _range(advice.gain, advice.gain_reason),
         "speedup": _range(advice.speedup, advice.speedup_reason),
-        "evidence": [
-            {
-                "name": each.name,
-                "unit": each.unit,
-                "parameters": each.scale.parameters,
-                "positions": each.scale.positions,
-                "total_steps": each.total_steps,
-                "bag_size": each.bag_size,
-                "ratio": each.ratio,
-                "seeds": each.seeds,
-                "gain_nats": round(each.gain, 6),
-                "half_width": each.half_width,
-                "source": each.source,
-            }
-            for each in advice.nearest
-        ],
+        "evidence": [_evidence(each) for each in advice.nearest],
         "assumptions": subject.assumptions,
         "config": _config(request, advice, run_steps),
     }
@@ -240,6 +210,46 @@ def _given_setting(request: Request, total_steps: int) -> Setting | None:
     if part.superposition_steps is None and part.bag_size > 1:
         ratio = 0.25 if part.ratio is None else part.ratio
     return Setting(part.bag_size, ratio, part.mode, part.slot_weights)
+
+
+def _model(subject: Subject) -> dict[str, Any]:
+    return {
+        "source": subject.source,
+        "architecture": subject.architecture,
+        "parameters": subject.parameters,
+        "active_parameters": subject.active_parameters,
+        "vocab_size": subject.vocab_size,
+        "unit": subject.unit,
+        "start": subject.start,
+        "flops_per_position": subject.flops_per_position,
+        "positions_per_step": subject.positions_per_step,
+    }
+
+
+def _hardware(hardware: Hardware, speed: Speed | None) -> dict[str, Any]:
+    return {
+        **asdict(hardware),
+        "mfu": None if speed is None else speed.mfu,
+        "step_seconds": None if speed is None else speed.ordinary,
+        "superposition_step_seconds": None if speed is None else speed.superposed,
+        "speed_basis": None if speed is None else speed.basis,
+    }
+
+
+def _evidence(measured: Comparison) -> dict[str, Any]:
+    return {
+        "name": measured.name,
+        "unit": measured.unit,
+        "parameters": measured.scale.parameters,
+        "positions": measured.scale.positions,
+        "total_steps": measured.total_steps,
+        "bag_size": measured.bag_size,
+        "ratio": measured.ratio,
+        "seeds": measured.seeds,
+        "gain_nats": round(measured.gain, 6),
+        "half_width": measured.half_width,
+        "source": measured.source,
+    }
 
 
 def _goal_reasons(request: Request, advice: Advice, shorter: bool) -> list[str]:

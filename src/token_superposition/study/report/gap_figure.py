@@ -41,81 +41,6 @@ from token_superposition.study.report.scale import Scale
 _INSET = 22.0  # between the frame and the first and last points
 
 
-def gaps_panel(report: Report) -> str:
-    """The panel as SVG; empty where no difference is finite."""
-    steps = compared_steps(report)
-    arms = list(enumerate(report["arms"]))[1:]
-    rows: list[tuple[int, str, list[_Gap]]] = []
-    for index, arm in arms:
-        gaps = [
-            _Gap(place, f"{count(number)} steps", found.mean, found.interval)
-            for place, number in enumerate(steps)
-            if (found := difference_at(report, arm, number)) is not None and math.isfinite(found.mean)
-        ]
-        data = difference_at_equal_data(report, arm)
-        if data is not None and finite(data["delta_nats"]):
-            ends = data["confidence_interval"]
-            gaps.append(_Gap(None, "equal data", data["delta_nats"], (ends[0], ends[1]) if ends else None))
-        if gaps:
-            rows.append((index, arm["name"], gaps))
-    if not rows:
-        return ""
-    names = short_names([name for _, name, _ in rows], LONGEST_NAME)
-    right = WIDTH - max(map(len, names)) * CHARACTER - 16
-    has_data = any(gap.place is None for _, _, gaps in rows for gap in gaps)
-    first = steps.index(shortest_in_full(report))
-    shown = [gap for _, _, gaps in rows for gap in gaps if gap.place is None or gap.place >= first]
-    values = [0.0, *(value for gap in shown for value in (gap.mean, *(gap.ends or ())))]
-    room = 0.08 * (max(values) - min(values)) or 0.01
-    y = Scale(min(values) - room, max(values) + room, HEIGHT - BOTTOM, TOP)
-    dodge = min(9.0, 34.0 / len(rows))
-    inset = _INSET + dodge * (len(rows) - 1) / 2
-    data_at = right - inset
-    last = data_at - 62 if has_data else right - inset
-    logs = [math.log(number) for number in steps]
-    x = Scale(logs[0], logs[-1], LEFT + inset, last) if len(logs) > 1 else Scale(logs[0] - 1, logs[0], LEFT, last)
-
-    def at(row: int, gap: _Gap) -> float:
-        base = data_at if gap.place is None else x(logs[gap.place])
-        return base + dodge * (row - (len(rows) - 1) / 2)
-
-    said = "; ".join(f"{name}: {', '.join(gap.words for gap in gaps)}" for _, name, gaps in rows)
-    parts = [
-        *opening(
-            "budgets-gap", "Difference to the baseline", f"Final loss less the baseline’s in {unit(report)}. {said}."
-        ),
-        clip("budgets-gap", right),
-        f'<text class="axis" x="0" y="32">Final loss less the baseline’s ({escape(unit(report))}); below zero is better'
-        "</text>",
-        *y_grid(Scale(0, 1, LEFT, right), y),
-        f'<line class="zero" x1="{LEFT:g}" x2="{right:.1f}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>',
-        *_steps_axis(steps, [x(log) for log in logs], right, data_at if has_data else None),
-    ]
-    for row, (index, _, gaps) in enumerate(rows):
-        path = "L".join(f"{at(row, gap):.1f} {y(gap.mean):.1f}" for gap in gaps if gap.place is not None)
-        if path:
-            line = f'<path class="mean {arm_class(index)}" d="M{path}"/>'
-            parts.append(f'<g clip-path="url(#budgets-gap-c)">{line}</g>')
-        for gap in gaps:
-            if y.low <= gap.mean <= y.high:
-                parts += _gap_marks(index, at(row, gap), gap, y)
-    line_ends = [
-        LineEnd(index, name, at(row, gaps[-1]) + 5, y(gaps[-1].mean))
-        for row, ((index, _, gaps), name) in enumerate(zip(rows, names, strict=True))
-    ]
-    parts += [
-        *end_names(line_ends, right),
-        *(
-            hit(index, at(row, gap), y(gap.mean), f"{name}, {gap.words}")
-            for row, (index, name, gaps) in enumerate(rows)
-            for gap in gaps
-            if y.low <= gap.mean <= y.high
-        ),
-        *closing(),
-    ]
-    return "\n".join(parts)
-
-
 @dataclass(frozen=True)
 class _Gap:
     """A difference to the baseline: at the budget of that place, or (None) at equal data."""
@@ -129,6 +54,105 @@ class _Gap:
     def words(self) -> str:
         """What is read out."""
         return f"{self.where}: {signed(self.mean)}" + (f" ({interval(self.ends)})" if self.ends else "")
+
+
+@dataclass(frozen=True)
+class _Row:
+    """An arm's differences, by its place among the arms."""
+
+    index: int
+    name: str
+    gaps: list[_Gap]
+
+
+class _Layout:
+    """Where what lies: arms stand side by side at every budget, the shortest budgets may lie above the frame."""
+
+    def __init__(self, steps: Sequence[int], rows: Sequence[_Row], right: float, first: int) -> None:
+        gaps = [gap for row in rows for gap in row.gaps]
+        shown = [gap for gap in gaps if gap.place is None or gap.place >= first]
+        values = [0.0, *(value for gap in shown for value in (gap.mean, *(gap.ends or ())))]
+        room = 0.08 * (max(values) - min(values)) or 0.01
+        self.y = Scale(min(values) - room, max(values) + room, HEIGHT - BOTTOM, TOP)
+        self._dodge = min(9.0, 34.0 / len(rows))
+        self._middle = (len(rows) - 1) / 2
+        inset = _INSET + self._dodge * self._middle
+        self._data_at = right - inset
+        self.data_at = self._data_at if any(gap.place is None for gap in gaps) else None
+        last = right - inset if self.data_at is None else self.data_at - 62
+        logs = [math.log(number) for number in steps]
+        x = Scale(logs[0], logs[-1], LEFT + inset, last) if len(logs) > 1 else Scale(logs[0] - 1, logs[0], LEFT, last)
+        self.places = [x(log) for log in logs]
+
+    def at(self, row: int, gap: _Gap) -> tuple[float, float]:
+        """A point of that row of the arms."""
+        base = self._data_at if gap.place is None else self.places[gap.place]
+        return base + self._dodge * (row - self._middle), self.y(gap.mean)
+
+    def holds(self, gap: _Gap) -> bool:
+        """Whether it lies within the frame."""
+        return self.y.low <= gap.mean <= self.y.high
+
+
+def gaps_panel(report: Report) -> str:
+    """The panel as SVG; empty where no difference is finite."""
+    steps = compared_steps(report)
+    rows = _rows(report, steps)
+    if not rows:
+        return ""
+    names = short_names([row.name for row in rows], LONGEST_NAME)
+    right = WIDTH - max(map(len, names)) * CHARACTER - 16
+    layout = _Layout(steps, rows, right, steps.index(shortest_in_full(report)))
+    y, at = layout.y, layout.at
+    shown = [(number, row, gap) for number, row in enumerate(rows) for gap in row.gaps if layout.holds(gap)]
+    said = "; ".join(f"{row.name}: {', '.join(gap.words for gap in row.gaps)}" for row in rows)
+    ends = [(at(number, row.gaps[-1]), row, name) for number, (row, name) in enumerate(zip(rows, names, strict=True))]
+    parts = [
+        *opening(
+            "budgets-gap", "Difference to the baseline", f"Final loss less the baseline’s in {unit(report)}. {said}."
+        ),
+        clip("budgets-gap", right),
+        f'<text class="axis" x="0" y="32">Final loss less the baseline’s ({escape(unit(report))}); below zero is better'
+        "</text>",
+        *y_grid(Scale(0, 1, LEFT, right), y),
+        f'<line class="zero" x1="{LEFT:g}" x2="{right:.1f}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>',
+        *_steps_axis(steps, layout.places, right, layout.data_at),
+        *(
+            _line(row, [at(number, gap) for gap in row.gaps if gap.place is not None])
+            for number, row in enumerate(rows)
+        ),
+        *(mark for number, row, gap in shown for mark in _gap_marks(row.index, at(number, gap)[0], gap, y)),
+        *end_names([LineEnd(row.index, name, x + 5, height) for (x, height), row, name in ends], right),
+        *(hit(row.index, *at(number, gap), f"{row.name}, {gap.words}") for number, row, gap in shown),
+        *closing(),
+    ]
+    return "\n".join(parts)
+
+
+def _rows(report: Report, steps: Sequence[int]) -> list[_Row]:
+    """Every arm that has a finite difference anywhere."""
+    rows = []
+    for index, arm in list(enumerate(report["arms"]))[1:]:
+        gaps = [
+            _Gap(place, f"{count(number)} steps", found.mean, found.interval)
+            for place, number in enumerate(steps)
+            if (found := difference_at(report, arm, number)) is not None and math.isfinite(found.mean)
+        ]
+        data = difference_at_equal_data(report, arm)
+        if data is not None and finite(data["delta_nats"]):
+            ends = data["confidence_interval"]
+            gaps.append(_Gap(None, "equal data", data["delta_nats"], (ends[0], ends[1]) if ends else None))
+        if gaps:
+            rows.append(_Row(index, arm["name"], gaps))
+    return rows
+
+
+def _line(row: _Row, points: Sequence[tuple[float, float]]) -> str:
+    """Through an arm's budgets; nothing where it has none."""
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    if not path:
+        return ""
+    return f'<g clip-path="url(#budgets-gap-c)"><path class="mean {arm_class(row.index)}" d="M{path}"/></g>'
 
 
 def _steps_axis(steps: Sequence[int], places: Sequence[float], right: float, data_at: float | None) -> list[str]:

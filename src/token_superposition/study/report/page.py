@@ -6,6 +6,7 @@ and does not show. It fetches nothing, prints well, and says everything without 
 
 from __future__ import annotations
 
+import re
 from html import escape
 from importlib import resources
 
@@ -89,13 +90,14 @@ def _head(report: Report) -> str:
     return (
         f"<header><h1>{escape(report['title'])}</h1>\n"
         f'<p class="byline">{escape(report["created"])} · {model} · {plural(seeds, "seed")} an arm</p>\n'
-        f'<p class="headline">{escape(words.headline)}</p>\n{_big_numbers(report)}\n<ul>{details}</ul></header>'
+        f'<p class="headline">{_unbroken(escape(words.headline))}</p>\n{_big_numbers(report)}\n'
+        f"<ul>{details}</ul></header>"
     )
 
 
 def _unbroken(text: str) -> str:
-    """A line of text whose option does not break at its hyphens."""
-    return text.replace(" --seeds ", ' <span class="option">--seeds</span> ')
+    """A line of text whose option and short names of arms do not break at their hyphens."""
+    return re.sub(r"(?<= )--seeds(?= )|“[^”\s]{1,24}”", r'<span class="unbroken">\g<0></span>', text)
 
 
 def _big_numbers(report: Report) -> str:

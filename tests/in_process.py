@@ -1,4 +1,4 @@
-"""What tests of whole studies share."""
+"""A study's runs, trained in the test's own process: one of their own takes seconds to start."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from token_superposition.train.loop import train
 
 
 def train_here(patch: pytest.MonkeyPatch) -> list[str]:
-    """Runs are trained here, one after another: a process of its own takes seconds to start. Returns their names."""
+    """From now on runs are trained here, one after another. Returns their names, as they are trained."""
     trained: list[str] = []
 
     def run_jobs(jobs: Sequence[Job], **_: Any) -> None:
@@ -30,9 +30,3 @@ def train_here(patch: pytest.MonkeyPatch) -> list[str]:
     patch.setattr(queue, "run_jobs", run_jobs)
     patch.setattr(record, "matrix_peak", lambda *_: 1e9)
     return trained
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The same for a test; the names of its runs."""
-    return train_here(monkeypatch)
