@@ -85,7 +85,7 @@ def everything(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     assert checkpoint is not None
     assert not complaints
     state = read_state(checkpoint)
-    config = parse_config({k: v for k, v in state["config"].items() if k != "superposition"})
+    config = parse_config(state["config"])
     trainer = Trainer(config, config.schedule())
     trainer.load(checkpoint)
     flat: dict[str, Any] = {}

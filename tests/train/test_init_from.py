@@ -113,6 +113,8 @@ def test_the_run_carries_what_the_folder_said(foreign: Path, small_run: dict[str
     kept = {key: value for key, value in TINY.items() if not key.endswith("_token_id") and key != "rope_theta"}
     assert kept.items() <= model["config"].items()
     assert model["config"]["rope_parameters"]["rope_theta"] == 5000.0
+    go(stored, tmp_path / "again")
+    assert numbers(tmp_path / "again") == numbers(tmp_path / "run")
     # A padding id would freeze a row; the end of a document is the data's.
     assert not any(key.endswith("_token_id") for key in model["config"])
     shutil.rmtree(foreign)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from tests.train.runs import TIMES, check_equal, go, go_until, numbers, weights
 from token_superposition.errors import UserError
@@ -28,6 +29,24 @@ def test_stopped_and_started_again_it_is_the_same_run(
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     a, b = (json.loads((f / "summary.json").read_text()) for f in (folder, whole))
     assert {k: v for k, v in a.items() if k not in TIMES} == {k: v for k, v in b.items() if k not in TIMES}
+
+
+@pytest.mark.parametrize(
+    "superposition",
+    [
+        {"bag_size": 2, "superposition_steps": 6},
+        {"stages": "4:0.25,2:0.25"},
+        {"stages": [{"bag_size": 3, "steps": 5, "slot_weights": "mutual_information"}]},
+    ],
+)
+def test_what_a_run_has_written_down_starts_the_same_run_elsewhere(
+    small_run: dict[str, Any], tmp_path: Path, superposition: dict[str, Any]
+) -> None:
+    go({**small_run, "superposition": superposition}, tmp_path / "first")
+    written = yaml.safe_load((tmp_path / "first" / "config.yaml").read_text())
+    go(written, tmp_path / "second")
+    assert numbers(tmp_path / "second") == numbers(tmp_path / "first")
+    assert yaml.safe_load((tmp_path / "second" / "config.yaml").read_text()) == written
 
 
 def test_a_run_that_is_done_stays_as_it_is(small_run: dict[str, Any], whole: Path) -> None:

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from token_superposition.errors import UserError
 from token_superposition.plan.stages import Mode, Schedule, Stage, SuperpositionSchedule
@@ -116,6 +124,12 @@ class SuperpositionConfig(Section):
             given = ", ".join(sorted(self.model_fields_set))
             raise ValueError(f"{given} without bag_size means nothing: give bag_size too (1 turns superposition off)")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_what_stages_replace(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """So that what is written, such as a run's `config.yaml`, can be given again."""
+        values = dump(self)
+        return values if self.stages is None else {"stages": values["stages"]}
 
 
 class TrainConfig(Section):

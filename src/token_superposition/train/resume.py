@@ -83,7 +83,7 @@ def settle_config(config: RunConfig, folder: RunFolder, source: Source | None = 
                     f"{folder.path}: this run was started with {key} {old!r}, and is now given {new!r}; "
                     "give the old value to go on, or name another folder for a new run"
                 )
-    return parse_config(_without_nulls(settled))
+    return parse_config(settled)
 
 
 def branch_config(config: RunConfig, parent: RunFolder) -> RunConfig:
@@ -98,7 +98,7 @@ def branch_config(config: RunConfig, parent: RunFolder) -> RunConfig:
         stored = run.model_dump(mode="json")
         settled |= {"data": stored["data"], "model": stored["model"]}
         settled["train"] |= {key: stored["train"][key] for key in ("device", "dtype", "num_threads")}
-    return parse_config(_without_nulls(settled))
+    return parse_config(settled)
 
 
 def settle_schedule(config: RunConfig, fixed: dict[str, Any] | None, steps_done: int) -> Schedule:
@@ -209,7 +209,7 @@ def stored_config(folder: RunFolder) -> RunConfig | None:
     if values is None:
         return None
     try:
-        return parse_config(_without_nulls(values), source=str(folder.config_file))
+        return parse_config(values, source=str(folder.config_file))
     except UserError as error:
         raise UserError(f"{error}; it was edited or damaged: put it right, or name another folder") from None
 
@@ -219,11 +219,3 @@ def _value(values: dict[str, Any], dotted: str) -> Any:
     for key in dotted.split("."):
         found = found.get(key) if isinstance(found, dict) else None
     return found
-
-
-def _without_nulls(values: dict[str, Any]) -> dict[str, Any]:
-    """The same, without what a whole configuration says beside `superposition.stages`: the two exclude each other."""
-    part = values.get("superposition")
-    if isinstance(part, dict) and part.get("stages") is not None:
-        return {**values, "superposition": {"stages": part["stages"]}}
-    return values

@@ -46,7 +46,7 @@ def take_measured(settled: dict[str, Any], stored: dict[str, Any]) -> None:
         settled: the `superposition` section that was given; changed in place.
         stored: that of the run.
     """
-    givens, before = ([part, *(part["stages"] or [])] for part in (settled, stored))
+    givens, before = (part.get("stages") or [part] for part in (settled, stored))
     for given, old in zip(givens, before, strict=False):  # of other stages the run is refused anyway
         if given["slot_weights"] == MEASURED and old["slot_weights"].startswith(f"{MEASURED}:"):
             given["slot_weights"] = old["slot_weights"]
