@@ -77,16 +77,16 @@ class _Layout:
         self._dodge = min(9.0, 34.0 / len(rows))
         self._middle = (len(rows) - 1) / 2
         inset = _INSET + self._dodge * self._middle
-        self._data_at = right - inset
-        self.data_at = self._data_at if any(gap.place is None for gap in gaps) else None
-        last = right - inset if self.data_at is None else self.data_at - 62
+        self.data_at = right - inset
+        self.has_data = any(gap.place is None for gap in gaps)
+        last = self.data_at - 62 if self.has_data else right - inset
         logs = [math.log(number) for number in steps]
         x = Scale(logs[0], logs[-1], LEFT + inset, last) if len(logs) > 1 else Scale(logs[0] - 1, logs[0], LEFT, last)
         self.places = [x(log) for log in logs]
 
     def at(self, row: int, gap: _Gap) -> tuple[float, float]:
         """A point of that row of the arms."""
-        base = self._data_at if gap.place is None else self.places[gap.place]
+        base = self.data_at if gap.place is None else self.places[gap.place]
         return base + self._dodge * (row - self._middle), self.y(gap.mean)
 
     def holds(self, gap: _Gap) -> bool:
@@ -116,7 +116,7 @@ def gaps_panel(report: Report) -> str:
         "</text>",
         *y_grid(Scale(0, 1, LEFT, right), y),
         f'<line class="zero" x1="{LEFT:g}" x2="{right:.1f}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>',
-        *_steps_axis(steps, layout.places, right, layout.data_at),
+        *_steps_axis(steps, layout.places, right, layout.data_at if layout.has_data else None),
         *(
             _line(row, [at(number, gap) for gap in row.gaps if gap.place is not None])
             for number, row in enumerate(rows)
