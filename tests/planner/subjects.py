@@ -23,7 +23,7 @@ def subject_of(**changed: Any) -> Subject:
         "total_steps": 20_000,
         "unit": "subwords",
         "start": "fresh",
-        "corpus_tokens": None,
+        "corpus": None,
         "assumptions": [],
     }
     return Subject(**{**values, **changed})
@@ -36,6 +36,6 @@ def need_of(subject: Subject, steps: int, **changed: Any) -> Need:
         "positions_per_step": subject.positions_per_step,
         "unit": subject.unit,
         "start": subject.start,
-        "corpus_tokens": subject.corpus_tokens,
+        "corpus": subject.corpus,
     }
     return Need(**{**values, **changed})

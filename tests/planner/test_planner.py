@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 from tests.bad_input import examples, refused, tst
 from tests.conftest import SHARED
 from tests.planner.subjects import subject_of
+from token_superposition.data.prepare import prepare
+from token_superposition.errors import UserError
 from token_superposition.model.build import model_cost, sketch_model
 from token_superposition.model.memory import abstract
 from token_superposition.plan.stages import SuperpositionSchedule
 from token_superposition.planner import pilot as pilot_module
 from token_superposition.planner.amounts import amount
+from token_superposition.planner.corpus import Corpus
 from token_superposition.planner.forecast import Request, make_plan
 from token_superposition.planner.hardware import Hardware, find_hardware
 from token_superposition.planner.measured import PaperRun, paper_runs
@@ -183,7 +186,7 @@ def test_more_budget_is_never_fewer_steps(one: float, other: float, kind: Any, d
 @examples(60)
 @given(budgets, corpora, st.integers(1, 64), st.floats(0, 50), st.sampled_from(["loss", "cost"]))
 def test_the_counts_hang_together(tokens: float, corpus: int | None, devices: int, price: float, goal: Any) -> None:
-    subject = subject_of(corpus_tokens=corpus)
+    subject = subject_of(corpus=None if corpus is None else Corpus.of_tokens(corpus))
     hardware = find_hardware("a100", num_devices=devices, price=price)
     plan = make_plan(Request(subject, hardware, ("tokens", tokens), goal))
     assert plan["without"]["total_steps"] == tokens // 2**21
@@ -238,6 +241,35 @@ def test_a_superposition_step_takes_what_the_pilot_says() -> None:
     assert plan["without"]["cost"] is None
 
 
+@pytest.mark.parametrize("given", [{"ratio": 0.0}, {"superposition_steps": 0}])
+def test_superposition_for_no_step_is_ordinary_training(given: dict[str, Any]) -> None:
+    plan = make_plan(Request(subject_of(), NOTHING, given={"bag_size": 6, **given}))
+    assert (plan["verdict"], plan["recommended"]["bag_size"]) == ("none", 1)
+    assert "superposition" not in plan["config"]
+
+
+def test_steps_of_superposition_need_not_fit_into_what_the_pilot_takes_for_now() -> None:
+    asked = []
+
+    def pilot(bag_size: int) -> Speed:
+        asked.append(bag_size)
+        return Speed(10.0, 10.0, None, "test")
+
+    given = {"bag_size": 5, "superposition_steps": 6_000}
+    subject = subject_of(total_steps=None)
+    plan = make_plan(Request(subject, NOTHING, ("tokens", 20_000 * 2**21), given=given), pilot)
+    assert (asked, plan["recommended"]["switch_step"]) == ([5], 6_000)
+
+
+def test_no_run_is_faster_than_its_devices() -> None:
+    hours = 20_000 * subject_of().flops_per_step / find_hardware("b200").peak_flops_per_second / 3600
+    assert (
+        make_plan(Request(subject_of(), find_hardware("b200"), measured=(hours * 1.01, 20_000)))["hardware"]["mfu"] < 1
+    )
+    with pytest.raises(UserError, match=r"^a run of 20,000 steps that took .* is 40 times the peak of 1 x 2.25e\+15"):
+        make_plan(Request(subject_of(), find_hardware("b200"), measured=(hours / 40, 20_000)))
+
+
 # The command.
 
 
@@ -277,6 +309,33 @@ def test_a_plan_becomes_a_run(config: Path, small_run: dict[str, Any], capsys: p
     assert "Do not use superposition here." in text
     assert "superposition" not in yaml.safe_load(Path("plan.yaml").read_text())
     assert "raw tokens" in text
+
+
+def test_of_a_mixture_plan_and_run_count_the_same(
+    config: Path, small_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "text"
+    text.mkdir()
+    for number in range(12):
+        (text / f"{number}.txt").write_text(chr(97 + number) * 50)
+    little = tmp_path / "little"
+    prepare([text], out=little, validation_fraction=0.1, quiet=True)
+    sources = {"words": {"path": small_run["data"]["path"]}, "few": {"path": str(little)}}
+    config.write_text(yaml.safe_dump({**small_run, "data": {"sources": sources}}))
+    plan = plan_of(capsys, config, "--train.total_steps", 40, "--out", "plan.yaml")
+    assert "already reads source few (" in plan["reasons"][0]
+    assert "50% of what is read) more than once" in plan["reasons"][0]
+    assert plan["without"]["unique_raw_tokens"] < 0.8 * plan["without"]["raw_tokens"]
+    run = json.loads(tst("train", "plan.yaml", "--dry-run", "--json").out.splitlines()[-1])
+    for key in ("raw_tokens", "unique_raw_tokens", "epochs"):
+        assert run[key] == pytest.approx(plan["without"][key], rel=0.02)
+
+
+def test_warm_up_in_steps_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--parameters", "1B", "--tokens", "42B", "--train.warmup_steps", 1000)
+    plan = plan_of(capsys, *words, "--out", tmp_path / "plan.yaml")
+    assert yaml.safe_load((tmp_path / "plan.yaml").read_text())["train"]["warmup_steps"] == 1000
+    assert "warmup_ratio" not in plan["config"]["train"]
 
 
 def test_a_model_of_a_size_becomes_a_run_on_ones_own_data(
@@ -347,6 +406,7 @@ def test_the_pilot_measures_this_machine(
         (["--parameters", "1B", "--tokens", "10B", "--train.lerning_rate", "3"], "mean 'train.learning_rate'"),
         (["--parameters", "1B", "--tokens", "10B", "--train.sequence_length", "x"], "train.sequence_length"),
         (["--parameters", "1B", "--tokens", "10B", "--superposition.ratio", "2"], "superposition.ratio"),
+        (["--parameters", "1B", "--tokens", "42B", "--train.warmup_steps", "1000000"], "train.warmup_steps"),
         (["--parameters", "1B", "--tokens", "10B", "--out", "."], "is a folder; name a file"),
         (["--parameters", "1B", "--tokens", "10B", "--out", "no/where.yaml"], "there is no folder no"),
         (["nowhere.yaml"], "there is no such file"),

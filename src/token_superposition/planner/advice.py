@@ -69,10 +69,10 @@ def advise(need: Need, given: Setting | None = None) -> Advice:
     close = sorted(measured, key=lambda each: each.scale.distance(need.scale))[:_SHOWN]
     if against or setting.bag_size == 1:
         kept = given if given is not None else Setting()
-        said = against or reasons or ["a bag_size of 1 is ordinary training"]
+        said = against or reasons or ["a bag_size of 1, or superposition for no step, is ordinary training"]
         return Advice("none", kept, said, gain, gain_reason, speedup, speedup_reason, close)
     steps = steps_at(need.total_steps, speedup.low) if need.less_cost and speedup is not None else need.total_steps
-    short = _never_so_short(need, measured, steps)
+    short = _none_near_gained(need, measured) or _never_so_short(need, measured, steps)
     gains = gain is not None and gain.low > NOISE
     reasons.append(_in_words_of(gain, gain_reason, speedup))
     if need.unit == "bytes":
@@ -84,7 +84,7 @@ def advise(need: Need, given: Setting | None = None) -> Advice:
 def _why_not(need: Need, measured: Sequence[Comparison]) -> list[str]:
     """What speaks against superposition at all; nothing, mostly."""
     reasons = []
-    if need.corpus_tokens is not None and need.total_steps * need.positions_per_step > need.corpus_tokens:
+    if need.corpus is not None and not need.corpus.holds(need.total_steps * need.positions_per_step):
         reasons.append(too_little_text(need))
     lost = [each for each in measured if each.lost]
     won = [each for each in measured if each.won]
@@ -109,11 +109,19 @@ def _why_not(need: Need, measured: Sequence[Comparison]) -> list[str]:
 
 
 def _what_repeats(need: Need, setting: Setting) -> list[str]:
-    """That a setting reads the corpus more than once, where it does."""
-    if need.corpus_tokens is None or fits(need, setting):
+    """That a setting reads text more than once, where it does."""
+    if need.corpus is None or fits(need, setting):
         return []
-    times = three_figures(raw_tokens(need, setting) / need.corpus_tokens)
-    return [f"it reads the corpus {times} times, and no run that repeats text was measured"]
+    times = three_figures(raw_tokens(need, setting) / need.corpus.scarcest.once)
+    return [f"it reads {need.corpus} {times} times, and no run that repeats text was measured"]
+
+
+def _none_near_gained(need: Need, measured: Sequence[Comparison]) -> list[str]:
+    """Where near runs were measured and none of them won: that, with each of them."""
+    near = [each for each in measured if each.scale.near(need.scale)]
+    if not near or any(each.won for each in near):
+        return []
+    return [f"no run near this one is known to have gained: {'; '.join(map(_in_words, near))}"]
 
 
 def _never_so_short(need: Need, measured: Sequence[Comparison], steps: int) -> list[str]:
@@ -168,7 +176,11 @@ def _no_figures(setting: Setting, against: Sequence[str]) -> str | None:
         return "it is ordinary training"
     if against:
         return _NOT_FOR_IT
-    return f"no figures of mode {setting.mode} are known" if setting.mode != "full" else None
+    if setting.mode != "full":
+        return f"no figures of mode {setting.mode} are known"
+    if setting.slot_weights != "uniform":
+        return f"the figures are of uniform slot weights, and this has {setting.slot_weights}"
+    return None
 
 
 def _nothing_near(need: Need) -> str:
@@ -187,6 +199,8 @@ def _nothing_near(need: Need) -> str:
 
 
 def _in_words(each: Comparison) -> str:
-    verb = "lost" if each.lost else "gained" if each.won else "was level by"
     size = f"{count_in_words(each.scale.parameters)} parameters, {each.total_steps:,} steps"
-    return f"{each.name} ({size}) {verb} {three_figures(abs(each.gain))} nats"
+    nats = f"{three_figures(abs(each.gain))} nats"
+    if each.lost or each.won:
+        return f"{each.name} ({size}) {'lost' if each.lost else 'gained'} {nats}"
+    return f"{each.name} ({size}) was {'ahead' if each.gain > 0 else 'behind'} by {nats}, within noise"

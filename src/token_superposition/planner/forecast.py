@@ -8,7 +8,7 @@ is recommended and written. The shorter run is planned at the cautious end of th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from token_superposition.errors import UserError
@@ -58,7 +58,8 @@ def make_plan(request: Request, pilot: Pilot | None = None) -> dict[str, Any]:
         pilot: measures what a step takes here, in place of what the request says of speed.
 
     Raises:
-        UserError: for a budget that buys no step, or needs a price or a speed that is not known.
+        UserError: for a budget that buys no step, or needs a price or a speed that is not known; for what no run can
+            be, such as one of more tokens than anybody has, or that is shorter than its warm-up.
     """
     subject, hardware = request.subject, request.hardware
     speed = _speed(request, pilot)
@@ -69,7 +70,7 @@ def make_plan(request: Request, pilot: Pilot | None = None) -> dict[str, Any]:
         positions_per_step=subject.positions_per_step,
         unit=subject.unit,
         start=subject.start,
-        corpus_tokens=subject.corpus_tokens,
+        corpus=subject.corpus,
         less_cost=request.goal == "cost",
     )
     advice = advise(need, _given_setting(request, total_steps))
@@ -87,7 +88,7 @@ def make_plan(request: Request, pilot: Pilot | None = None) -> dict[str, Any]:
     return {
         "model": _model(subject),
         "budget": None if request.budget is None else {"kind": request.budget[0], "amount": request.budget[1]},
-        "corpus_tokens": subject.corpus_tokens,
+        "corpus_tokens": None if subject.corpus is None else subject.corpus.num_tokens,
         "hardware": _hardware(hardware, speed),
         "verdict": advice.verdict,
         "goal": request.goal,
@@ -115,7 +116,7 @@ def count_run(schedule: Schedule, subject: Subject, hardware: Hardware, speed: S
     """What a run of these stages takes; None stands for what cannot be known without hardware, price or corpus."""
     positions = schedule.positions(subject.positions_per_step)
     raw_tokens = schedule.raw_tokens(subject.positions_per_step)
-    corpus = subject.corpus_tokens
+    corpus = subject.corpus
     hours = None if speed is None else speed.hours(schedule)
     return {
         "total_steps": schedule.total_steps,
@@ -123,8 +124,8 @@ def count_run(schedule: Schedule, subject: Subject, hardware: Hardware, speed: S
         "positions": positions,
         "flops": positions * subject.flops_per_position,
         "raw_tokens": raw_tokens,
-        "unique_raw_tokens": raw_tokens if corpus is None else min(raw_tokens, corpus),
-        "epochs": None if corpus is None else raw_tokens / corpus,
+        "unique_raw_tokens": raw_tokens if corpus is None else corpus.unique(raw_tokens),
+        "epochs": None if corpus is None else raw_tokens / corpus.num_tokens,
         "hours": hours,
         "device_hours": None if hours is None else hours * hardware.num_devices,
         "cost": hardware.cost(hours),
@@ -187,10 +188,12 @@ def _speed(request: Request, pilot: Pilot | None) -> Speed | None:
 def _expected_bag_size(request: Request) -> int:
     """What a pilot measures beside ordinary steps: a budget in hours is not known in steps before it has."""
     subject = request.subject
-    given = _given_setting(request, subject.total_steps or 1000)
+    steps = subject.total_steps or 1000
+    # How long superposition lasts does not matter here, and may not fit into steps that are only taken for now.
+    sized = {key: value for key, value in (request.given or {}).items() if key != "superposition_steps"}
+    given = _given_setting(replace(request, given=sized), steps)
     if given is not None:
         return given.bag_size
-    steps = subject.total_steps or 1000
     need = Need(subject.scale(steps), steps, subject.positions_per_step, subject.unit, subject.start, None)
     return choose(need)[0].bag_size
 
@@ -204,10 +207,12 @@ def _given_setting(request: Request, total_steps: int) -> Setting | None:
     keys = {f"superposition.{key}": value for key, value in request.given.items()}
     config = parse_config(request.subject.config(total_steps), keys, source=request.subject.source)
     part, schedule = config.superposition, config.schedule()
+    if schedule.switch_step == 0:
+        return Setting()
     if part.stages is not None:
         raise UserError("--superposition.stages: a plan judges one bag size; give bag_size and ratio")
     ratio = schedule.switch_step / total_steps
-    if part.superposition_steps is None and part.bag_size > 1:
+    if part.superposition_steps is None:
         ratio = 0.25 if part.ratio is None else part.ratio
     return Setting(part.bag_size, ratio, part.mode, part.slot_weights)
 
@@ -267,8 +272,16 @@ def _range(found: Range | None, reason: str | None) -> dict[str, Any]:
 
 
 def _config(request: Request, advice: Advice, total_steps: int) -> dict[str, Any]:
-    """The run's configuration, with what is recommended in it."""
-    values, setting = request.subject.config(total_steps), advice.setting
+    """The run's configuration, with what is recommended in it, as `tst train` takes it."""
+    from token_superposition.train.config import parse_config
+
+    values = _with_superposition(request, advice.setting, total_steps)
+    parse_config(values, source="the plan")
+    return values
+
+
+def _with_superposition(request: Request, setting: Setting, total_steps: int) -> dict[str, Any]:
+    values = request.subject.config(total_steps)
     if setting.bag_size == 1:
         return values
     part: dict[str, Any] = {"bag_size": setting.bag_size}

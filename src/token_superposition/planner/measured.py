@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
 from token_superposition.planner.tables import read_table
+from token_superposition.study.statistics import t_quantile
 
 Unit = Literal["subwords", "bytes"]
 Start = Literal["fresh", "trained"]
 Cell = tuple[int, float]  # bag size, ratio
 
 NOISE = 0.003  # nats; what one seed of the paper's sweeps is off by
-# The same of our small runs: twice the deviation of their gains from seed to seed, 0.004 to 0.011 where there are five.
+# The same of our runs of a model of which no length was trained with several seeds: twice the deviation of gains from
+# seed to seed, 0.004 to 0.011 where there are five.
 OWN_NOISE = 0.015
 PAPER = "the paper, arXiv 2605.06546"
 
@@ -64,6 +66,7 @@ class Comparison:
         seeds: how many of each.
         baseline_loss, loss: final validation loss, nats a token.
         half_width: of the 95% interval of the difference; None where it cannot be had.
+        seed_noise: what one seed of this model may be off by.
         speedup: at equal loss, where it was measured.
         source: in words.
     """
@@ -79,13 +82,14 @@ class Comparison:
     baseline_loss: float
     loss: float
     half_width: float | None
+    seed_noise: float
     speedup: float | None
     source: str
 
     @property
     def noise(self) -> float:
-        """What the gain may be off by: half of its interval, or what single seeds of its kind differ by."""
-        return self.half_width or (NOISE if self.source == PAPER else OWN_NOISE)
+        """What the gain may be off by: half of its interval, or what one seed may be."""
+        return self.seed_noise if self.half_width is None else self.half_width
 
     @property
     def gain(self) -> float:
@@ -121,7 +125,7 @@ class Study:
         for measured, gain in known.items():
             if math.isclose(measured, ratio, abs_tol=1e-6):
                 return gain
-        if len(known) < 2:
+        if len(known) < 2 or ratio <= 0:
             return None
         known[0.0] = 0.0
         below = max(at for at in known if at < ratio)
@@ -196,7 +200,9 @@ def comparisons() -> tuple[Comparison, ...]:
         if run.arm == "tst" and at in baselines and at not in swept:
             ratio = run.superposition_steps / run.total_steps
             found.append(_of_paper(run.model, scales, at[1], run.bag_size, ratio, run.final_loss, baselines[at]))
-    return (*found, *map(_of_ours, read_table("evidence/own_runs.csv")))
+    ours = read_table("evidence/own_runs.csv")
+    noise = {name: _seed_noise([row for row in ours if row["name"] == name]) for name in {row["name"] for row in ours}}
+    return (*found, *(_of_ours(row, noise[row["name"]]) for row in ours))
 
 
 @cache
@@ -236,11 +242,22 @@ def _of_paper(
 ) -> Comparison:
     scale = scales[model, steps]
     return Comparison(
-        model, "subwords", "fresh", scale, steps, bag_size, ratio, 1, baseline, loss, NOISE, None, PAPER
+        model, "subwords", "fresh", scale, steps, bag_size, ratio, 1, baseline, loss, None, NOISE, None, PAPER
     )  # fmt: skip
 
 
-def _of_ours(row: Mapping[str, str]) -> Comparison:
+def _seed_noise(rows: Sequence[Mapping[str, str]]) -> float:
+    """Twice the deviation of the gains of one model from seed to seed, as its intervals imply it."""
+    squares, degrees = 0.0, 0
+    for row in rows:
+        if row["half_width"]:
+            free = int(row["seeds"]) - 1
+            deviation = float(row["half_width"]) * math.sqrt(free + 1) / t_quantile(0.95, free)
+            squares, degrees = squares + free * deviation**2, degrees + free
+    return 2 * math.sqrt(squares / degrees) if degrees else OWN_NOISE
+
+
+def _of_ours(row: Mapping[str, str], seed_noise: float) -> Comparison:
     unit: Unit = "bytes" if row["unit"] == "bytes" else "subwords"
     start: Start = "trained" if row["start"] == "trained" else "fresh"
     steps = int(row["total_steps"])
@@ -256,6 +273,7 @@ def _of_ours(row: Mapping[str, str]) -> Comparison:
         baseline_loss=float(row["baseline_loss"]),
         loss=float(row["loss"]),
         half_width=float(row["half_width"]) if row["half_width"] else None,
+        seed_noise=seed_noise,
         speedup=float(row["speedup"]) if row["speedup"] else None,
         source=row["source"],
     )

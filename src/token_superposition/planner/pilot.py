@@ -18,7 +18,7 @@ from token_superposition.bench.progress import Progress
 from token_superposition.bench.report import device_name
 from token_superposition.bench.rounds import measure
 from token_superposition.bench.subject import opened
-from token_superposition.planner.speed import Speed
+from token_superposition.planner.speed import Speed, share_of_peak
 
 SECONDS = 20.0
 
@@ -42,7 +42,7 @@ def measure_speed(
         quiet: show no progress.
 
     Raises:
-        UserError: where a step does not fit this machine.
+        UserError: where a step does not fit this machine, or is faster than the named devices can be.
     """
     train = values.get("train", {})
     rows = train.get("micro_batch_size") or train.get("batch_size")
@@ -64,5 +64,5 @@ def measure_speed(
         basis += f"; {parts} micro-batches of {rows} rows a step"
     if num_devices > 1:
         basis += f"; {num_devices} devices taken as {num_devices} times as fast"
-    mfu = None if peak_flops is None else flops_per_step / (ordinary * peak_flops * num_devices)
+    mfu = share_of_peak(flops_per_step, ordinary, peak_flops=peak_flops, num_devices=num_devices, basis=basis)
     return Speed(ordinary, superposed, mfu, basis)

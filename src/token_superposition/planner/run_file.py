@@ -28,14 +28,7 @@ def check_place(path: Path) -> None:
 
 
 def write_run(path: Path, plan: dict[str, Any]) -> None:
-    """Write the plan's configuration, whole or not at all; what it rests on stands above it as comments.
-
-    Raises:
-        UserError: for what no run can be, such as one of more tokens than anybody has; nothing is written.
-    """
-    from token_superposition.train.config import parse_config
-
-    parse_config(plan["config"], source="the plan")
+    """Write the plan's configuration, whole or not at all; what it rests on stands above it as comments."""
     lines = [f"{_MARK} for {plan['model']['parameters']:,} parameters. Verdict: {plan['verdict']}."]
     lines += [f"# {text[:1].upper()}{text[1:]}." for text in [*plan["reasons"], *_assumed(plan)]]
     text = yaml.safe_dump(plan["config"], sort_keys=False, allow_unicode=True)

@@ -3,21 +3,23 @@
 Of the settings that were measured on this kind of tokens, those whose mean gain is within noise of the best are as good
 as each other, and of these the one that reads the fewest raw tokens is taken: the optimum is flat, and data is what
 superposition is paid with. Sweeps come first, for they have every setting of one run; but what gained near in size
-comes before sweeps that are far, and a setting that lost near in size is not taken. Where the corpus is too small to be
-read once, only settings that fit it are asked, near ones and then those of far sweeps; then `output_only`, which reads
-no more than ordinary training; and where even that has to repeat text, none: data is short then, not compute, and at
-equal data superposition loses.
+comes before sweeps that are far, and a setting that lost near in size is not taken, nor an untried one of bags as large
+as lost there. Where the corpus is too small to be read once, only settings that fit it are asked, near ones and then
+those of far sweeps; then `output_only`, which reads no more than ordinary training; and where even that has to repeat
+text, none: data is short then, not compute, and at equal data superposition loses.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from token_superposition.plan.stages import Mode, Schedule, SuperpositionSchedule
+from token_superposition.planner.corpus import Corpus
 from token_superposition.planner.expectation import mean_gain, speedup_range
 from token_superposition.planner.measured import NOISE, Cell, Scale, Start, Study, Unit, of_kind, paper_runs
-from token_superposition.study.report.numbers import count_in_words, three_figures
+from token_superposition.study.report.numbers import three_figures
 
 LARGEST_BAG = 8  # above it bags read more for no more gain, and uniform slot weights are no longer the best
 
@@ -50,7 +52,7 @@ class Need:
     Attributes:
         scale, total_steps, positions_per_step: of the ordinary run.
         unit, start: of its tokens and weights.
-        corpus_tokens: None where it is not known, and then taken as enough.
+        corpus: None where it is not known, and then taken as enough.
         less_cost: whether the saving is taken as a shorter run, rather than as a lower loss.
     """
 
@@ -59,7 +61,7 @@ class Need:
     positions_per_step: int
     unit: Unit
     start: Start
-    corpus_tokens: int | None
+    corpus: Corpus | None
     less_cost: bool = False
 
 
@@ -67,12 +69,20 @@ def choose(need: Need) -> tuple[Setting, list[str]]:
     """The setting for a run, and what it rests on: the first of the three kinds above that its corpus suffices for."""
     kind = of_kind(need.unit, need.start)
     near = [study for study in kind if study.scale.near(need.scale)]
-    helpful = [study for study in kind if any(gain > noise for gain, noise in study.gains.values())]
+    # By what is most likely, not by what is certain: of that the range speaks.
+    helpful = [study for study in kind if any(gain > NOISE for gain, _ in study.gains.values())]
     sweeps = [study for study in helpful if study.is_sweep]
     beside = [study for study in sweeps if study in near] or [study for study in helpful if study in near]
     among = beside or sweeps or helpful
-    lost = {cell for study in near for cell in study.gains if (mean_gain(cell, near) or 0.0) < -NOISE}
-    best = _cheapest_of_the_best(among, lambda cell: cell not in lost)
+
+    def allowed(cell: Cell) -> bool:
+        return not _lost_near(cell, near)
+
+    best = _cheapest_of_the_best(among, allowed)
+    if best is None and among:
+        return Setting(), [
+            f"of the settings that help elsewhere {kind_words(need)} none is lighter than what lost near"
+        ]
     if best is None:
         return Setting(), [f"nothing was measured that helps {kind_words(need)}"]
     if fits(need, Setting(*best)):
@@ -82,17 +92,12 @@ def choose(need: Need) -> tuple[Setting, list[str]]:
             f"bags of {best[0]} for {best[1]:.0%} of the steps: within noise ({NOISE} nats) of the best measured "
             f"setting{where}, and of those the one that reads least ({three_figures(more)} times the text)"
         ]
-    fitting = next(
-        (
-            cell
-            for pool in (among, sweeps)
-            if (cell := _cheapest_of_the_best(pool, lambda cell: cell not in lost and fits(need, Setting(*cell))))
-            is not None
-        ),
-        None,
+    fit = (
+        _cheapest_of_the_best(pool, lambda cell: allowed(cell) and fits(need, Setting(*cell)))
+        for pool in (among, sweeps)
     )
-    corpus = count_in_words(need.corpus_tokens)
-    short = f"the corpus of {corpus} tokens is too small to read bags of {best[0]} for {best[1]:.0%} of the steps once"
+    fitting = next((cell for cell in fit if cell is not None), None)
+    short = f"{need.corpus} is too small to read bags of {best[0]} for {best[1]:.0%} of the steps once"
     if fitting is not None:
         return Setting(*fitting), [f"{short}; bags of {fitting[0]} for {fitting[1]:.0%} fit"]
     output_only = Setting(best[0], best[1], "output_only")
@@ -103,6 +108,20 @@ def choose(need: Need) -> tuple[Setting, list[str]]:
             "tiny model, it was level with ordinary training (docs/results.md)"
         ]
     return Setting(), [too_little_text(need)]
+
+
+def _lost_near(cell: Cell, near: Sequence[Study]) -> bool:
+    """Whether a setting lost in the studies near in size, or, where they have not tried it, whether such bags did.
+
+    Bags no smaller than those that lost at every ratio that was tried are taken to lose too.
+    """
+    gain = mean_gain(cell, near)
+    if gain is not None:
+        return gain < -NOISE
+    gains: dict[int, list[float]] = defaultdict(list)
+    for tried in {tried for study in near for tried in study.gains}:
+        gains[tried[0]].append(mean_gain(tried, near) or 0.0)
+    return any(cell[0] >= bag_size and max(found) < -NOISE for bag_size, found in gains.items())
 
 
 def _cheapest_of_the_best(among: Sequence[Study], allowed: Callable[[Cell], bool]) -> Cell | None:
@@ -117,8 +136,8 @@ def _cheapest_of_the_best(among: Sequence[Study], allowed: Callable[[Cell], bool
 
 
 def fits(need: Need, setting: Setting) -> bool:
-    """Whether the corpus is read at most once."""
-    return need.corpus_tokens is None or raw_tokens(need, setting) <= need.corpus_tokens
+    """Whether no text is read twice."""
+    return need.corpus is None or need.corpus.holds(raw_tokens(need, setting))
 
 
 def raw_tokens(need: Need, setting: Setting) -> int:
@@ -146,7 +165,7 @@ def too_little_text(need: Need) -> str:
     ]
     losses = "; ".join(f"{a.model}: {a.final_loss:.3f} against {b.final_loss:.3f}" for a, b in pairs)
     return (
-        f"ordinary training already reads the corpus of {count_in_words(need.corpus_tokens)} tokens more than once: "
+        f"ordinary training already reads {need.corpus} more than once: "
         f"text is short, not compute, and at equal data superposition loses ({losses})"
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from token_superposition.errors import UserError
 from token_superposition.plan.stages import Schedule
 
 ASSUMED_MFU = 0.4
@@ -41,7 +42,27 @@ def speed_by_mfu(flops_per_step: float, peak_flops: float, num_devices: int, mfu
 def speed_by_hours(
     hours: float, steps: int, *, flops_per_step: float, peak_flops: float | None, num_devices: int
 ) -> Speed:
-    """From what a run of the same model and batch took on the same devices."""
+    """From what a run of the same model and batch took on the same devices; UserError where none can be so fast."""
     seconds = hours * 3600 / steps
-    mfu = None if peak_flops is None else flops_per_step / (seconds * peak_flops * num_devices)
-    return Speed(seconds, seconds, mfu, f"a run of {steps:,} steps that took {hours:g} hours on these devices")
+    basis = f"a run of {steps:,} steps that took {hours:g} hours on these devices"
+    mfu = share_of_peak(flops_per_step, seconds, peak_flops=peak_flops, num_devices=num_devices, basis=basis)
+    return Speed(seconds, seconds, mfu, basis)
+
+
+def share_of_peak(
+    flops_per_step: float, seconds: float, *, peak_flops: float | None, num_devices: int, basis: str
+) -> float | None:
+    """The MFU of steps that take so long; None where the peak is not known.
+
+    Raises:
+        UserError: where it is more than the devices can do.
+    """
+    if peak_flops is None:
+        return None
+    mfu = flops_per_step / (seconds * peak_flops * num_devices)
+    if mfu > 1:
+        raise UserError(
+            f"{basis}: that is {mfu:.3g} times the peak of {num_devices} x {peak_flops:.3g} FLOPs a second, which no "
+            "run reaches; is it this model, this batch, this hardware and --num-devices?"
+        )
+    return mfu

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from token_superposition.errors import UserError
 from token_superposition.files import is_whole_number
+from token_superposition.planner.corpus import Corpus, Source
 from token_superposition.planner.measured import Scale, Start, Unit, paper_runs
 from token_superposition.planner.shapes import shape_for
 from token_superposition.study.report.numbers import count_in_words
@@ -46,7 +47,7 @@ class Subject:
         positions_per_step, sequence_length: of the batch.
         total_steps: that the configuration names; None for a parameter count.
         unit, start: what its tokens are, and whether its weights are fresh.
-        corpus_tokens: of the training split; None where it is not known.
+        corpus: of the training splits; None where it is not known.
         assumptions: what was not given, in words.
     """
 
@@ -62,7 +63,7 @@ class Subject:
     total_steps: int | None
     unit: Unit
     start: Start
-    corpus_tokens: int | None
+    corpus: Corpus | None
     assumptions: list[str]
 
     @property
@@ -77,7 +78,7 @@ class Subject:
     def config(self, total_steps: int) -> dict[str, Any]:
         """The configuration of a run of so many steps; of a parameter count's, warm-up is the paper's, or a tenth."""
         train = {**self.values.get("train", {}), "total_steps": total_steps}
-        if self.total_steps is None:
+        if self.total_steps is None and train.get("warmup_steps") is None:
             train.setdefault("warmup_ratio", round(min(0.1, _WARMUP_STEPS / total_steps), 6))
         return {**self.values, "train": train}
 
@@ -164,6 +165,15 @@ def subject_of_size(
     )
 
 
+def _corpus(corpora: Corpora | None) -> Corpus | None:
+    """How much text the prepared folders hold."""
+    if corpora is None:
+        return None
+    total = sum(corpora.weights.values())
+    named = corpora.datasets.items()
+    return Corpus(tuple(Source(data.num_tokens, corpora.weights[name] / total, name) for name, data in named))
+
+
 def _corpora_at(path: str) -> Corpora | None:
     """The prepared folder at a path; None where there is none yet."""
     if not Path(path).exists():
@@ -238,15 +248,17 @@ def _made(
     assumptions: list[str],
 ) -> Subject:
     train = config.train
-    if corpus_tokens is None and corpora is not None:
-        corpus_tokens = corpora.num_tokens
-    if corpus_tokens is None:
+    corpus = _corpus(corpora) if corpus_tokens is None else Corpus.of_tokens(corpus_tokens)
+    if corpus is None:
         assumptions = [*assumptions, "as much text as the run reads (--corpus-tokens)"]
-    elif corpus_tokens <= train.sequence_length:
-        raise UserError(
-            f"a corpus of {corpus_tokens:,} tokens is smaller than one row, which takes {train.sequence_length + 1:,} "
-            f"(train.sequence_length {train.sequence_length:,}): give more text, or lower train.sequence_length"
-        )
+    for part in corpus.sources if corpus is not None else ():
+        if part.num_tokens <= train.sequence_length:
+            called = f"source {part.name}" if part.name else "a corpus"
+            raise UserError(
+                f"{called} of {part.num_tokens:,} tokens is smaller than one row, which takes "
+                f"{train.sequence_length + 1:,} (train.sequence_length {train.sequence_length:,}): give more text, or "
+                "lower train.sequence_length"
+            )
     bytes_known = vocab_size <= _BYTE_VOCABULARY if corpora is None else corpora.tokenizer.name == "bytes"
     return Subject(
         source=source,
@@ -261,6 +273,6 @@ def _made(
         total_steps=total_steps,
         unit="bytes" if bytes_known else "subwords",
         start="fresh" if config.model.init_from is None else "trained",
-        corpus_tokens=corpus_tokens,
+        corpus=corpus,
         assumptions=assumptions,
     )
