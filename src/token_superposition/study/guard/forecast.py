@@ -11,10 +11,11 @@ far behind and closes in, fast at first. The line through the guards (least squa
 carried to the run's end. Nothing of the baseline is read there, so it need not have been trained that far.
 
 **The noise** is the baseline's, from seed to seed: its standard deviation about the mean of each length, pooled over
-lengths, each a degree of freedom less than its seeds. The gap at the end is a sum of losses with known coefficients:
-each guard's, and of the baseline's means those that were read. Its variance is the deviation's square times the sum of
-the coefficients' squares (a mean's over its seeds); of one guard alone that is about sd^2 * (1 + 1/seeds). Student's t
-with the pooled degrees of freedom then gives the interval, and the probability that the gap is below zero.
+lengths, each a degree of freedom less than its seeds. How far the gap comes out from its forecast is a sum of losses
+with known coefficients: the run's own last one, each guard's, and of the baseline's means those that were read. Its
+variance is the deviation's square times the sum of the coefficients' squares (a mean's over its seeds). Student's t
+with the pooled degrees of freedom then gives the interval that the run will end in, and the probability that its gap
+will be below zero.
 
 **What this takes for granted.** That the gap is a line: where the gain levels off the forecast is too hopeful, the
 more so the earlier the guards. That superposition is as noisy as the baseline. That losses are independent of each
@@ -121,13 +122,13 @@ def _carry(at: Sequence[float], end: float) -> list[float]:
 
 
 def _squares(readings: Sequence[Reading], curve: Curve, shares: Sequence[float]) -> float:
-    """The variance of the gap at the end, in that of a loss."""
+    """The variance of what the gap comes to less its forecast, in that of a loss."""
     means: dict[int, float] = {}
     for reading, share in zip(readings, shares, strict=True):
         for at, weight in _weights(curve, reading.total_steps).items():
             means[at] = means.get(at, 0.0) + share * weight
     own = math.fsum(share**2 for share in shares)
-    return own + math.fsum(weight**2 / len(curve[at]) for at, weight in means.items())
+    return 1.0 + own + math.fsum(weight**2 / len(curve[at]) for at, weight in means.items())
 
 
 def _weights(curve: Curve, steps: int) -> dict[int, float]:
