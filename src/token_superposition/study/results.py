@@ -78,6 +78,8 @@ def build_report(
             "learning_rate": train.learning_rate,
             "warmup_steps": train.num_warmup_steps,
             "decay_steps": train.decay_steps,
+            "decay_ratio": train.decay_ratio,
+            "final_learning_rate_ratio": train.final_learning_rate_ratio,
             "weight_decay": train.weight_decay,
             "device": stored.get("train", {}).get("device"),
             "dtype": stored.get("train", {}).get("dtype"),

@@ -4,8 +4,9 @@ It comes from a study (its folder, or its `report.json`, whose first arm it is),
 superposition, each given by its folder: any lengths, several seeds of each for a probability.
 
 What must be equal is what would change a loss after as many steps without being superposition: the model, the
-positions of a step, the optimizer, the data, the tokens validated on. Learning rates may differ: each of the two at
-its best is the fair comparison.
+positions of a step, the optimizer, how the learning rate decays, the data type, the data, the tokens validated on. The
+learning rate itself may differ, and so may warm-up, weight decay, betas and clipping: each of the two at its best is
+the fair comparison.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from token_superposition.train.optimizer import build_learning_rate
 from token_superposition.train.resume import stored_config
 
 _KEYS_OF_MODEL = "model.config."
+_KEYS_OF_TRAINING = ("optimizer", "decay_ratio", "final_learning_rate_ratio", "dtype")
 _COMPARE = "tst compare with --budgets trains such a baseline"
 
 
@@ -93,6 +95,11 @@ def size_facts(batch_size: int, sequence_length: int, parameters: int, validatio
     }
 
 
+def training_facts(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that `train` or a report's settings have, of those that a branch's end depends on."""
+    return {f"train.{key}": settings[key] for key in _KEYS_OF_TRAINING if key in settings}
+
+
 def data_facts(tokenizer: str, train_tokens: int, train_bytes: int) -> dict[str, Any]:
     """The facts of the data."""
     return {"the tokenizer": tokenizer, "training tokens": train_tokens, "training bytes": train_bytes}
@@ -157,7 +164,7 @@ def _of_report(place: Path) -> Baseline:
                 data["validation_tokens_used"],
             ),
             **data_facts(data["tokenizer"], data["train_tokens"], data["train_bytes"]),
-            **({"train.optimizer": settings["optimizer"]} if "optimizer" in settings else {}),
+            **training_facts(settings),
         }
         runs = sorted((file.parent / "runs" / arm["name"]).glob("**/seed-*/run.json"))
     except (LookupError, TypeError, ValueError, AttributeError):
@@ -197,7 +204,7 @@ def _of_runs(places: Sequence[Path]) -> Baseline:
             **model_facts(config.model.architecture, config.model.config, config.model.init_from),
             **size_facts(train.batch_size, train.sequence_length, summary["parameters"], summary["validation_tokens"]),
             **fingerprint_fact(fixed["data_fingerprint"]),
-            "train.optimizer": train.optimizer,
+            **training_facts(train.model_dump(mode="json")),
         }
         curve.setdefault(steps, []).append(float(summary["final_validation_loss"]))
     return Baseline(", ".join(map(str, places)), _finite(curve), facts)

@@ -29,6 +29,7 @@ from token_superposition.study.guard.baseline import (
     model_facts,
     read_baseline,
     size_facts,
+    training_facts,
 )
 from token_superposition.study.guard.forecast import Reading, baseline_loss, forecast, pooled_deviation
 from token_superposition.study.guard.schedule import (
@@ -268,7 +269,7 @@ def _facts(config: RunConfig) -> tuple[dict[str, Any], int]:
         **size_facts(settings.batch_size, settings.sequence_length, parameters, num_tokens),
         **data_facts(corpora.tokenizer.name, corpora.num_tokens, corpora.num_bytes),
         **fingerprint_fact(corpora.fingerprint),
-        "train.optimizer": settings.optimizer,
+        **training_facts(settings.model_dump(mode="json")),
     }
     return facts, flops_per_position * settings.positions_per_step
 
