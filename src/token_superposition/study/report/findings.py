@@ -23,7 +23,7 @@ from token_superposition.study.report.budgets import (
     placed,
     shortest_in_full,
 )
-from token_superposition.study.report.facts import Report, baseline, best, unit
+from token_superposition.study.report.facts import Report, baseline, best, outcome, unit
 from token_superposition.study.report.numbers import count, decimal, interval, signed, three_figures
 from token_superposition.study.statistics import ONE_SEED, PairedDifference
 
@@ -146,8 +146,7 @@ def equal_data_sentences(report: Report) -> list[str]:
         f"({level})"
     )
     if ends and ends[0] > 0:
-        compute = report["equal_flops"]["confidence_interval"]
-        gained = compute is not None and compute[1] < 0
+        gained = outcome(report) == "won"
         return [start + (": what it gained at equal compute, it bought with text." if gained else ".")]
     if ends and ends[1] < 0:
         return [start + ": its gain is more than the additional text."]

@@ -6,6 +6,7 @@ Every function gives plain text; what goes into HTML or SVG is escaped there.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 MINUS = "\u2212"
 NOT_RECORDED = "not recorded"
@@ -121,6 +122,11 @@ def as_typed(value: object) -> str:
     if value is None:
         return "null"
     return f"[{', '.join(map(as_typed, value))}]" if isinstance(value, list | tuple) else plain(value)
+
+
+def joined(names: Sequence[str]) -> str:
+    """`one`, `one and two`, `one, two and three`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def plural(number: int, noun: str) -> str:

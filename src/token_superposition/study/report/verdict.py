@@ -1,7 +1,7 @@
 """What the comparison says, in plain words, for the page's head and for the terminal.
 
-Superposition has won or lost only where the interval over seeds lies on one side of zero. A comparison
-that superposition lost says so first and then gives the reasons that our own measurements support; what it
+Superposition has won or lost only where the interval over seeds lies on one side of zero (`study.decision`). A
+comparison that superposition lost says so first and then gives the reasons that our own measurements support; what it
 never does is call a difference a gain without an interval.
 
 Paper: Peng, Gigant, Quesnelle, arXiv 2605.06546. Own studies: docs/results.md. Prototype: a byte-level Llama of 0.4M
@@ -11,9 +11,19 @@ parameters on Python source.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from token_superposition.study.arms import quoted
+from token_superposition.study.decision import (
+    Difference,
+    Outcome,
+    is_below,
+    is_lower,
+    outcome_of,
+    widened,
+    widened_level,
+)
 from token_superposition.study.report.budgets import difference_at_equal_data
 from token_superposition.study.report.facts import (
     Report,
@@ -22,6 +32,7 @@ from token_superposition.study.report.facts import (
     differences,
     mean,
     num_seeds,
+    outcome,
     ratio,
     recovery_steps,
     unit,
@@ -39,14 +50,13 @@ from token_superposition.study.report.numbers import (
     count_in_words,
     decimal,
     interval,
+    joined,
     plural,
     signed,
     three_figures,
 )
 from token_superposition.study.report.sweep import tuned_sentences
 from token_superposition.study.switch import mean_gaps
-
-Outcome = Literal["won", "lost", "undecided"]
 
 PAPER_NOISE = 0.003
 ENOUGH_SEEDS = 5
@@ -75,25 +85,16 @@ def verdict(report: Report) -> Verdict:
     """The result of the arm that the report's `equal_flops` is about."""
     details = [
         *_certainty(report),
+        *_choice(report),
         *speedup_sentences(report),
         *equal_data_sentences(report),
         *budget_sentences(report),
         *_reasons_for_a_loss(report),
-        *_choice(report),
         *tuned_sentences(report),
         *_data_read(report),
         *([BYTE_CAVEAT] if report["data"]["tokenizer"] == "bytes" else []),
     ]
-    return Verdict(_headline(report), details, _outcome(report))
-
-
-def _outcome(report: Report) -> Outcome:
-    ends = report["equal_flops"]["confidence_interval"]
-    if ends is not None and ends[1] < 0:
-        return "won"
-    if ends is not None and ends[0] > 0:
-        return "lost"
-    return "undecided"
+    return Verdict(_headline(report), details, outcome(report))
 
 
 def compute_words(report: Report) -> str:
@@ -120,13 +121,14 @@ def _headline(report: Report) -> str:
     else:
         side = "below" if delta < 0 else "above"
         ended = f"{start} {who} ended {abs(delta):.3f} {unit(report)} {side} {than}"
-    outcome = _outcome(report)
-    if outcome == "won":
+    if outcome(report) == "won":
         if saves_compute(report):
             ended += f", and it reached the baseline’s loss with {' times '.join(saving(report['iso_loss']))}"
         return f"{ended}: it helped here."
-    if outcome == "lost":
+    if outcome(report) == "lost":
         return f"{ended}: it did not help here."
+    if is_below(report["equal_flops"]):
+        return f"{ended}, but as the best of {len(differences(report))} arms these seeds do not decide it."
     return f"{ended}, but {'one seed does' if num_seeds(report) == 1 else 'these seeds do'} not decide it."
 
 
@@ -143,7 +145,7 @@ def _certainty(report: Report) -> list[str]:
             f"The difference is {signed(delta)} {unit(report)}, {level} interval {interval(ends)} "
             f"(paired t over {plural(seeds, 'seed')})."
         )
-        if _outcome(report) == "undecided":
+        if ends[0] <= 0 <= ends[1]:
             lines[0] += " The interval includes zero."
         if seeds < ENOUGH_SEEDS:
             lines.append(f"A headline needs five seeds; this has {seeds}: run it again with --seeds 5.")
@@ -193,14 +195,30 @@ def _reasons_for_a_loss(report: Report) -> list[str]:
 
 
 def _choice(report: Report) -> list[str]:
-    """That the best of several arms was picked after the fact."""
-    number = len(differences(report))
+    """That the best of several arms was picked after the fact, what that costs in certainty, and how others did."""
+    result, found = report["equal_flops"], differences(report)
+    number = len(found)
     if number < 2:
         return []
-    return [
-        f"This is the best of {number} superposition arms, chosen by its result. Choosing flatters it, and the "
-        "interval does not account for that: confirm it with seeds that were not part of the choice."
-    ]
+    best_of = f"This is the best of {number} superposition arms, chosen by its result"
+    if is_below(result):
+        ends, level = widened(result, number), 100 * widened_level(result, number)
+        best_of += (
+            f", so it counts as a gain only where a wider interval lies below zero: the {level:.3g}% interval, "
+            f"{interval(ends)}, {'does' if ends[1] < 0 else 'does not'}"
+        )
+    lines = [f"{best_of}. Choosing flatters the difference: confirm it with seeds that were not part of the choice."]
+    won = [each for each in found if each["arm"] != result["arm"] and outcome_of(each, number) == "won"]
+    lower = [each for each in found if each not in won and is_lower(each, result)]
+    if won:
+        lines.append(f"Of the other arms, {_with_differences(won)} ended clearly below the baseline.")
+    if lower:
+        lines.append(f"Lower on average, but not decided by these seeds: {_with_differences(lower)}.")
+    return lines
+
+
+def _with_differences(found: Sequence[Difference]) -> str:
+    return joined([f"{quoted(each['arm'])} ({signed(each['delta_nats'])})" for each in found])
 
 
 def _data_read(report: Report) -> list[str]:
