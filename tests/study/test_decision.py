@@ -48,6 +48,27 @@ def test_the_best_of_several_has_to_be_surer() -> None:
     assert outcome_of(difference([-0.5]), 1) == "undecided"
 
 
+@pytest.mark.parametrize(
+    ("deltas", "outcome"),
+    [
+        ([-0.0003, -0.0002, -0.0004], "level"),  # they agree, on nothing that counts
+        ([0.0029, 0.0028, 0.0029], "level"),
+        ([-0.0003, 0.0002, -0.0001], "level"),  # zero is in it, and nothing but noise
+        ([-0.002, 0.003, -0.004], "undecided"),  # zero is in it, and more than noise
+        ([-0.0031, -0.0032, -0.0031], "won"),
+        ([0.0031, 0.0032, 0.0031], "lost"),
+        ([-0.0003], "undecided"),
+    ],
+)
+def test_a_difference_within_the_noise_is_neither_gain_nor_loss(deltas: Sequence[float], outcome: str) -> None:
+    assert [outcome_of(difference(deltas), number) for number in (1, 2)] == [outcome, outcome]
+
+
+def test_an_arm_that_is_level_does_not_hide_one_that_may_have_won() -> None:
+    found = [difference([-0.001, -0.0011, -0.0012], "level"), difference(LOW_BUT_WIDE, "low")]
+    assert headline_of(found) is found[1]
+
+
 @pytest.mark.parametrize("num_arms", [1, 3, 10])
 def test_arms_without_an_effect_seldom_win(num_arms: int) -> None:
     # 2,000 studies of five seeds, one baseline for all arms: a standard error of 0.0035 around 0.025 or less.

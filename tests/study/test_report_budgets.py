@@ -162,6 +162,29 @@ def test_equal_data_says_what_was_bought_with_text() -> None:
     )
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_equal_data_within_the_noise_is_level(sign: int) -> None:
+    report = make_study()
+    longer = next(budget for budget in report["arms"][0]["budgets"] if budget["kind"] == "equal_data")
+    for number, (theirs, ours) in enumerate(zip(longer["seeds"], report["arms"][1]["seeds"], strict=True)):
+        theirs["final_validation_loss"] = ours["final_validation_loss"] - sign * (0.001 + 0.00001 * number)
+    side, written = ("below", "−0.0010") if sign < 0 else ("above", "+0.0010")
+    words = said(finish(report))
+    assert f"superposition ended level with it, 0.0010 nats per byte {side} it (95% interval {written[:4]}" in words
+    assert "what it gained at equal compute, it bought with text" in words
+    assert "its gain is more than the additional text" not in words
+    assert f"Difference at equal data {written}" in text_of(report)
+
+
+def test_equal_data_of_the_best_of_several_arms_is_held_to_a_wider_interval() -> None:
+    report = make_study((("a", 2, 0.3, 3.0), ("b", 2, 0.3, 0.7), ("c", 2, 0.3, 0.7)), num_seeds=3, shared=0)
+    longer = next(budget for budget in report["arms"][0]["budgets"] if budget["kind"] == "equal_data")
+    for theirs, delta, ours in zip(longer["seeds"], (-0.045, -0.085, -0.08), report["arms"][1]["seeds"], strict=True):
+        theirs["final_validation_loss"] = ours["final_validation_loss"] - delta
+    assert verdict(finish(report)).outcome == "won"
+    assert "(95% interval −0.124 to −0.016): as the best of 3 arms these seeds do not decide it." in said(report)
+
+
 def test_where_it_starts_to_win_is_said() -> None:
     assert "Its interval lies below zero from 4,000 steps on." in said(make_study(LATE))
     assert "Its interval lies below zero at every one." in said(make_study())

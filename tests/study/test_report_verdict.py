@@ -93,6 +93,45 @@ def test_a_difference_under_the_noise_is_called_that() -> None:
     assert not any("noise" in text for text in verdict(make_report(WON)).details)
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize(
+    ("size", "where"),
+    [
+        (0.0003, "ended level with the baseline, within 0.0005 nats per byte"),
+        (0.0029, "ended level with the baseline, 0.0029 nats per byte {side} it"),
+    ],
+)
+def test_a_tiny_difference_that_all_seeds_share_is_level(sign: int, size: float, where: str) -> None:
+    report = make_report([sign * (size + number * 0.00001) for number in (-2, -1, 0, 1, 2)])
+    words = verdict(report)
+    assert words.outcome == "level"
+    side = "below" if sign < 0 else "above"
+    assert words.headline == (
+        f"At equal compute superposition {where.format(side=side)}: too little to count as a gain or a loss."
+    )
+    written = f"{'−' if sign < 0 else '+'}{size:.4f}"
+    assert f"The difference is {written} nats per byte" in words.details[0]
+    assert "0.000 " not in words.details[0]
+    assert "includes zero" not in words.details[0]
+    assert any("noise" in text for text in words.details)
+    assert not any("Superposition costs" in text for text in words.details)
+    assert f"Difference in validation loss {written}" in Page(render_html(report)).text
+
+
+@pytest.mark.parametrize("deltas", [[0.0001], [-0.02, 0.021, -0.0012]])
+def test_level_is_not_said_where_seeds_do_not_decide(deltas: Sequence[float]) -> None:
+    words = verdict(make_report(deltas))
+    assert words.outcome == "undecided"
+    assert "ended within 0.0005 nats per byte of the baseline, but" in words.headline
+    assert "level" not in words.headline
+
+
+def test_the_side_of_zero_that_an_interval_lies_on_can_be_read() -> None:
+    words = verdict(make_report([-0.02793, -0.02, -0.01207]))
+    assert words.outcome == "won"
+    assert "95% interval −0.0397 to −0.0003" in words.details[0]
+
+
 def test_the_best_of_several_arms_was_chosen() -> None:
     report = make_report()
     assert not any("best of" in text for text in verdict(report).details)

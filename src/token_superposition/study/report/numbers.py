@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from token_superposition.study.decision import NOISE
+
 MINUS = "\u2212"
 NOT_RECORDED = "not recorded"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -37,8 +39,19 @@ def signed(value: float | None, digits: int = 3) -> str:
     return f"+{text}" if text[0].isdigit() and float(text) > 0 else text
 
 
-def interval(ends: tuple[float, float] | list[float], digits: int = 3) -> str:
-    """`−0.087 to −0.009`."""
+def in_nats(delta: float | None) -> str:
+    """A difference of losses: a fourth decimal where it is noise, which three may show as none, or as more."""
+    return signed(delta, digits_of(delta))
+
+
+def digits_of(delta: float | None) -> int:
+    """Decimals of a difference of losses."""
+    return 4 if delta is not None and abs(delta) < NOISE else 3
+
+
+def interval(ends: tuple[float, float] | list[float]) -> str:
+    """`−0.087 to −0.009`; a fourth decimal where an end would read as zero, as its side of zero is what counts."""
+    digits = 4 if any(abs(end) < 0.0005 for end in ends) else 3
     return f"{signed(ends[0], digits)} to {signed(ends[1], digits)}"
 
 
