@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.study.reports import Page
-from tests.study.synthetic import LATE, NEVER, STUDIES, finish, make_study, tuned
+from tests.study.synthetic import FAR, LATE, NEVER, STUDIES, finish, make_study, tuned
 from token_superposition.study.report import render_html, verdict
 from token_superposition.study.report.marks import short_names
 from token_superposition.study.report.scale import log_ticks
@@ -127,6 +127,14 @@ def test_out_of_range_is_said_with_what_is_known() -> None:
     assert "Compute for the baseline’s loss not reached its loss at 4,000 steps" in text_of(lost)
     assert "so the speed-up is less than 1.00; a longer budget would tell." in said(lost)
     assert "times less compute" not in verdict(won).headline
+
+
+def test_a_bound_of_one_seed_is_said_to_be_that() -> None:
+    won, lost = make_study(FAR, num_seeds=1), make_study(NEVER, num_seeds=1)
+    assert "over 4.00× less its loss at 4,000 steps one seed, no interval" in text_of(won)
+    assert "so in this one seed, which gives no interval, the speed-up is more than 4.00" in said(won)
+    assert "not reached its loss at 4,000 steps one seed, no interval" in text_of(lost)
+    assert "one seed, no interval" not in text_of(STUDIES["out-of-range"]())
 
 
 def test_budgets_have_a_table_with_differences_tokens_and_rates() -> None:

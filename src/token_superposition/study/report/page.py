@@ -148,7 +148,8 @@ def _speedup(report: Report) -> tuple[str, str, str] | None:
     if found is None:
         return None
     if found["speedup"] is None:
-        return title, bounds_words(found), f"its loss at {steps} steps"
+        sure = "\none seed, no interval" if num_seeds(report) == 1 else ""
+        return title, bounds_words(found), f"its loss at {steps} steps{sure}"
     number, words = saving(found)
     ends = saving_interval(found)
     sure = f"{found['confidence_level']:.0%} interval {ends}" if ends else "no interval"
