@@ -279,6 +279,22 @@ def test_the_sweep_of_every_budget_is_shown() -> None:
         assert f"Learning rate, {steps} steps" in text_of(report)
 
 
+def test_the_baseline_of_equal_data_is_said_not_to_be_tuned() -> None:
+    report = tuned(make_study())
+    flatters = (
+        "The baseline for equal data (7,600 steps) was trained at learning rate 0.001, its best at 4,000 steps, and "
+        "not tuned anew: what is compared with it may flatter superposition."
+    )
+    but = "with the same number of tries each, but not for the baseline of equal data."
+    assert flatters in verdict(report).details
+    assert but in text_of(report)
+    report["sweep"] |= report["sweep"].pop("budgets")[0]
+    assert "at learning rate 0.004, its best at 1,000 steps, and not tuned anew" in said(report)
+    for other in (tuned(make_study(equal_data=False)), make_study()):
+        assert "tuned anew" not in said(other)
+        assert "not for the baseline of equal data" not in text_of(other)
+
+
 def test_a_sweep_at_one_budget_says_so() -> None:
     report = tuned(make_study())
     first = report["sweep"].pop("budgets")[0]

@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from token_superposition.study.arms import quoted
-from token_superposition.study.report.budgets import reference_steps
+from token_superposition.study.report.budgets import equal_data_steps, reference_steps
 from token_superposition.study.report.facts import Report, unit
 from token_superposition.study.report.numbering import table_number
 from token_superposition.study.report.numbers import as_typed, count, decimal, joined, plural
@@ -32,7 +32,7 @@ def by_budget(report: Report) -> list[Mapping[str, Any]]:
 
 
 def tuned_sentences(report: Report) -> list[str]:
-    """What each arm was given and how it was chosen, and where the best may lie outside what was tried."""
+    """What each arm was given and how it was chosen, where the best may lie outside, and what was not tuned."""
     sweep = report.get("sweep")
     if sweep is None:
         return []
@@ -67,6 +67,12 @@ def tuned_sentences(report: Report) -> list[str]:
         "so widen the sweep."
         for (key, at), names in edges.items()
     ]
+    if longer := equal_data_steps(report):
+        lines.append(
+            f"The baseline for equal data ({joined([count(steps) for steps in longer])} steps) was trained at "
+            f"{_given(sweeps[-1]['arms'][0]['best'], name_keys=True)}, its best at {count(sweeps[-1]['total_steps'])} "
+            "steps, and not tuned anew: what is compared with it may flatter superposition."
+        )
     return lines
 
 
@@ -78,9 +84,10 @@ def tuned_caveats(report: Report) -> list[str]:
         over = "; ".join(
             f"{key_words(key)} over {', '.join(map(as_typed, sweep['values'][key]))}" for key in sweep["keys"]
         )
+        untuned = ", but not for the baseline of equal data" if equal_data_steps(report) else ""
         lines.append(
-            f"<b>Tuned for every arm:</b> {escape(over)}, with the same number of tries each. Other settings were "
-            "tuned for none, and their best may differ between arms."
+            f"<b>Tuned for every arm:</b> {escape(over)}, with the same number of tries each{untuned}. Other settings "
+            "were tuned for none, and their best may differ between arms."
             + (f" {_AT_ONE_BUDGET.format(count(sweep['total_steps']))}" if "total_steps" in sweep else "")
         )
     if sweep is None or "train.learning_rate" not in sweep["keys"]:
