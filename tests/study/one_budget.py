@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.study.reports import difference_of, seed_result
+from token_superposition.study.decision import headline_of
 from token_superposition.study.report import write_report
 
 TOTAL, ROWS, LENGTH, FLOPS = 4000, 16, 128, 3_024_000
@@ -116,7 +117,7 @@ def fake_report(arms: list[dict[str, Any]]) -> dict[str, Any]:
             "dtype": "float32",
         },
         "arms": arms,
-        "equal_flops": min(results, key=lambda result: result["delta_nats"]),
+        "equal_flops": headline_of(results),
         "equal_flops_all": results,
         "equal_data": None,
         "iso_loss": None,

@@ -17,6 +17,7 @@ from typing import Any
 
 from tests.study.one_budget import LENGTH, ROWS, compare_fakes, fake_arm, fake_report
 from tests.study.reports import difference_of
+from token_superposition.study.decision import headline_of
 from token_superposition.study.report import write_report
 from token_superposition.study.speedup import choose_headline, iso_loss_all
 from token_superposition.study.switch import switch_facts
@@ -85,7 +86,7 @@ def finish(report: dict[str, Any]) -> dict[str, Any]:
     """What follows from a report's arms, computed as a study would."""
     arms = report["arms"]
     results = compare_fakes(arms)
-    report["equal_flops"] = min(results, key=lambda result: result["delta_nats"])
+    report["equal_flops"] = headline_of(results)
     report["equal_flops_all"] = results
     report["equal_data_all"] = [found for arm in arms[1:] if (found := _equal_data(arms[0], arm))]
     best = report["equal_flops"]["arm"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.study.reports import Page
-from tests.study.synthetic import LATE, NEVER, STUDIES, finish, make_study, tuned
+from tests.study.synthetic import FAR, LATE, NEVER, STUDIES, finish, make_study, tuned
 from token_superposition.study.report import render_html, verdict
 from token_superposition.study.report.marks import short_names
 from token_superposition.study.report.scale import log_ticks
@@ -129,6 +129,14 @@ def test_out_of_range_is_said_with_what_is_known() -> None:
     assert "times less compute" not in verdict(won).headline
 
 
+def test_a_bound_of_one_seed_is_said_to_be_that() -> None:
+    won, lost = make_study(FAR, num_seeds=1), make_study(NEVER, num_seeds=1)
+    assert "over 4.00× less its loss at 4,000 steps one seed, no interval" in text_of(won)
+    assert "so in this one seed, which gives no interval, the speed-up is more than 4.00" in said(won)
+    assert "not reached its loss at 4,000 steps one seed, no interval" in text_of(lost)
+    assert "one seed, no interval" not in text_of(STUDIES["out-of-range"]())
+
+
 def test_budgets_have_a_table_with_differences_tokens_and_rates() -> None:
     rows = table(tuned(make_study(LATE)), 2)
     assert rows[0][1:] == ["Final loss", "Difference", "Learning rate", "Raw bytes read", "Compute, FLOPs", "Wall time"]
@@ -160,6 +168,29 @@ def test_equal_data_says_what_was_bought_with_text() -> None:
     assert "Equal data: not measured, because it was not asked for (--equal-data)." in text_of(
         STUDIES["no-equal-data"]()
     )
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_equal_data_within_the_noise_is_level(sign: int) -> None:
+    report = make_study()
+    longer = next(budget for budget in report["arms"][0]["budgets"] if budget["kind"] == "equal_data")
+    for number, (theirs, ours) in enumerate(zip(longer["seeds"], report["arms"][1]["seeds"], strict=True)):
+        theirs["final_validation_loss"] = ours["final_validation_loss"] - sign * (0.001 + 0.00001 * number)
+    side, written = ("below", "−0.0010") if sign < 0 else ("above", "+0.0010")
+    words = said(finish(report))
+    assert f"superposition ended level with it, 0.0010 nats per byte {side} it (95% interval {written[:4]}" in words
+    assert "what it gained at equal compute, it bought with text" in words
+    assert "its gain is more than the additional text" not in words
+    assert f"Difference at equal data {written}" in text_of(report)
+
+
+def test_equal_data_of_the_best_of_several_arms_is_held_to_a_wider_interval() -> None:
+    report = make_study((("a", 2, 0.3, 3.0), ("b", 2, 0.3, 0.7), ("c", 2, 0.3, 0.7)), num_seeds=3, shared=0)
+    longer = next(budget for budget in report["arms"][0]["budgets"] if budget["kind"] == "equal_data")
+    for theirs, delta, ours in zip(longer["seeds"], (-0.045, -0.085, -0.08), report["arms"][1]["seeds"], strict=True):
+        theirs["final_validation_loss"] = ours["final_validation_loss"] - delta
+    assert verdict(finish(report)).outcome == "won"
+    assert "(95% interval −0.124 to −0.016): as the best of 3 arms these seeds do not decide it." in said(report)
 
 
 def test_where_it_starts_to_win_is_said() -> None:
@@ -246,6 +277,22 @@ def test_the_sweep_of_every_budget_is_shown() -> None:
     assert sum("chosen" in cell for row in rows for cell in row) == 6
     for steps in ("1,000", "2,000", "4,000"):
         assert f"Learning rate, {steps} steps" in text_of(report)
+
+
+def test_the_baseline_of_equal_data_is_said_not_to_be_tuned() -> None:
+    report = tuned(make_study())
+    flatters = (
+        "The baseline for equal data (7,600 steps) was trained at learning rate 0.001, its best at 4,000 steps, and "
+        "not tuned anew: what is compared with it may flatter superposition."
+    )
+    but = "with the same number of tries each, but not for the baseline of equal data."
+    assert flatters in verdict(report).details
+    assert but in text_of(report)
+    report["sweep"] |= report["sweep"].pop("budgets")[0]
+    assert "at learning rate 0.004, its best at 1,000 steps, and not tuned anew" in said(report)
+    for other in (tuned(make_study(equal_data=False)), make_study()):
+        assert "tuned anew" not in said(other)
+        assert "not for the baseline of equal data" not in text_of(other)
 
 
 def test_a_sweep_at_one_budget_says_so() -> None:

@@ -139,12 +139,15 @@ def test_the_interval_covers_what_it_claims(num_seeds: int, read_at: str) -> Non
 def test_nothing_is_extrapolated(
     read_at: str, baseline: list[float], arm: list[float], words: str, bounds: list[float | None]
 ) -> None:
-    found = read(with_losses(baseline, arm), read_at)
+    found = read(with_losses(baseline, arm, (-0.001, 0.0, 0.001)), read_at)
     assert found["speedup"] is None
     assert found["confidence_interval"] is None
     assert found["speedups"] == []
     assert found["reason"] == words
     assert found["bounds"] == pytest.approx(bounds)
+    one = read(with_losses(baseline, arm), read_at)
+    assert one["reason"] == words.replace("so the", "so in this one seed, which gives no interval, the")
+    assert one["bounds"] == pytest.approx(bounds)
 
 
 def test_one_seed_has_a_speedup_and_no_interval() -> None:
@@ -204,6 +207,9 @@ def test_no_bound_is_claimed_where_seeds_do_not_tell_two_ends_apart(read_at: str
     assert "these seeds do not tell the two apart" in found["reason"]
     sure = read(with_losses([2.0, 1.8, 1.6], ends, (-0.0001, 0.0, 0.0001)), read_at)
     assert sure["bounds"] is not None
+    one = read(with_losses([2.0, 1.8, 1.6], ends), read_at)  # which cannot tell how far apart seeds lie
+    assert (one["speedup"], one["bounds"]) == (None, None)
+    assert "but by less than 0.003 nats, which one seed does not tell from noise, so no bound is sure" in one["reason"]
 
 
 def test_a_curve_that_is_not_monotone_is_read_where_it_passes_for_good() -> None:

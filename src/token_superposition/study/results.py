@@ -11,6 +11,7 @@ from token_superposition.errors import UserError
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.folder import RunFolder
 from token_superposition.run.metrics import read_metrics
+from token_superposition.study.decision import headline_of
 from token_superposition.study.speedup import choose_headline, iso_loss_all
 from token_superposition.study.statistics import paired_difference
 from token_superposition.study.study_file import Study
@@ -49,7 +50,7 @@ def build_report(
     corpora = Corpora.open(baseline.config.data)
     differences = [_difference(arms[0], arm) for arm in arms[1:]]
     longer = [_equal_data(arms[0], arm, equal_data_steps[arm["name"]]) for arm in arms[1:] if equal_data_steps]
-    best = min(differences, key=_delta)
+    best = headline_of(differences)
     speedups = iso_loss_all(arms)
     iso_loss, no_iso_loss = choose_headline(speedups, best["arm"])
     reasons = {"iso_loss": no_iso_loss, "equal_data": None if longer else _NO_EQUAL_DATA}
@@ -102,11 +103,6 @@ def _changed(baseline: RunConfig, arm: RunConfig) -> dict[str, Any]:
     theirs, ours = baseline.model_dump(mode="json"), arm.model_dump(mode="json")
     keys = [key for key in changed_keys(theirs, ours) if not key.startswith("superposition.")]
     return {key: reduce(lambda part, name: part[name], key.split("."), ours) for key in keys}
-
-
-def _delta(difference: Mapping[str, Any]) -> float:
-    """What the headline is chosen by: the arm that is the furthest below the baseline."""
-    return float(difference["delta_nats"])
 
 
 def _same_start(trials: Sequence[Trial], num_seeds: int) -> dict[str, Any] | None:

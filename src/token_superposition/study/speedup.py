@@ -9,9 +9,10 @@ arm's curve is asked what it cost there:
                        that its equal-data runs carry further
 
 Nothing is extrapolated: a loss outside the curve has no speed-up, only a bound and what would mend it, and not even a
-bound where the seeds do not tell it from the curve's end. Between
-budgets a straight line lies above a curve that flattens, so what is read off costs a little too much: the headline errs
-on the side of the baseline, by about 3% where budgets double, the other reading as much the other way.
+bound where the seeds do not tell it from the curve's end. One seed cannot tell: there a bound is named where the two
+are further apart than noise, in words that keep it to that seed. Between budgets a straight line lies above a curve
+that flattens, so what is read off costs a little too much: the headline errs on the side of the baseline, by about 3%
+where budgets double, the other reading as much the other way.
 
 **Where a curve is not monotone** it may pass the loss several times. It is read where it passes for good: at the last
 budget above the loss and the one after it.
@@ -33,6 +34,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from token_superposition.study.arms import Arm, Budget, budgets, by_seed, quoted, reference
+from token_superposition.study.decision import NOISE
 from token_superposition.study.statistics import ONE_SEED, t_interval
 
 ReadAt = Literal["baseline_end", "superposition_end"]
@@ -245,10 +247,15 @@ def _bound(end: _Point, point: _Point, at_baseline: bool, *, more: bool) -> tupl
     """What is known where a curve ends at `point` short of the loss: in words, and as [low, high]; None is nothing."""
     ratio = math.exp(end.log_cost - point.log_cost if at_baseline else point.log_cost - end.log_cost)
     apart = [there - here for there, here in zip(point.losses, end.losses, strict=True)]
-    low, high = t_interval(apart, LEVEL) if len(apart) > 1 else (apart[0], apart[0])
+    bounds, limit = [ratio, None] if more else [None, ratio], f"{'more' if more else 'less'} than {ratio:.2f}"
+    if len(apart) == 1:
+        if abs(apart[0]) < NOISE:
+            return f"but by less than {NOISE} nats, which one seed does not tell from noise, so no bound is sure", None
+        return f"so in this one seed, which gives no interval, the speed-up is {limit}", bounds
+    low, high = t_interval(apart, LEVEL)
     if low <= 0 <= high:
         return "but by so little that these seeds do not tell the two apart, so no bound is sure", None
-    return f"so the speed-up is {'more' if more else 'less'} than {ratio:.2f}", [ratio, None] if more else [None, ratio]
+    return f"so the speed-up is {limit}", bounds
 
 
 def _why_no_interval(left: _Point, right: _Point) -> str | None:

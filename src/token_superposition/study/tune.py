@@ -10,7 +10,8 @@ itself may rest on one seed: a choice that is a little off makes an arm a little
 at one budget for all of them, which costs less and takes the best of one length for the best of another. A setting at
 which any run diverged counts as worst. That holds for the compared seeds too: where one of them diverges at the chosen
 setting, the next best takes its place, and the report says so. So a study ends with a result unless an arm diverges
-everywhere. The baseline on equal data takes the values that its reference budget has.
+everywhere. The baseline on equal data takes the values that its reference budget has: a sweep of the longest runs of
+all would cost the most, and the report says that it was not tuned.
 
 **Folders.** `runs/ARM/SETTING/`, and in it as without a sweep (`trials`). What is done is never trained again, and
 neither is what has diverged, so more values, more seeds of either kind, or a study that was stopped cost only the runs

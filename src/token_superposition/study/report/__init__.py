@@ -20,9 +20,9 @@ The dictionary is the contract between what trains and what tells. Its keys:
         budgets*     optional: all that the arm was trained at, the shortest first: total_steps, kind (`budget`, or
                      `equal_data` for the baseline at the raw tokens another arm reads), stages, switch_step, ratio,
                      learning_rate, seeds (as above). The arm's own seeds are those of the longest `budget`
-    equal_flops      at the longest budget, of the best arm: baseline, arm (names), delta_nats (mean over seeds of arm
-                     less baseline), confidence_interval ([low, high] or null), confidence_level, deltas (one a
-                     seed), reason (null, or why there is no interval)
+    equal_flops      at the longest budget, of the best arm (which decides the most: `study.decision`): baseline, arm
+                     (names), delta_nats (mean over seeds of arm less baseline), confidence_interval ([low, high] or
+                     null), confidence_level, deltas (one a seed), reason (null, or why there is no interval)
     equal_flops_all  the same of every arm but the baseline, in a list; optional with two arms
     sweep            only where each arm was tuned: keys, values (of each key), num_seeds, arms: a list; each
         name         the arm's
@@ -52,8 +52,9 @@ from pathlib import Path
 from typing import Any
 
 from token_superposition.files import write_json, write_text
+from token_superposition.study.decision import Outcome
 from token_superposition.study.report.page import render_html
-from token_superposition.study.report.verdict import Outcome, Verdict, verdict
+from token_superposition.study.report.verdict import Verdict, verdict
 
 __all__ = ["Outcome", "Verdict", "render_html", "verdict", "write_report"]
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from token_superposition.study.arms import Arm, Budget
+from token_superposition.study.decision import Outcome, outcome_of
 
 Report = Mapping[str, Any]
 
@@ -40,6 +41,11 @@ def best(report: Report) -> Arm:
 def differences(report: Report) -> list[Mapping[str, Any]]:
     """Every arm's difference to the baseline."""
     return list(report.get("equal_flops_all") or [report["equal_flops"]])
+
+
+def outcome(report: Report) -> Outcome:
+    """What the headline says of its arm."""
+    return outcome_of(report["equal_flops"], len(differences(report)))
 
 
 def num_seeds(report: Report) -> int:

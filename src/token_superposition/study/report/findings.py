@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from token_superposition.study.arms import Arm, quoted
+from token_superposition.study.decision import Difference, outcome_of, would_have_won
 from token_superposition.study.report.budgets import (
     FEWEST_FOR_INTERVAL,
     compared_steps,
@@ -23,12 +24,13 @@ from token_superposition.study.report.budgets import (
     placed,
     shortest_in_full,
 )
-from token_superposition.study.report.facts import Report, baseline, best, unit
-from token_superposition.study.report.numbers import count, decimal, interval, signed, three_figures
+from token_superposition.study.report.facts import Report, baseline, best, differences, outcome, unit
+from token_superposition.study.report.numbers import count, decimal, digits_of, in_nats, interval, three_figures
 from token_superposition.study.statistics import ONE_SEED, PairedDifference
 
 Reading = Mapping[str, Any]
 _CLOSES, _STAYS = 2 / 3, 0.9  # of how far behind it was one budget before
+_AS_GOOD_AS_NONE = 0.0005  # nats
 _MUCH_FASTER = 1.1  # seconds a step from arm to arm: on a quiet machine they are within a few percent
 
 
@@ -133,25 +135,37 @@ def _sureness(reading: Reading) -> str:
     return " The interval holds 1, so these seeds do not say that it saves compute." if ends[0] <= 1 <= ends[1] else ""
 
 
+def ending(report: Report, difference: Difference, other: str) -> str:
+    """Where superposition ended: `0.052 nats per byte below it`, `level with it, within 0.0005 nats per byte`."""
+    delta, level = difference["delta_nats"], outcome_of(difference, len(differences(report))) == "level"
+    if abs(delta) < _AS_GOOD_AS_NONE:
+        near = f"within {_AS_GOOD_AS_NONE} {unit(report)}"
+        return f"level with {other}, {near}" if level else f"{near} of {other}"
+    far = f"{decimal(abs(delta), digits_of(delta))} {unit(report)} {'above' if delta > 0 else 'below'}"
+    return f"level with {other}, {far} it" if level else f"{far} {other}"
+
+
+def not_decided(report: Report, difference: Difference) -> str:
+    """Why it is not said that superposition won or lost."""
+    if would_have_won(difference):
+        return f"as the best of {len(differences(report))} arms these seeds do not decide it"
+    return f"{'one seed does' if len(difference['deltas']) == 1 else 'these seeds do'} not decide it"
+
+
 def equal_data_sentences(report: Report) -> list[str]:
     """The best arm against the baseline that read as much text."""
     found = difference_at_equal_data(report, best(report))
     if found is None or found["delta_nats"] is None or not math.isfinite(found["delta_nats"]):
         return []
-    delta, ends = found["delta_nats"], found["confidence_interval"]
+    ends, came_out = found["confidence_interval"], outcome_of(found, len(differences(report)))
     level = f"{found['confidence_level']:.0%} interval {interval(ends)}" if ends else "no interval"
-    side = "above" if delta > 0 else "below"
-    start = (
-        f"At equal data, {_longer(report, found)}, superposition ended {abs(delta):.3f} {unit(report)} {side} it "
-        f"({level})"
-    )
-    if ends and ends[0] > 0:
-        compute = report["equal_flops"]["confidence_interval"]
-        gained = compute is not None and compute[1] < 0
-        return [start + (": what it gained at equal compute, it bought with text." if gained else ".")]
-    if ends and ends[1] < 0:
+    start = f"At equal data, {_longer(report, found)}, superposition ended {ending(report, found, 'it')} ({level})"
+    if came_out == "won":
         return [start + ": its gain is more than the additional text."]
-    return [start + (": these seeds do not decide it." if ends else ".")]
+    if came_out in ("lost", "level"):
+        gained = outcome(report) == "won"
+        return [start + (": what it gained at equal compute, it bought with text." if gained else ".")]
+    return [start + (f": {not_decided(report, found)}." if ends else ".")]
 
 
 def _longer(report: Report, found: Mapping[str, Any]) -> str:
@@ -172,8 +186,8 @@ def budget_sentences(report: Report) -> list[str]:
     if len(known) < 2:
         return []
     (first, start), *others = known
-    more = ", ".join(f"{signed(each.mean)} at {count(steps)}" for steps, each in others)
-    line = f"Budget by budget, superposition less the baseline: {signed(start.mean)} at {count(first)} steps, {more}."
+    more = ", ".join(f"{in_nats(each.mean)} at {count(steps)}" for steps, each in others)
+    line = f"Budget by budget, superposition less the baseline: {in_nats(start.mean)} at {count(first)} steps, {more}."
     won = [each.interval is not None and each.interval[1] < 0 for _, each in known]
     if all(won):
         line += " Its interval lies below zero at every one."

@@ -35,7 +35,7 @@ from token_superposition.study.report.figure import (
     y_grid,
 )
 from token_superposition.study.report.marks import arm_class, marker, short_names
-from token_superposition.study.report.numbers import count, finite, interval, signed
+from token_superposition.study.report.numbers import count, finite, in_nats, interval
 from token_superposition.study.report.scale import Scale
 
 _INSET = 22.0  # between the frame and the first and last points
@@ -53,7 +53,7 @@ class _Gap:
     @property
     def words(self) -> str:
         """What is read out."""
-        return f"{self.where}: {signed(self.mean)}" + (f" ({interval(self.ends)})" if self.ends else "")
+        return f"{self.where}: {in_nats(self.mean)}" + (f" ({interval(self.ends)})" if self.ends else "")
 
 
 @dataclass(frozen=True)

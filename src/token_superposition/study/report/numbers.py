@@ -6,6 +6,9 @@ Every function gives plain text; what goes into HTML or SVG is escaped there.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+from token_superposition.study.decision import NOISE
 
 MINUS = "\u2212"
 NOT_RECORDED = "not recorded"
@@ -36,8 +39,19 @@ def signed(value: float | None, digits: int = 3) -> str:
     return f"+{text}" if text[0].isdigit() and float(text) > 0 else text
 
 
-def interval(ends: tuple[float, float] | list[float], digits: int = 3) -> str:
-    """`−0.087 to −0.009`."""
+def in_nats(delta: float | None) -> str:
+    """A difference of losses: a fourth decimal where it is noise, which three may show as none, or as more."""
+    return signed(delta, digits_of(delta))
+
+
+def digits_of(delta: float | None) -> int:
+    """Decimals of a difference of losses."""
+    return 4 if delta is not None and abs(delta) < NOISE else 3
+
+
+def interval(ends: tuple[float, float] | list[float]) -> str:
+    """`−0.087 to −0.009`; a fourth decimal where an end would read as zero, as its side of zero is what counts."""
+    digits = 4 if any(abs(end) < 0.0005 for end in ends) else 3
     return f"{signed(ends[0], digits)} to {signed(ends[1], digits)}"
 
 
@@ -121,6 +135,11 @@ def as_typed(value: object) -> str:
     if value is None:
         return "null"
     return f"[{', '.join(map(as_typed, value))}]" if isinstance(value, list | tuple) else plain(value)
+
+
+def joined(names: Sequence[str]) -> str:
+    """`one`, `one and two`, `one, two and three`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def plural(number: int, noun: str) -> str:

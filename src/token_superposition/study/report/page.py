@@ -46,10 +46,10 @@ from token_superposition.study.report.numbers import (
     count,
     count_in_words,
     decimal,
+    in_nats,
     interval,
     plural,
     power_of_ten,
-    signed,
 )
 from token_superposition.study.report.prose import how_to_reproduce, what_it_shows, what_was_trained
 from token_superposition.study.report.strip import difference_strip
@@ -113,7 +113,7 @@ def _big_numbers(report: Report) -> str:
         decimal(mean(arm, "bits_per_byte"), 3),
         f"baseline {decimal(mean(base, 'bits_per_byte'), 3)}",
     )
-    first = ("Difference in validation loss", signed(result["delta_nats"]), f"{unit(report)}\n{sure}")
+    first = ("Difference in validation loss", in_nats(result["delta_nats"]), f"{unit(report)}\n{sure}")
     cells: list[tuple[str, str, str] | None] = [
         first,
         _speedup(report) or bits,
@@ -148,7 +148,8 @@ def _speedup(report: Report) -> tuple[str, str, str] | None:
     if found is None:
         return None
     if found["speedup"] is None:
-        return title, bounds_words(found), f"its loss at {steps} steps"
+        sure = "\none seed, no interval" if num_seeds(report) == 1 else ""
+        return title, bounds_words(found), f"its loss at {steps} steps{sure}"
     number, words = saving(found)
     ends = saving_interval(found)
     sure = f"{found['confidence_level']:.0%} interval {ends}" if ends else "no interval"
@@ -161,7 +162,7 @@ def _equal_data(report: Report) -> tuple[str, str, str] | None:
         return None
     ends = found["confidence_interval"]
     sure = f"{found['confidence_level']:.0%} interval {interval(ends)}" if ends else "no interval"
-    return "Difference at equal data", signed(found["delta_nats"]), f"{unit(report)}\n{sure}"
+    return "Difference at equal data", in_nats(found["delta_nats"]), f"{unit(report)}\n{sure}"
 
 
 def _lines(text: str) -> str:

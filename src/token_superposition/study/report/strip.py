@@ -9,7 +9,7 @@ from typing import Any
 
 from token_superposition.study.report.facts import Report, differences, unit
 from token_superposition.study.report.marks import arm_class, marker, short
-from token_superposition.study.report.numbers import interval, signed
+from token_superposition.study.report.numbers import in_nats, interval
 from token_superposition.study.report.scale import Scale, tick_labels, ticks
 
 _WIDTH, _ROW, _TOP, _BOTTOM, _SIDE = 480.0, 62.0, 26.0, 46.0, 16.0
@@ -81,4 +81,4 @@ def _row(row: Mapping[str, Any], index: int, top: float, x: Scale) -> str:
 def _words(row: Mapping[str, Any]) -> str:
     ends = row["confidence_interval"]
     level = f" ({row['confidence_level']:.0%} interval {interval(ends)})" if ends is not None else ""
-    return f"{short(row['arm'], 24)} {signed(row['delta_nats'])}{level}"
+    return f"{short(row['arm'], 24)} {in_nats(row['delta_nats'])}{level}"

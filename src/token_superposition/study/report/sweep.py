@@ -11,10 +11,10 @@ from html import escape
 from typing import Any
 
 from token_superposition.study.arms import quoted
-from token_superposition.study.report.budgets import reference_steps
+from token_superposition.study.report.budgets import equal_data_steps, reference_steps
 from token_superposition.study.report.facts import Report, unit
 from token_superposition.study.report.numbering import table_number
-from token_superposition.study.report.numbers import as_typed, count, decimal, plural
+from token_superposition.study.report.numbers import as_typed, count, decimal, joined, plural
 from token_superposition.study.report.sweep_figure import has_gaps, is_cut, key_words, panels
 from token_superposition.study.report.tables import arm_heading
 
@@ -32,7 +32,7 @@ def by_budget(report: Report) -> list[Mapping[str, Any]]:
 
 
 def tuned_sentences(report: Report) -> list[str]:
-    """What each arm was given and how it was chosen, and where the best may lie outside what was tried."""
+    """What each arm was given and how it was chosen, where the best may lie outside, and what was not tuned."""
     sweep = report.get("sweep")
     if sweep is None:
         return []
@@ -63,10 +63,16 @@ def tuned_sentences(report: Report) -> list[str]:
                 at = f"{as_typed(tried['best'][key])}, the {end} tried"
                 edges.setdefault((key, at), []).append(quoted(tried["name"]) + where)
     lines += [
-        f"The best {key_words(key)} of {_list(names)} lies at the edge of the range ({at}): the best may lie outside, "
+        f"The best {key_words(key)} of {joined(names)} lies at the edge of the range ({at}): the best may lie outside, "
         "so widen the sweep."
         for (key, at), names in edges.items()
     ]
+    if longer := equal_data_steps(report):
+        lines.append(
+            f"The baseline for equal data ({joined([count(steps) for steps in longer])} steps) was trained at "
+            f"{_given(sweeps[-1]['arms'][0]['best'], name_keys=True)}, its best at {count(sweeps[-1]['total_steps'])} "
+            "steps, and not tuned anew: what is compared with it may flatter superposition."
+        )
     return lines
 
 
@@ -78,9 +84,10 @@ def tuned_caveats(report: Report) -> list[str]:
         over = "; ".join(
             f"{key_words(key)} over {', '.join(map(as_typed, sweep['values'][key]))}" for key in sweep["keys"]
         )
+        untuned = ", but not for the baseline of equal data" if equal_data_steps(report) else ""
         lines.append(
-            f"<b>Tuned for every arm:</b> {escape(over)}, with the same number of tries each. Other settings were "
-            "tuned for none, and their best may differ between arms."
+            f"<b>Tuned for every arm:</b> {escape(over)}, with the same number of tries each{untuned}. Other settings "
+            "were tuned for none, and their best may differ between arms."
             + (f" {_AT_ONE_BUDGET.format(count(sweep['total_steps']))}" if "total_steps" in sweep else "")
         )
     if sweep is None or "train.learning_rate" not in sweep["keys"]:
@@ -200,7 +207,7 @@ def _cell(tried: Tried, setting: Setting) -> str:
         if len(failed) < len(setting["seeds"]):
             notes.append(f"{len(failed)} of {plural(len(setting['seeds']), 'seed')}")
     elif setting["diverged_when_compared"]:
-        notes.append(f"diverged with seed {_list([str(seed) for seed in setting['diverged_when_compared']])}")
+        notes.append(f"diverged with seed {joined([str(seed) for seed in setting['diverged_when_compared']])}")
     elif chosen:
         notes.append("chosen, at the edge" if tried["at_edge"] else "chosen")
     more = "".join(f'<span class="more">{escape(note)}</span>' for note in notes)
@@ -213,7 +220,7 @@ def _passed_over(report: Report) -> list[str]:
     return [
         f"{_sentence(_given(setting['values'], name_keys=True))} did not stay the choice for {quoted(tried['name'])}"
         + (f" at {count(each['total_steps'])} steps: " if len(sweeps) > 1 else ": ")
-        + f"it diverged with seed {_list([str(seed) for seed in setting['diverged_when_compared']])}, which is "
+        + f"it diverged with seed {joined([str(seed) for seed in setting['diverged_when_compared']])}, which is "
         "compared."
         for each in sweeps
         for tried in each["arms"]
@@ -239,11 +246,7 @@ def _seeds(sweep: Mapping[str, Any]) -> str:
 
 def _given(values: Mapping[str, Any], *, name_keys: bool) -> str:
     """`0.002`, or `learning rate 0.002 and weight decay 0.1`."""
-    return _list([f"{key_words(key)} {as_typed(v)}" if name_keys else as_typed(v) for key, v in values.items()])
-
-
-def _list(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return joined([f"{key_words(key)} {as_typed(v)}" if name_keys else as_typed(v) for key, v in values.items()])
 
 
 def _sentence(text: str) -> str:

@@ -1,8 +1,8 @@
 """What the comparison says, in plain words, for the page's head and for the terminal.
 
-Superposition has won or lost only where the interval over seeds lies on one side of zero. A comparison
-that superposition lost says so first and then gives the reasons that our own measurements support; what it
-never does is call a difference a gain without an interval.
+Superposition has won or lost only where the interval over seeds lies on one side of zero and the difference is more
+than noise (`study.decision`). A comparison that superposition lost says so first and then gives the reasons that our
+own measurements support; what it never does is call a difference a gain without an interval.
 
 Paper: Peng, Gigant, Quesnelle, arXiv 2605.06546. Own studies: docs/results.md. Prototype: a byte-level Llama of 0.4M
 parameters on Python source.
@@ -11,9 +11,20 @@ parameters on Python source.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from token_superposition.study.arms import quoted
+from token_superposition.study.decision import (
+    NOISE,
+    Difference,
+    Outcome,
+    is_lower,
+    outcome_of,
+    widened,
+    widened_level,
+    would_have_won,
+)
 from token_superposition.study.report.budgets import difference_at_equal_data
 from token_superposition.study.report.facts import (
     Report,
@@ -22,13 +33,16 @@ from token_superposition.study.report.facts import (
     differences,
     mean,
     num_seeds,
+    outcome,
     ratio,
     recovery_steps,
     unit,
 )
 from token_superposition.study.report.findings import (
     budget_sentences,
+    ending,
     equal_data_sentences,
+    not_decided,
     saves_compute,
     saving,
     speedup_sentences,
@@ -38,7 +52,9 @@ from token_superposition.study.report.numbers import (
     count,
     count_in_words,
     decimal,
+    in_nats,
     interval,
+    joined,
     plural,
     signed,
     three_figures,
@@ -46,9 +62,6 @@ from token_superposition.study.report.numbers import (
 from token_superposition.study.report.sweep import tuned_sentences
 from token_superposition.study.switch import mean_gaps
 
-Outcome = Literal["won", "lost", "undecided"]
-
-PAPER_NOISE = 0.003
 ENOUGH_SEEDS = 5
 BYTE_CAVEAT = (
     "The tokens are bytes, which may flatter superposition: four bytes are about one BPE token, and bytes may "
@@ -63,7 +76,7 @@ class Verdict:
     Attributes:
         headline: one sentence.
         details: further sentences, the most important first.
-        outcome: whether superposition won, lost, or neither can be said.
+        outcome: whether superposition won, lost or ended level, or none of these can be said.
     """
 
     headline: str
@@ -75,25 +88,16 @@ def verdict(report: Report) -> Verdict:
     """The result of the arm that the report's `equal_flops` is about."""
     details = [
         *_certainty(report),
+        *_choice(report),
         *speedup_sentences(report),
         *equal_data_sentences(report),
         *budget_sentences(report),
         *_reasons_for_a_loss(report),
-        *_choice(report),
         *tuned_sentences(report),
         *_data_read(report),
         *([BYTE_CAVEAT] if report["data"]["tokenizer"] == "bytes" else []),
     ]
-    return Verdict(_headline(report), details, _outcome(report))
-
-
-def _outcome(report: Report) -> Outcome:
-    ends = report["equal_flops"]["confidence_interval"]
-    if ends is not None and ends[1] < 0:
-        return "won"
-    if ends is not None and ends[0] > 0:
-        return "lost"
-    return "undecided"
+    return Verdict(_headline(report), details, outcome(report))
 
 
 def compute_words(report: Report) -> str:
@@ -115,19 +119,16 @@ def _headline(report: Report) -> str:
     than = "the baseline" if where == "baseline" else f"the baseline (“{where}”)"
     if delta is None or not math.isfinite(delta):
         return f"{start} {who} and {than} cannot be compared: a run ended without a finite loss."
-    if abs(delta) < 0.0005:
-        ended = f"{start} {who} ended level with {than}, within 0.0005 {unit(report)}"
-    else:
-        side = "below" if delta < 0 else "above"
-        ended = f"{start} {who} ended {abs(delta):.3f} {unit(report)} {side} {than}"
-    outcome = _outcome(report)
-    if outcome == "won":
+    ended = f"{start} {who} ended {ending(report, report['equal_flops'], than)}"
+    if outcome(report) == "won":
         if saves_compute(report):
             ended += f", and it reached the baseline’s loss with {' times '.join(saving(report['iso_loss']))}"
         return f"{ended}: it helped here."
-    if outcome == "lost":
+    if outcome(report) == "lost":
         return f"{ended}: it did not help here."
-    return f"{ended}, but {'one seed does' if num_seeds(report) == 1 else 'these seeds do'} not decide it."
+    if outcome(report) == "level":
+        return f"{ended}: too little to count as a gain or a loss."
+    return f"{ended}, but {not_decided(report, report['equal_flops'])}."
 
 
 def _certainty(report: Report) -> list[str]:
@@ -136,36 +137,33 @@ def _certainty(report: Report) -> list[str]:
     delta, ends = result["delta_nats"], result["confidence_interval"]
     if delta is None or not math.isfinite(delta):
         return [f"No interval: {result['reason']}." if result["reason"] else "No interval can be had."]
+    difference = f"The difference is {in_nats(delta)} {unit(report)}"
     lines = []
     if ends is not None:
         level = f"{result['confidence_level']:.0%}"
-        lines.append(
-            f"The difference is {signed(delta)} {unit(report)}, {level} interval {interval(ends)} "
-            f"(paired t over {plural(seeds, 'seed')})."
-        )
-        if _outcome(report) == "undecided":
+        lines.append(f"{difference}, {level} interval {interval(ends)} (paired t over {plural(seeds, 'seed')}).")
+        if ends[0] <= 0 <= ends[1]:
             lines[0] += " The interval includes zero."
         if seeds < ENOUGH_SEEDS:
             lines.append(f"A headline needs five seeds; this has {seeds}: run it again with --seeds 5.")
     elif seeds == 1:
         lines += [
-            f"The difference is {signed(delta)} {unit(report)}, from one seed, so no interval can be had: run it again "
-            "with --seeds 5.",
-            f"Below {PAPER_NOISE} nats the paper speaks of noise, for runs of 270 million parameters and more. Small "
+            f"{difference}, from one seed, so no interval can be had: run it again with --seeds 5.",
+            f"Below {NOISE} nats the paper speaks of noise, for runs of 270 million parameters and more. Small "
             "runs differ more: in our own study of 0.4 million parameters five seeds of one arm and length ended 0.01 "
             "to 0.03 apart, three of a prototype 0.02 to 0.04.",
         ]
     else:
-        lines.append(f"The difference is {signed(delta)} {unit(report)}, with no interval: {result['reason']}.")
-    if seeds > 1 and abs(delta) < PAPER_NOISE:
-        lines.append(f"A difference below {PAPER_NOISE} nats is noise even in the paper's large runs.")
+        lines.append(f"{difference}, with no interval: {result['reason']}.")
+    if seeds > 1 and abs(delta) < NOISE:
+        lines.append(f"A difference below {NOISE} nats counts as noise even in the paper's large runs.")
     return lines
 
 
 def _reasons_for_a_loss(report: Report) -> list[str]:
-    """Where superposition ended above the baseline: what measurements say about why."""
+    """Where superposition ended above the baseline by more than noise: what measurements say about why."""
     delta, arm = report["equal_flops"]["delta_nats"], best(report)
-    if delta is None or not delta > 0:
+    if delta is None or not delta >= NOISE:
         return []
     first = (
         f"Superposition costs when too few next-token steps follow it; here {count(recovery_steps(arm))} did. In our "
@@ -193,14 +191,30 @@ def _reasons_for_a_loss(report: Report) -> list[str]:
 
 
 def _choice(report: Report) -> list[str]:
-    """That the best of several arms was picked after the fact."""
-    number = len(differences(report))
+    """That the best of several arms was picked after the fact, what that costs in certainty, and how others did."""
+    result, found = report["equal_flops"], differences(report)
+    number = len(found)
     if number < 2:
         return []
-    return [
-        f"This is the best of {number} superposition arms, chosen by its result. Choosing flatters it, and the "
-        "interval does not account for that: confirm it with seeds that were not part of the choice."
-    ]
+    best_of = f"This is the best of {number} superposition arms, chosen by its result"
+    if would_have_won(result):
+        ends, level = widened(result, number), 100 * widened_level(result, number)
+        best_of += (
+            f", so it counts as a gain only where a wider interval lies below zero: the {level:.3g}% interval, "
+            f"{interval(ends)}, {'does' if ends[1] < 0 else 'does not'}"
+        )
+    lines = [f"{best_of}. Choosing flatters the difference: confirm it with seeds that were not part of the choice."]
+    won = [each for each in found if each["arm"] != result["arm"] and outcome_of(each, number) == "won"]
+    lower = [each for each in found if each not in won and is_lower(each, result)]
+    if won:
+        lines.append(f"Of the other arms, {_with_differences(won)} ended clearly below the baseline.")
+    if lower:
+        lines.append(f"Lower on average, but not decided by these seeds: {_with_differences(lower)}.")
+    return lines
+
+
+def _with_differences(found: Sequence[Difference]) -> str:
+    return joined([f"{quoted(each['arm'])} ({signed(each['delta_nats'])})" for each in found])
 
 
 def _data_read(report: Report) -> list[str]:
