@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from token_superposition.model.device import resolve_device
+from token_superposition.model.device import device_type, resolve_device
 
 
 class Somewhere:
@@ -28,3 +28,9 @@ def test_without_an_accelerator_auto_is_the_cpu(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert resolve_device("auto") == torch.device("cpu")
+
+
+def test_the_kind_of_a_device_is_told_without_touching_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: pytest.fail("the device was used"))
+    assert [device_type(name) for name in ("auto", "cuda", "cuda:1", "cpu", "mps")] == ["cuda"] * 3 + ["cpu", "mps"]

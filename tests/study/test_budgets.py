@@ -27,6 +27,7 @@ from token_superposition.study import queue, workers
 from token_superposition.study.compare import compare, load_study, make_study
 from token_superposition.study.display import Display
 from token_superposition.study.job import Job
+from token_superposition.study.machine import Share
 from token_superposition.study.queue import train_trials
 from token_superposition.study.study_file import Study
 from token_superposition.study.sweep import parse_sweep
@@ -307,7 +308,7 @@ def test_what_begins_as_a_lost_run_is_left_out_down_the_line(tmp_path: Path, mon
 
     started = []
 
-    def start(job: Job, _: int) -> Ended:
+    def start(job: Job, *_: Any) -> Ended:
         started.append(job.name)
         job.folder.mkdir()
         job.log.write_text("error: the run has diverged")
@@ -321,7 +322,7 @@ def test_what_begins_as_a_lost_run_is_left_out_down_the_line(tmp_path: Path, mon
     second = Job("second", tmp_path / "second.yaml", tmp_path / "second", 8, 4, first)
     third = Job("third", tmp_path / "third.yaml", tmp_path / "third", 8, 6, second)
     with pytest.raises(TrainingDivergedError, match=r"^first: the run has diverged$"):
-        workers.run_jobs([first, second, third], at_once=1, threads=1, quiet=True)
+        workers.run_jobs([first, second, third], share=Share(1, 1), quiet=True)
     assert started == ["first"]
 
 

@@ -9,6 +9,14 @@ from token_superposition.errors import UserError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+def device_type(name: str) -> str:
+    """What kind of device a name stands for; the device is not touched, which would take memory of a GPU."""
+    if name != "auto":
+        return name.partition(":")[0]
+    found = ("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()), ("cpu", True)
+    return next(kind for kind, there in found if there)
+
+
 def resolve_device(name: str, key: str = "train.device") -> torch.device:
     """The device of that name; `auto` takes CUDA, else MPS, else the CPU. A CUDA device has its number.
 
@@ -20,8 +28,7 @@ def resolve_device(name: str, key: str = "train.device") -> torch.device:
         UserError: for a device that torch does not know or this machine does not have.
     """
     if name == "auto":
-        found = ("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()), ("cpu", True)
-        name = next(kind for kind, there in found if there)
+        name = device_type(name)
     try:
         device = torch.device(f"cuda:{torch.cuda.current_device()}" if name == "cuda" else name)
         torch.empty(1, device=device).item()

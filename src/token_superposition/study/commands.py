@@ -24,7 +24,7 @@ def add_study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: %(default)s)")
     demo.add_argument("--steps", type=int, help="optimizer steps of each run (default: 4000)")
     demo.add_argument("--seeds", type=int, default=1, help="seeds of each arm (default: %(default)s)")
-    demo.add_argument("--jobs", type=int, help="runs at once (default: as the cores bear)")
+    demo.add_argument("--jobs", type=int, help="runs at once (default: as the machine bears)")
     _add_budgets(demo)
     _add_sweep(demo)
 
@@ -59,7 +59,7 @@ def add_study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     compare.add_argument("config", type=Path, metavar="CONFIG.yaml")
     compare.add_argument("--out", type=Path, help="folder (default: runs/, the configuration's name and -compare)")
     compare.add_argument("--seeds", type=int, help="seeds of each arm (default: the file's, or 1)")
-    compare.add_argument("--jobs", type=int, help="runs at once (default: as the cores bear)")
+    compare.add_argument("--jobs", type=int, help="runs at once (default: as the machine bears)")
     compare.add_argument("--dry-run", action="store_true", help="say what would be trained, train and write nothing")
     _add_budgets(compare)
     _add_sweep(compare)

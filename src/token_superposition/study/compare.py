@@ -55,7 +55,7 @@ def compare(
         folder: where runs and report go; started again there, the study goes on.
         num_seeds: seeds of each arm: the configuration's and those after it.
         sweep: values to try first, so that each arm is compared at its own best.
-        jobs: runs at once; as the cores bear, without it.
+        jobs: runs at once; as the machine bears, without it.
         quiet: no progress on standard error.
         command: what to type for the same again, for the report.
 

@@ -23,8 +23,9 @@ from token_superposition.run.checkpoint import checkpoint_path, checkpoint_steps
 from token_superposition.run.folder import RunFolder
 from token_superposition.study.branching import Begun, Branch, Course, plan_branches, shared_steps
 from token_superposition.study.job import Job
+from token_superposition.study.machine import share_machine
 from token_superposition.study.trials import Trial
-from token_superposition.study.workers import run_jobs, share_cores
+from token_superposition.study.workers import run_jobs
 from token_superposition.train.config import RunConfig, parse_config
 from token_superposition.train.optimizer import build_learning_rate
 from token_superposition.train.resume import check_unchanged, stored_config
@@ -55,14 +56,14 @@ def train_trials(
         trials: all that is to be trained.
         seeds: counted from the configurations'.
         branches: let runs share their steps.
-        jobs: runs at once; as the cores bear, without it.
+        jobs: runs at once; as the machine bears, without it.
         quiet, may_diverge: as in `run_jobs`.
     """
     queue = plan_runs(trials, seeds, branches=branches)
     for planned in queue:
         planned.write()
-    at_once, threads = share_cores(trials[0].config, len(queue), jobs)
-    run_jobs([planned.job for planned in queue], at_once=at_once, threads=threads, quiet=quiet, may_diverge=may_diverge)
+    share = share_machine([trial.config for trial in trials], len(queue), jobs)
+    run_jobs([planned.job for planned in queue], share=share, quiet=quiet, may_diverge=may_diverge)
 
 
 @dataclass(frozen=True)

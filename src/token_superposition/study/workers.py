@@ -22,26 +22,16 @@ from dataclasses import replace
 from typing import Any
 
 from token_superposition.errors import RunFailedError, TrainingDivergedError, UserError
-from token_superposition.model.device import resolve_device
+from token_superposition.run.folder import RunFolder
 from token_superposition.study.display import Display
 from token_superposition.study.job import Job
-from token_superposition.train.config import RunConfig
+from token_superposition.study.machine import Share
 from token_superposition.train.progress import warn
+from token_superposition.train.resume import stored_config
 
 
-def share_cores(config: RunConfig, num_runs: int, jobs: int | None) -> tuple[int, int]:
-    """How many runs at once, with how many threads each."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if resolve_device(config.train.device).type != "cpu":
-        return jobs or 1, cores
-    if isinstance(config.train.num_threads, int):
-        return jobs or max(1, cores // config.train.num_threads), config.train.num_threads
-    at_once = jobs or min(cores, num_runs)
-    return at_once, max(1, cores // at_once)
-
-
-def run_jobs(jobs: Sequence[Job], *, at_once: int, threads: int, quiet: bool, may_diverge: bool = False) -> None:
-    """Run every job that is not done, `at_once` at a time with `threads` threads each.
+def run_jobs(jobs: Sequence[Job], *, share: Share, quiet: bool, may_diverge: bool = False) -> None:
+    """Run every job that is not done, sharing the machine as `share` says.
 
     With `may_diverge` a run that diverges is one that has ended, now and when the study is started again. Without, the
     others are run to their ends first: hours of theirs need not be waited for again.
@@ -55,6 +45,7 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, threads: int, quiet: bool, ma
     jobs = list(jobs)
     waiting = [job for job in jobs if not (job.done or (may_diverge and job.diverged))]
     running: dict[Job, subprocess.Popen[bytes]] = {}
+    devices: dict[Job, str | None] = {}  # of those
     lost: TrainingDivergedError | None = None
     display = Display(jobs, quiet=quiet)
     before = _interrupt_on(signal.SIGTERM, signal.SIGHUP)
@@ -70,15 +61,16 @@ def run_jobs(jobs: Sequence[Job], *, at_once: int, threads: int, quiet: bool, ma
                 warn(f"{job.name}: what it would begin with was not written; it is trained from its start")
                 jobs[jobs.index(job)] = alone = replace(job, parent=None, branch_step=0)
                 waiting.append(alone)
-            while len(running) < at_once and (ready := next((job for job in waiting if job.ready), None)):
+            while len(running) < share.at_once and (ready := next((job for job in waiting if job.ready), None)):
                 waiting.remove(ready)
                 ready.prepare()
-                running[ready] = _start(ready, threads)
+                devices[ready] = None if _names_device(ready) else share.free_device(devices.values())
+                running[ready] = _start(ready, share.threads, devices[ready])
             time.sleep(0.3)
             display.update()
             for job, process in list(running.items()):
                 if process.poll() is not None:
-                    del running[job]
+                    del running[job], devices[job]
                     if may_diverge and job.diverged:
                         continue
                     try:
@@ -116,16 +108,26 @@ def _interrupt_on(*numbers: signal.Signals) -> dict[signal.Signals, Any]:
     return {number: signal.signal(number, signal.default_int_handler) for number in numbers}
 
 
-def _start(job: Job, threads: int) -> subprocess.Popen[bytes]:
+def _names_device(job: Job) -> bool:
+    """Whether a run was started on a device that it cannot be dealt, such as `cuda:3`, and has to go on there."""
+    stored = stored_config(RunFolder(job.folder))
+    return stored is not None and stored.train.device not in ("auto", "cuda", "cuda:0")
+
+
+def _start(job: Job, threads: int, device: str | None) -> subprocess.Popen[bytes]:
+    """Train a run in a process of its own, which sees that device only, or without it all that this one sees."""
     command = [sys.executable, "-m", "token_superposition", "train", str(job.config)]
     command += ["--data.verify", "false"]  # the study has done it, once for all runs
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    if device is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = device
     with job.log.open("wb") as log:
         return subprocess.Popen(
             [*command, "--out", str(job.folder), "--quiet"],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            env=environment,
             start_new_session=True,  # an interrupt of ours reaches it once, from us
         )
 

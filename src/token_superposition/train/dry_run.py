@@ -10,16 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
-from torch import Tensor
+from torch import Tensor, nn
 
 from token_superposition.model.build import check_length, model_cost, sketch_model
 from token_superposition.model.device import DTYPES
-from token_superposition.model.memory import abstract, estimate_memory
+from token_superposition.model.memory import MemoryEstimate, abstract, estimate_memory
 from token_superposition.objective.slot_weights import describe_slot_weights
 from token_superposition.run.checkpoint import newest_checkpoint
 from token_superposition.run.folder import RunFolder
-from token_superposition.train.config import RunConfig
+from token_superposition.train.config import RunConfig, TrainConfig
 from token_superposition.train.corpora import Corpora, Validators
 from token_superposition.train.init_from import Source, open_source
 from token_superposition.train.optimizer import states_kept
@@ -50,22 +51,13 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
     Validators(config, corpora)
     stream = corpora.stream(config, schedule)
     batch, coverage, sources = stream.batch(0), stream.coverage(), stream.coverages()
-    rows = train.micro_batch_size or train.batch_size
     check_attention(config, config.model.architecture, config.model.config)
     with abstract():
         model = sketch(config, corpora)
         check_length(model, train.sequence_length)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         flops_per_position = model_cost(model).flops_per_position(train.sequence_length)
-        memory = estimate_memory(
-            model,
-            ids_shape=(rows, train.sequence_length, batch.ids.shape[-1]),
-            num_targets=batch.targets.shape[-1],
-            dtype=DTYPES[train.dtype],
-            optimizer_states=states_kept(model, train),
-            loss_backend=train.loss_backend,
-            activation_checkpointing=train.activation_checkpointing,
-        )
+        memory = step_memory(model, train, batch.ids.shape[-1], batch.targets.shape[-1], DTYPES[train.dtype])
 
     def decode(ids: Tensor) -> str:
         return corpora.tokenizer.decode(ids[ids >= 0].tolist())
@@ -116,6 +108,27 @@ def sketch(config: RunConfig, corpora: Corpora) -> Any:
         vocab_size=corpora.tokenizer.vocab_size,
         end_of_document_id=corpora.tokenizer.end_of_document_id,
         num_ids=corpora.tokenizer.num_ids,
+    )
+
+
+def step_memory(
+    model: nn.Module, train: TrainConfig, bag_size: int, num_targets: int, dtype: torch.dtype
+) -> MemoryEstimate:
+    """What a step of a run takes; call it inside `abstract()`, with the model sketched there.
+
+    Args:
+        model, train: the run's.
+        bag_size, num_targets: tokens that a position reads and predicts.
+        dtype: of the computation.
+    """
+    return estimate_memory(
+        model,
+        ids_shape=(train.micro_batch_size or train.batch_size, train.sequence_length, bag_size),
+        num_targets=num_targets,
+        dtype=dtype,
+        optimizer_states=states_kept(model, train),
+        loss_backend=train.loss_backend,
+        activation_checkpointing=train.activation_checkpointing,
     )
 
 
