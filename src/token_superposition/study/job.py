@@ -38,8 +38,9 @@ class Job:
 
     @property
     def done(self) -> bool:
-        """Whether the run has its result."""
-        return RunFolder(self.folder).summary_file.exists()
+        """Whether the run has its result: one of fewer steps is that of a run that is to go on."""
+        summary = RunFolder(self.folder).read_summary()
+        return summary is not None and bool(summary["steps"] == self.total_steps)
 
     @property
     def diverged(self) -> bool:

@@ -11,6 +11,7 @@ from token_superposition.errors import UserError
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.folder import RunFolder
 from token_superposition.run.metrics import read_metrics
+from token_superposition.study.alike import check_lengths, trained_steps
 from token_superposition.study.speedup import choose_headline, iso_loss_all
 from token_superposition.study.statistics import paired_difference
 from token_superposition.study.study_file import Study
@@ -32,7 +33,11 @@ def build_report(
         trials: the runs, each arm's in rising order of their budgets, the baseline's first.
         num_seeds: of each.
         equal_data_steps: by arm, the baseline's steps on the arm's raw tokens.
+
+    Raises:
+        UserError: where runs are not what they would be compared as.
     """
+    check_lengths([(trial.run(seed), trial.seeded(seed)) for trial in trials for seed in range(num_seeds)])
     first, *_ = study.arms.values()
     by_arm = {name: [trial for trial in trials if trial.arm == name] for name in study.arms}
     reference = {name: [t for t in its if t.kind == "budget"][-1] for name, its in by_arm.items()}
@@ -44,6 +49,7 @@ def build_report(
         arms.append({"name": name, **figures[its.index(reference[name])], "changed": changed, "budgets": budgets})
     baseline = reference[arms[0]["name"]]
     train = baseline.config.train
+    _, learning_rate = trained_steps(baseline.run(0), baseline.config)
     stored = baseline.run(0).read_config() or {}
     model = stored.get("model", {})  # whose architecture and configuration may be those of what it goes on from
     corpora = Corpora.open(baseline.config.data)
@@ -76,8 +82,8 @@ def build_report(
             "sequence_length": train.sequence_length,
             "optimizer": train.optimizer,
             "learning_rate": train.learning_rate,
-            "warmup_steps": train.num_warmup_steps,
-            "decay_steps": train.decay_steps,
+            "warmup_steps": learning_rate.warmup_steps,
+            "decay_steps": learning_rate.decay_steps,
             "weight_decay": train.weight_decay,
             "device": stored.get("train", {}).get("device"),
             "dtype": stored.get("train", {}).get("dtype"),
