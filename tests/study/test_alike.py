@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 
 from tests.train.runs import go_until
 from token_superposition.errors import UserError
 from token_superposition.run.folder import RunFolder
+from token_superposition.study import results
 from token_superposition.study.compare import Study, compare, make_study
 from token_superposition.study.dry_run import dry_run
+from token_superposition.study.queue import plan_runs
+from token_superposition.study.results import build_report
+from token_superposition.study.trials import Trial, arm_trials
+from token_superposition.train import resume
 
 UNLIKE = r"started with {} steps and keeps the switch and the warm-up that it had then, unlike .*{}, so the two cannot"
 
@@ -22,6 +29,10 @@ def stopped(study: Study, folder: Path, patch: pytest.MonkeyPatch, *, step: int 
     for name, config in study.arms.items():
         values = config.model_dump(mode="json", exclude_unset=True)
         go_until(step, values, folder / "runs" / name / f"seed-{seed}", patch, train__seed=seed)
+
+
+def arms_of(study: Study, folder: Path) -> list[Trial]:
+    return [trial for arm in study.arms for trial in arm_trials(study, arm, folder)]
 
 
 def steps_of(report: dict[str, Any]) -> set[int]:
@@ -136,3 +147,77 @@ def test_a_run_file_says_what_it_was_started_with(
     (folder / "run.json").write_text(re.sub(r'("first_total_steps": )12', r"\1true", text))
     with pytest.raises(UserError, match=r"is damaged \(first_total_steps is no number of steps\)"):
         RunFolder(folder).read_fixed()
+
+
+def edited(run: Path, **train: Any) -> None:
+    """A run as another machine would have begun it."""
+    values = yaml.safe_load((run / "config.yaml").read_text())
+    values["train"] |= train
+    (run / "config.yaml").write_text(yaml.safe_dump(values))
+
+
+@pytest.fixture
+def anywhere(small_run: dict[str, Any]) -> dict[str, Any]:
+    """A run that leaves it to `auto` where it is trained."""
+    del small_run["train"]["device"], small_run["train"]["num_threads"]
+    return small_run
+
+
+ELSEWHERE = "computes on {} in {}, and .*{} on {} in {}, so the two cannot be compared; give --train.device {}"
+
+
+def test_runs_begun_on_a_cpu_are_not_gone_on_with_beside_new_ones_on_a_gpu(
+    anywhere: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (study,) = studies(anywhere, 12)
+    stopped(study, tmp_path, monkeypatch, step=1)
+    monkeypatch.setattr(resume, "resolve_device", lambda name: torch.device("cuda:0" if name == "auto" else name))
+    said = ELSEWHERE.format("cuda:0", "bfloat16", "baseline/seed-0", "cpu", "float32", "cpu --train.dtype float32")
+    with pytest.raises(UserError, match=f"seed-1: {said}"):
+        plan_runs(arms_of(study, tmp_path), range(2), branches=False)
+    assert len(plan_runs(arms_of(study, tmp_path), range(1), branches=False)) == 2
+    like = make_study(anywhere, {"train.device": "cpu", "train.dtype": "float32"})
+    assert len(plan_runs(arms_of(like, tmp_path), range(2), branches=False)) == 4
+
+
+@pytest.mark.usefixtures("in_process")
+def test_what_was_trained_elsewhere_is_not_reported_and_seconds_of_more_threads_are_not_compared(
+    anywhere: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (study,) = studies(anywhere, 12)
+    assert compare(study, tmp_path, quiet=True)["settings"]["num_threads"] == 1
+    trials, run = arms_of(study, tmp_path), tmp_path / "runs/superposition/seed-0"
+    both = [{"unit": "flops"}, {"unit": "seconds"}]
+    monkeypatch.setattr(results, "iso_loss_all", lambda _: both)
+    monkeypatch.setattr(results, "choose_headline", lambda *_: (None, "one budget was trained"))
+    assert build_report(study, trials, 1, {})["iso_loss_all"] == both
+    edited(run, num_threads=7)
+    report = build_report(study, trials, 1, {})
+    assert [arm["seeds"][0]["num_threads"] for arm in report["arms"]] == [1, 7]
+    assert report["settings"]["num_threads"] is None
+    assert report["iso_loss_all"] == both[:1]
+    edited(run, device="cuda:0")
+    with pytest.raises(UserError, match=ELSEWHERE.format("cuda:0", "float32", "baseline/seed-0", "cpu", "float32", "")):
+        build_report(study, trials, 1, {})
+    edited(run, device="cpu", dtype="bfloat16")
+    with pytest.raises(UserError, match=ELSEWHERE.format("cpu", "bfloat16", "baseline/seed-0", "cpu", "float32", "")):
+        build_report(study, trials, 1, {})
+
+
+def test_an_arm_may_ask_for_another_precision(anywhere: dict[str, Any], tmp_path: Path) -> None:
+    """The report lists it among what the arm changes."""
+    arms = {"plain": {"superposition.bag_size": 1}, "other": {"superposition.bag_size": 2, "train.dtype": "bfloat16"}}
+    study = make_study({**anywhere, "arms": arms})
+    assert len(plan_runs(arms_of(study, tmp_path), range(2), branches=False)) == 4
+
+
+def test_a_branch_is_trained_where_the_run_that_it_leaves_was(
+    anywhere: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del anywhere["train"]["total_steps"]
+    study = make_study(anywhere, budgets="10,20")
+    _, trunk = trials = arm_trials(study, "baseline", tmp_path)
+    values = trunk.config.model_dump(mode="json", exclude_unset=True)
+    go_until(7, values, trunk.run(0).path, monkeypatch, logging__checkpoint_interval=1)
+    monkeypatch.setattr(resume, "resolve_device", lambda name: torch.device("cuda:0" if name == "auto" else name))
+    assert [run.job.parent is None for run in plan_runs(trials, range(1), branches=True)] == [True, False]

@@ -91,6 +91,15 @@ def test_measured_seconds_that_do_not_follow_from_the_flops_are_not_taken_at_the
     assert re.search(words, said(finish(report)))
 
 
+def test_without_readings_in_seconds_there_is_no_measured_time() -> None:
+    report = make_study()
+    report["iso_loss_all"] = [each for each in report["iso_loss_all"] if each["unit"] == "flops"]
+    assert "times less compute" in said(report)
+    assert "measured time" not in text_of(report)
+    number = int(re.search(r"<b>Table (\d+)\.</b> Speed-up", render_html(report))[1])  # type: ignore[index]
+    assert [row[2] for row in table(report, number)[1:]] == ["–", "–"]
+
+
 def test_the_arrow_runs_from_superposition_s_compute_to_the_baseline_s() -> None:
     report = make_study()
     figure = drawing(report, "budgets-loss")

@@ -15,7 +15,7 @@ from token_superposition.plan.stages import Schedule
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig
 from token_superposition.train.optimizer import WarmupStableDecay, build_learning_rate
-from token_superposition.train.resume import first_total_steps, stored_config, trained_learning_rate
+from token_superposition.train.resume import first_total_steps, settle_machine, stored_config, trained_learning_rate
 
 Asked = tuple[RunFolder, RunConfig]  # where a run lies, or will, and what is asked for there
 _Steps = tuple[Schedule, WarmupStableDecay]
@@ -41,6 +41,26 @@ def check_lengths(runs: Sequence[Asked]) -> None:
                 f"train.total_steps: {odd.path} was started with {first} steps and keeps the switch and the warm-up "
                 f"that it had then, unlike {other.path}, so the two cannot be compared; give {first}, train both "
                 f"lengths (--budgets {both}), or name another folder (--out)"
+            )
+
+
+def check_machines(runs: Sequence[Asked]) -> None:
+    """Refuse runs of which `auto` made some compute on one kind of device, or in one precision, and some in another.
+
+    Arms that ask for another one each are not meant: the report lists what they change.
+    """
+    stored = [stored_config(folder) for folder, _ in runs]
+    first: dict[tuple[str, str], tuple[RunFolder, str, str]] = {}
+    # Those that have begun come first: what is new can still be made like them.
+    for (folder, config), begun in sorted(zip(runs, stored, strict=True), key=lambda pair: pair[1] is None):
+        device, dtype = (settle_machine(config, begun)[key] for key in ("device", "dtype"))
+        asked = (config.train.device, config.train.dtype)
+        other, its_device, its_dtype = first.setdefault(asked, (folder, device, dtype))
+        if (device.partition(":")[0], dtype) != (its_device.partition(":")[0], its_dtype):
+            raise UserError(
+                f"{folder.path}: computes on {device} in {dtype}, and {other.path} on {its_device} in {its_dtype}, so "
+                f"the two cannot be compared; give --train.device {its_device} --train.dtype {its_dtype}, and remove "
+                "the folders of runs that have begun otherwise"
             )
 
 

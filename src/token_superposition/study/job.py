@@ -32,6 +32,11 @@ class Job:
     parent: Job | None = None
 
     @property
+    def trunk(self) -> Job:
+        """The run that is there, or begins on its own, whose first steps this one has; mostly itself."""
+        return self if self.parent is None else self.parent.trunk
+
+    @property
     def log(self) -> Path:
         """Where the run's standard output and error go."""
         return self.config.with_suffix(".log")

@@ -21,7 +21,7 @@ from token_superposition.plan.stages import Schedule
 from token_superposition.run.branch import branch_step
 from token_superposition.run.checkpoint import checkpoint_path, checkpoint_steps, is_whole
 from token_superposition.run.folder import RunFolder
-from token_superposition.study.alike import check_lengths
+from token_superposition.study.alike import check_lengths, check_machines
 from token_superposition.study.branching import Begun, Branch, Course, plan_branches, shared_steps
 from token_superposition.study.job import Job
 from token_superposition.study.trials import Trial
@@ -94,13 +94,14 @@ def plan_runs(trials: Sequence[Trial], seeds: Iterable[int], *, branches: bool) 
         trials, seeds, branches: as in `train_trials`.
 
     Raises:
-        UserError: where a run is there already, with another configuration, or made longer and not all alike.
+        UserError: where a run is there already, with another configuration, or they would not be trained alike.
     """
     queue: list[PlannedRun] = []
     seeds = list(seeds)
     for seed in seeds:  # a seed's arms side by side, so that they meet the same machine
         queue += _plan_branched(trials, seed) if branches else [_plan_run(trial, seed) for trial in trials]
     check_lengths([(trial.run(seed), trial.seeded(seed)) for trial in trials for seed in seeds])
+    check_machines([(RunFolder(run.job.trunk.folder), parse_config(run.values)) for run in queue])
     return queue
 
 

@@ -11,7 +11,8 @@ from token_superposition.errors import UserError
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.folder import RunFolder
 from token_superposition.run.metrics import read_metrics
-from token_superposition.study.alike import check_lengths, trained_steps
+from token_superposition.study.alike import check_lengths, check_machines, trained_steps
+from token_superposition.study.arms import num_threads
 from token_superposition.study.speedup import choose_headline, iso_loss_all
 from token_superposition.study.statistics import paired_difference
 from token_superposition.study.study_file import Study
@@ -37,7 +38,9 @@ def build_report(
     Raises:
         UserError: where runs are not what they would be compared as.
     """
-    check_lengths([(trial.run(seed), trial.seeded(seed)) for trial in trials for seed in range(num_seeds)])
+    runs = [(trial.run(seed), trial.seeded(seed)) for trial in trials for seed in range(num_seeds)]
+    check_lengths(runs)
+    check_machines(runs)
     first, *_ = study.arms.values()
     by_arm = {name: [trial for trial in trials if trial.arm == name] for name in study.arms}
     reference = {name: [t for t in its if t.kind == "budget"][-1] for name, its in by_arm.items()}
@@ -56,7 +59,9 @@ def build_report(
     differences = [_difference(arms[0], arm) for arm in arms[1:]]
     longer = [_equal_data(arms[0], arm, equal_data_steps[arm["name"]]) for arm in arms[1:] if equal_data_steps]
     best = min(differences, key=_delta)
-    speedups = iso_loss_all(arms)
+    threads = num_threads(arms)
+    # Seconds of runs with other numbers of threads say nothing of their arms.
+    speedups = [each for each in iso_loss_all(arms) if each["unit"] == "flops" or len(threads) < 2]
     iso_loss, no_iso_loss = choose_headline(speedups, best["arm"])
     reasons = {"iso_loss": no_iso_loss, "equal_data": None if longer else _NO_EQUAL_DATA}
     return {
@@ -87,7 +92,7 @@ def build_report(
             "weight_decay": train.weight_decay,
             "device": stored.get("train", {}).get("device"),
             "dtype": stored.get("train", {}).get("dtype"),
-            "num_threads": stored.get("train", {}).get("num_threads"),
+            "num_threads": threads[0] if len(threads) == 1 else None,
         },
         "arms": arms,
         "equal_flops": best,
@@ -138,6 +143,7 @@ def _figures(trial: Trial, num_seeds: int) -> dict[str, Any]:
             {
                 "seed": trial.config.train.seed + seed,
                 **{key: summary[key] for key in keys + more},
+                "num_threads": (run.read_config() or {}).get("train", {}).get("num_threads"),
                 "curve": _curve(run),
             }
         )

@@ -55,15 +55,7 @@ def settle_config(config: RunConfig, folder: RunFolder, source: Source | None = 
     run = stored_config(folder)
     stored = None if run is None else run.model_dump(mode="json")
     settled = config.model_dump(mode="json")
-    train = settled["train"]
-    before = {key: value for key, value in (stored or settled)["train"].items() if value != "auto"}
-    if train["device"] == "auto":
-        train["device"] = before.get("device") or str(resolve_device("auto"))
-    if train["dtype"] == "auto":
-        dtype = resolve_dtype("auto", resolve_device(train["device"]))
-        train["dtype"] = before.get("dtype") or str(dtype).removeprefix("torch.")
-    if train["num_threads"] == "auto":
-        train["num_threads"] = before.get("num_threads") or torch.get_num_threads()
+    settled["train"] |= settle_machine(config, run)
     data = settled["data"]
     for place in (data, *data["sources"].values()):
         if place["path"] is not None:
@@ -87,6 +79,27 @@ def settle_config(config: RunConfig, folder: RunFolder, source: Source | None = 
                     "give the old value to go on, or name another folder for a new run"
                 )
     return parse_config(settled)
+
+
+def settle_machine(config: RunConfig, stored: RunConfig | None) -> dict[str, Any]:
+    """The keys of `train` that say where and in what a run computes, decided.
+
+    Args:
+        config: what the user gave.
+        stored: what a run that has begun was started with; what it has is not decided again.
+    """
+    before = {} if stored is None else stored.train.model_dump()
+    settled = {key: getattr(config.train, key) for key in ("device", "dtype", "num_threads")}
+    for key in settled:
+        if settled[key] == "auto":
+            settled[key] = before.get(key, "auto")
+    if settled["device"] == "auto":
+        settled["device"] = str(resolve_device("auto"))
+    if settled["dtype"] == "auto":
+        settled["dtype"] = str(resolve_dtype("auto", resolve_device(settled["device"]))).removeprefix("torch.")
+    if settled["num_threads"] == "auto":
+        settled["num_threads"] = torch.get_num_threads()
+    return settled
 
 
 def branch_config(config: RunConfig, parent: RunFolder) -> RunConfig:

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from token_superposition.objective.slot_weights import describe_slot_weights
-from token_superposition.study.arms import Arm, budgets
+from token_superposition.study.arms import Arm, budgets, num_threads
 from token_superposition.study.report.budgets import compared_steps, equal_data_steps, has_budgets, reference_steps
 from token_superposition.study.report.facts import Report, num_seeds, ratio, recovery_steps
 from token_superposition.study.report.findings import equal_data_sentences, speedup_sentences
@@ -116,7 +116,10 @@ def _settings(report: Report) -> str:
         f"{unless_swept('weight_decay', plain(s['weight_decay']))}. It computes in "
         f"{plain(s.get('dtype'))} on {plain(s.get('device'))}"
     )
-    threads = s.get("num_threads")
+    several, threads = num_threads(report["arms"]), s.get("num_threads")
+    if len(several) > 1:
+        listed = f"{', '.join(map(str, several[:-1]))} or {several[-1]}"
+        return escape(f"{words} with {listed} threads, so the runs’ seconds are not compared.")
     return escape(words + (f" with {plural(threads, 'thread')}." if isinstance(threads, int) else "."))
 
 
