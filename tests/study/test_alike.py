@@ -78,6 +78,7 @@ def test_a_study_that_was_made_longer_as_a_whole_takes_no_new_seeds(
     report = compare(longer, tmp_path, quiet=True)
     assert [arm["switch_step"] for arm in report["arms"]] == [0, 6]
     assert report["settings"]["warmup_steps"] == 3  # of 12 steps
+    assert {seed["first_total_steps"] for arm in report["arms"] for seed in arm["seeds"]} == {12}
     assert compare(longer, tmp_path, quiet=True) == report
     with pytest.raises(UserError, match=UNLIKE.format(12, "seed-1")):
         dry_run(longer, tmp_path, num_seeds=2)

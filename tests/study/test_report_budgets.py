@@ -100,6 +100,18 @@ def test_without_readings_in_seconds_there_is_no_measured_time() -> None:
     assert [row[2] for row in table(report, number)[1:]] == ["–", "–"]
 
 
+def test_the_file_that_repeats_a_run_is_named() -> None:
+    named = "runs/ARM/STEPS-steps/seed-N/config.yaml (runs/ARM/seed-N/config.yaml where it was trained as the only"
+    assert named in text_of(make_study()).replace("( ", "(")
+    assert "runs/ARM/SETTING/STEPS-steps/seed-N/config.yaml" in text_of(STUDIES["tuned"]())
+    assert "STEPS-steps" not in text_of(STUDIES["one-budget"]())
+    report = STUDIES["one-budget"]()
+    assert "made longer" not in text_of(report)
+    report["arms"][1]["seeds"][0]["first_total_steps"] = 1
+    report["arms"][1].pop("budgets", None)
+    assert "Not so a run that was made longer or shorter on its way" in text_of(report)
+
+
 def test_the_arrow_runs_from_superposition_s_compute_to_the_baseline_s() -> None:
     report = make_study()
     figure = drawing(report, "budgets-loss")

@@ -20,6 +20,7 @@ from token_superposition.study.switch import switch_facts
 from token_superposition.study.trials import Trial
 from token_superposition.train.config import RunConfig, changed_keys
 from token_superposition.train.corpora import Corpora
+from token_superposition.train.resume import first_total_steps
 
 _NO_EQUAL_DATA = "no arm was given the raw tokens superposition read; --equal-data trains one"
 
@@ -136,7 +137,7 @@ def _figures(trial: Trial, num_seeds: int) -> dict[str, Any]:
     seeds, summary = [], {}
     for seed in range(num_seeds):
         run = trial.run(seed)
-        summary = run.read_summary() or {}
+        summary, fixed = run.read_summary() or {}, run.read_fixed()
         keys = ("final_validation_loss", "bits_per_byte", "steps", "positions", "raw_tokens")
         more = ("unique_raw_tokens", "flops", "wall_seconds", "peak_memory_bytes")
         seeds.append(
@@ -144,6 +145,7 @@ def _figures(trial: Trial, num_seeds: int) -> dict[str, Any]:
                 "seed": trial.config.train.seed + seed,
                 **{key: summary[key] for key in keys + more},
                 "num_threads": (run.read_config() or {}).get("train", {}).get("num_threads"),
+                "first_total_steps": first_total_steps(fixed) if fixed else None,
                 "curve": _curve(run),
             }
         )

@@ -220,10 +220,17 @@ def how_to_reproduce(report: Report) -> str:
     """The command, and what lies beside the page."""
     seeds = num_seeds(report)
     command = report.get("command") or f"tst compare CONFIG.yaml --seeds {seeds} --out FOLDER"
+    arm = f"runs/ARM/{'SETTING/' if report.get('sweep') else ''}"
+    place = f"<code>{arm}seed-N/config.yaml</code>"
+    if any(len(budgets(each)) > 1 for each in report["arms"]):
+        place = f"<code>{arm}STEPS-steps/seed-N/config.yaml</code> ({place} where it was trained as the only budget)"
+    runs = [run for each in report["arms"] for budget in budgets(each) for run in budget["seeds"]]
+    but = ""
+    if any(run.get("first_total_steps") not in (None, run["steps"]) for run in runs):
+        but = " Not so a run that was made longer or shorter on its way: it kept a switch and a warm-up of before."
     return (
         f"<pre>{escape(command)}</pre>"
         "<p>Beside this page lie <code>report.json</code>, which has every number shown here, and for every run "
-        f"<code>runs/ARM/{'SETTING/' if report.get('sweep') else ''}seed-N.yaml</code>, its whole configuration, with "
-        "which <code>tst train</code> repeats it "
-        "alone. On one CPU, with the same number of threads, the result is the same bit for bit.</p>"
+        f"{place}, its whole configuration. <code>tst train</code> repeats the run from that file alone, into another "
+        f"folder (<code>--out</code>); on one CPU the result is the same bit for bit.{but}</p>"
     )
