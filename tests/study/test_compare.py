@@ -191,6 +191,7 @@ def test_a_comparison_and_the_same_again(small_run: dict[str, Any], tmp_path: Pa
             assert seed["steps"] == 12
             assert seed["positions"] == 12 * 4 * 16
             assert seed["wall_seconds"] > 0
+            assert seed["skipped_steps"] == 0
     baseline, superposition = report["arms"]
     assert (baseline["bag_size"], baseline["ratio"]) == (1, 0)
     assert (superposition["bag_size"], superposition["ratio"], superposition["mode"]) == (2, 0.5, "full")

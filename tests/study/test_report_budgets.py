@@ -100,6 +100,12 @@ def test_without_readings_in_seconds_there_is_no_measured_time() -> None:
     assert [row[2] for row in table(report, number)[1:]] == ["–", "–"]
 
 
+def test_steps_that_were_skipped_are_told_with_their_budget() -> None:
+    report = make_study()
+    report["arms"][1]["budgets"][0]["seeds"][0]["skipped_steps"] = 2
+    assert "superposition at 1,000 steps, seed 0: 2. A method" in text_of(report)
+
+
 def test_the_file_that_repeats_a_run_is_named() -> None:
     named = "runs/ARM/STEPS-steps/seed-N/config.yaml (runs/ARM/seed-N/config.yaml where it was trained as the only"
     assert named in text_of(make_study()).replace("( ", "(")

@@ -148,6 +148,18 @@ def test_seconds_are_not_compared_where_runs_had_different_numbers_of_threads() 
     assert re.search(r"Wall time [^×]+ Peak memory", text)
 
 
+def test_steps_that_were_skipped_are_told() -> None:
+    report = make_report()
+    for arm in report["arms"]:
+        for seed in arm["seeds"]:
+            seed["skipped_steps"] = 0
+    assert "Skipped steps" not in Page(render_html(report)).text
+    report["arms"][0]["seeds"][1]["skipped_steps"] = 1
+    report["arms"][1]["seeds"][3]["skipped_steps"] = 10
+    text = Page(render_html(report)).text
+    assert "weights and optimizer as they were: baseline, seed 1: 1; superposition, seed 3: 10." in text
+
+
 def test_both_files_are_written(tmp_path: Path) -> None:
     report = make_report()
     folder = tmp_path / "new"

@@ -144,6 +144,7 @@ def _figures(trial: Trial, num_seeds: int) -> dict[str, Any]:
             {
                 "seed": trial.config.train.seed + seed,
                 **{key: summary[key] for key in keys + more},
+                "skipped_steps": summary.get("skipped_steps"),
                 "num_threads": (run.read_config() or {}).get("train", {}).get("num_threads"),
                 "first_total_steps": first_total_steps(fixed) if fixed else None,
                 "curve": _curve(run),

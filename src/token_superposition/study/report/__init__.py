@@ -17,7 +17,8 @@ The dictionary is the contract between what trains and what tells. Its keys:
         switch_step  the first next-token step; 0 for the baseline
         seeds        a list; each has seed, final_validation_loss, bits_per_byte, steps, positions, raw_tokens,
                      unique_raw_tokens, flops, wall_seconds, peak_memory_bytes, and `curve`: a list of
-                     step, phase, bag_size, flops, raw_tokens, validation_loss; optional: num_threads,
+                     step, phase, bag_size, flops, raw_tokens, validation_loss; optional: num_threads, skipped_steps
+                     (whose loss or gradient was no number),
                      first_total_steps (what it was started with, where it was made longer or shorter on its way)
         budgets*     optional: all that the arm was trained at, the shortest first: total_steps, kind (`budget`, or
                      `equal_data` for the baseline at the raw tokens another arm reads), stages, switch_step, ratio,

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from token_superposition.objective.slot_weights import describe_slot_weights
-from token_superposition.study.arms import Arm, budgets, num_threads
+from token_superposition.study.arms import Arm, budgets, num_threads, quoted
 from token_superposition.study.report.budgets import compared_steps, equal_data_steps, has_budgets, reference_steps
 from token_superposition.study.report.facts import Report, num_seeds, ratio, recovery_steps
 from token_superposition.study.report.findings import equal_data_sentences, speedup_sentences
@@ -193,6 +193,7 @@ def _others(report: Report) -> list[str]:
 def _caveats(report: Report) -> list[str]:
     seeds = num_seeds(report)
     lines = [
+        *_skipped(report),
         *tuned_caveats(report),
         "<b>One scale.</b> It holds for this model, this text and this number of steps. The best bag size and share "
         "move with them, and in the paper the gain shrinks as training gets longer.",
@@ -214,6 +215,26 @@ def _caveats(report: Report) -> list[str]:
     if report["data"]["tokenizer"] == "bytes":
         lines.append(f"<b>Bytes.</b> {escape(BYTE_CAVEAT)}")
     return lines
+
+
+def _skipped(report: Report) -> list[str]:
+    """Which runs left steps out: they have learned from fewer batches than the others."""
+    several = has_budgets(report)
+    found = [
+        f"{escape(quoted(arm['name']))}"
+        + (f" at {count(budget['total_steps'])} steps" if several else "")
+        + f", seed {run['seed']}: {count(run['skipped_steps'])}"
+        for arm in report["arms"]
+        for budget in budgets(arm)
+        for run in budget["seeds"]
+        if run.get("skipped_steps")
+    ]
+    if not found:
+        return []
+    return [
+        "<b>Skipped steps.</b> Where a loss or a gradient was no finite number, the step was left out, weights and "
+        f"optimizer as they were: {'; '.join(found)}. A method that does so more often than the other is less stable."
+    ]
 
 
 def how_to_reproduce(report: Report) -> str:
