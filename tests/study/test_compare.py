@@ -65,8 +65,36 @@ def test_an_override_holds_for_every_arm(small_run: dict[str, Any], tmp_path: Pa
     baseline, superposition = study.arms.values()
     assert baseline.train.total_steps == superposition.train.total_steps == 20
     assert (baseline.schedule().switch_step, superposition.schedule().bag_size) == (0, 4)
-    named = load({**small_run, "arms": ARMS}, tmp_path, train__learning_rate=0.5)
-    assert {config.train.learning_rate for config in named.arms.values()} == {0.5}
+    named = load({**small_run, "arms": ARMS}, tmp_path, train__weight_decay=0.5, superposition__mode="output_only")
+    assert {config.train.weight_decay for config in named.arms.values()} == {0.5}
+    assert [config.superposition.mode for config in named.arms.values()] == ["output_only"] * 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "arm", "own"),
+    [
+        ("train.learning_rate", 0.5, "bags of 4", "train.learning_rate"),
+        ("superposition.ratio", 0.5, "bags of 4", "superposition.ratio"),
+        ("superposition.bag_size", 8, "plain", "superposition.bag_size"),
+        ("superposition", {"bag_size": 8}, "plain", "superposition.bag_size"),
+        ("superposition.mode", "output_only", "nested", "superposition"),
+    ],
+)
+def test_an_override_of_what_an_arm_sets_is_refused(
+    small_run: dict[str, Any], tmp_path: Path, key: str, value: Any, arm: str, own: str
+) -> None:
+    arms = {**ARMS, "nested": {"superposition": {"bag_size": 8}}} if arm == "nested" else ARMS
+    message = refused({**small_run, "arms": arms}, tmp_path, **{key: value})
+    assert f"study.yaml: arms.{arm}: {own}: is set here, and --{key} would put one value in its place" in message
+
+
+def test_two_arms_that_would_be_one_are_refused(small_run: dict[str, Any], tmp_path: Path) -> None:
+    arms = {**ARMS, "again": {"superposition": {"bag_size": 2, "superposition_steps": 6}}}  # half of the steps
+    said = "study.yaml: arms.again: is the same as arms.bags of 2: they would be one run under two names"
+    assert said in refused({**small_run, "arms": arms}, tmp_path)
+    del small_run["train"]["total_steps"]
+    several = load({**small_run, "arms": arms, "budgets": [12, 24]}, tmp_path)  # 6 steps are half of one of them only
+    assert list(several.arms) == ["plain", "bags of 2", "bags of 4", "again"]
 
 
 def test_named_arms_change_their_own_keys_only(small_run: dict[str, Any], tmp_path: Path) -> None:
@@ -163,6 +191,7 @@ def test_a_comparison_and_the_same_again(small_run: dict[str, Any], tmp_path: Pa
             assert seed["steps"] == 12
             assert seed["positions"] == 12 * 4 * 16
             assert seed["wall_seconds"] > 0
+            assert seed["skipped_steps"] == 0
     baseline, superposition = report["arms"]
     assert (baseline["bag_size"], baseline["ratio"]) == (1, 0)
     assert (superposition["bag_size"], superposition["ratio"], superposition["mode"]) == (2, 0.5, "full")

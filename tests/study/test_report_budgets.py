@@ -91,6 +91,33 @@ def test_measured_seconds_that_do_not_follow_from_the_flops_are_not_taken_at_the
     assert re.search(words, said(finish(report)))
 
 
+def test_without_readings_in_seconds_there_is_no_measured_time() -> None:
+    report = make_study()
+    report["iso_loss_all"] = [each for each in report["iso_loss_all"] if each["unit"] == "flops"]
+    assert "times less compute" in said(report)
+    assert "measured time" not in text_of(report)
+    number = int(re.search(r"<b>Table (\d+)\.</b> Speed-up", render_html(report))[1])  # type: ignore[index]
+    assert [row[2] for row in table(report, number)[1:]] == ["–", "–"]
+
+
+def test_steps_that_were_skipped_are_told_with_their_budget() -> None:
+    report = make_study()
+    report["arms"][1]["budgets"][0]["seeds"][0]["skipped_steps"] = 2
+    assert "superposition at 1,000 steps, seed 0: 2. A method" in text_of(report)
+
+
+def test_the_file_that_repeats_a_run_is_named() -> None:
+    named = "runs/ARM/STEPS-steps/seed-N/config.yaml (runs/ARM/seed-N/config.yaml where it was trained as the only"
+    assert named in text_of(make_study()).replace("( ", "(")
+    assert "runs/ARM/SETTING/STEPS-steps/seed-N/config.yaml" in text_of(STUDIES["tuned"]())
+    assert "STEPS-steps" not in text_of(STUDIES["one-budget"]())
+    report = STUDIES["one-budget"]()
+    assert "made longer" not in text_of(report)
+    report["arms"][1]["seeds"][0]["first_total_steps"] = 1
+    report["arms"][1].pop("budgets", None)
+    assert "Not so a run that was made longer or shorter on its way" in text_of(report)
+
+
 def test_the_arrow_runs_from_superposition_s_compute_to_the_baseline_s() -> None:
     report = make_study()
     figure = drawing(report, "budgets-loss")

@@ -135,6 +135,31 @@ def test_equal_losses_everywhere_still_make_a_chart() -> None:
     assert Page(render_html(report)).panels == 4
 
 
+def test_seconds_are_not_compared_where_runs_had_different_numbers_of_threads() -> None:
+    report = make_report()
+    assert report["settings"]["num_threads"] == 1
+    assert re.search(r"Wall time [^×]+ × 1\.00 Peak memory", Page(render_html(report)).text)
+    for arm, threads in zip(report["arms"], (1, 4), strict=True):
+        for seed in arm["seeds"]:
+            seed["num_threads"] = threads
+    report["settings"]["num_threads"] = None
+    text = Page(render_html(report)).text
+    assert "float32 on cpu with 1 or 4 threads, so the runs’ seconds are not compared." in text
+    assert re.search(r"Wall time [^×]+ Peak memory", text)
+
+
+def test_steps_that_were_skipped_are_told() -> None:
+    report = make_report()
+    for arm in report["arms"]:
+        for seed in arm["seeds"]:
+            seed["skipped_steps"] = 0
+    assert "Skipped steps" not in Page(render_html(report)).text
+    report["arms"][0]["seeds"][1]["skipped_steps"] = 1
+    report["arms"][1]["seeds"][3]["skipped_steps"] = 10
+    text = Page(render_html(report)).text
+    assert "weights and optimizer as they were: baseline, seed 1: 1; superposition, seed 3: 10." in text
+
+
 def test_both_files_are_written(tmp_path: Path) -> None:
     report = make_report()
     folder = tmp_path / "new"

@@ -110,8 +110,8 @@ def test_the_runs_of_the_sweep_are_counted_and_found() -> None:
     text = text_of(with_sweep(num_seeds=2))
     assert "trained from scratch 10 times (2 arms × 5 seeds), and 12 times more for the sweep" in text
     assert "(2 arms × 3 settings × 2 seeds)" in text
-    assert "runs/ARM/SETTING/seed-N.yaml" in text
-    assert "runs/ARM/seed-N.yaml" in text_of(make_report())
+    assert "runs/ARM/SETTING/seed-N/config.yaml" in text
+    assert "runs/ARM/seed-N/config.yaml" in text_of(make_report())
 
 
 def test_settings_that_differ_between_arms_are_not_said_to_be_one() -> None:

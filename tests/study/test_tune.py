@@ -44,7 +44,8 @@ class Made:
             if loss is None:
                 write_json(job.folder / "diverged.json", {"message": "diverged"})
             else:
-                write_json(job.folder / "summary.json", {**dict.fromkeys(FIGURES, 1), "final_validation_loss": loss})
+                summary = {**dict.fromkeys(FIGURES, 1), "steps": job.total_steps, "final_validation_loss": loss}
+                write_json(job.folder / "summary.json", summary)
 
 
 @pytest.fixture

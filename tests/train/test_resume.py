@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,36 @@ def test_a_run_made_longer_equals_one_that_was_so_long_from_the_start(
     go(small_run, tmp_path / "longer", train__total_steps=24)
     go(small_run, tmp_path / "whole", train__total_steps=24)
     check_equal(tmp_path / "longer", tmp_path / "whole")
+
+
+@pytest.fixture
+def steady(small_run: dict[str, Any]) -> dict[str, Any]:
+    """A run whose learning rate does not fall: its end is a step like the others."""
+    small_run["superposition"] = {"bag_size": 2, "superposition_steps": 6}
+    small_run["train"] |= {"warmup_steps": 2, "decay_ratio": 0.0}
+    del small_run["train"]["warmup_ratio"]
+    return small_run
+
+
+def test_a_run_that_is_done_goes_on_to_more_steps_where_its_learning_rate_has_not_fallen(
+    steady: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "longer"
+    assert go(steady, folder)["steps"] == 12
+    assert go(steady, folder, train__total_steps=20)["steps"] == 20
+    go(steady, tmp_path / "whole", train__total_steps=20)
+    check_equal(folder, tmp_path / "whole")
+    with pytest.raises(UserError, match="they agree from step 0 to step 12 only"):
+        go(steady, folder, train__total_steps=12)
+
+
+def test_without_its_last_checkpoint_it_is_not_taken_for_a_longer_one(steady: dict[str, Any], tmp_path: Path) -> None:
+    """As in a study's results that were kept without weights."""
+    go(steady, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-0000012")
+    with pytest.raises(UserError, match=r"ended after 12 steps, and the checkpoint that it would go on from to 20 is"):
+        go(steady, tmp_path / "run", train__total_steps=20)
+    assert go(steady, tmp_path / "run")["steps"] == 12
 
 
 def test_a_run_whose_learning_rate_falls_is_not_made_longer(

@@ -1,7 +1,7 @@
 """The run folder, the interface of a run to everything above it.
 
     config.yaml             the resolved configuration
-    run.json                what was fixed when the run started: its stages, its data
+    run.json                what was fixed when the run started: its stages, its steps, its data
     tokenizer.json          the data's tokenizer, so that the run can be used without its data;
                             of a subword tokenizer there is tokenizer_config.json too
     metrics.jsonl           a line per logged step and per validation
@@ -26,6 +26,7 @@ import yaml
 
 from token_superposition.errors import UserError
 from token_superposition.files import (
+    is_whole_number,
     make_folder,
     naming,
     read_object,
@@ -168,6 +169,8 @@ class RunFolder:
         for key in ("id", "data_fingerprint"):
             if not isinstance(fixed.get(key), str):
                 raise UserError(f"{self.run_file}: is damaged (no {key}); {mend}")
+        if not is_whole_number(fixed.get("first_total_steps", 1), 1):
+            raise UserError(f"{self.run_file}: is damaged (first_total_steps is no number of steps); {mend}")
         return fixed
 
     def write_config(self, config: dict[str, Any], fixed: dict[str, Any]) -> None:
@@ -195,8 +198,9 @@ class RunFolder:
         """Say that the run has diverged, for who would otherwise train it again to find out."""
         write_json(self.diverged_file, {"message": message})
 
-    def clear_diverged(self) -> None:
-        """Take that back: the run is being trained once more."""
+    def clear_end(self) -> None:
+        """Take back what was said of the run's end, good or bad: it is being trained on."""
+        self.summary_file.unlink(missing_ok=True)
         self.diverged_file.unlink(missing_ok=True)
 
     def resume_metrics(self, step: int) -> MetricsFile:

@@ -7,7 +7,7 @@ the arm is then its one budget.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Arm = Mapping[str, Any]
@@ -32,6 +32,12 @@ def budgets(arm: Arm) -> list[Budget]:
 def reference(arm: Arm) -> Budget:
     """The longest budget: what the headline is about."""
     return [budget for budget in budgets(arm) if budget["kind"] == "budget"][-1]
+
+
+def num_threads(arms: Sequence[Arm]) -> list[int]:
+    """The different numbers of threads that runs had, where they were recorded: more than one, and seconds differ."""
+    runs = [run for arm in arms for budget in budgets(arm) for run in budget["seeds"]]
+    return sorted({int(run["num_threads"]) for run in runs if run.get("num_threads") is not None})
 
 
 def by_seed(budget: Budget) -> dict[int, Mapping[str, Any]]:

@@ -32,14 +32,20 @@ class Job:
     parent: Job | None = None
 
     @property
+    def trunk(self) -> Job:
+        """The run that is there, or begins on its own, whose first steps this one has; mostly itself."""
+        return self if self.parent is None else self.parent.trunk
+
+    @property
     def log(self) -> Path:
         """Where the run's standard output and error go."""
         return self.config.with_suffix(".log")
 
     @property
     def done(self) -> bool:
-        """Whether the run has its result."""
-        return RunFolder(self.folder).summary_file.exists()
+        """Whether the run has its result: one of fewer steps is that of a run that is to go on."""
+        summary = RunFolder(self.folder).read_summary()
+        return summary is not None and bool(summary["steps"] == self.total_steps)
 
     @property
     def diverged(self) -> bool:

@@ -21,6 +21,7 @@ from token_superposition.plan.stages import Schedule
 from token_superposition.run.branch import branch_step
 from token_superposition.run.checkpoint import checkpoint_path, checkpoint_steps, is_whole
 from token_superposition.run.folder import RunFolder
+from token_superposition.study.alike import check_lengths, check_machines
 from token_superposition.study.branching import Begun, Branch, Course, plan_branches, shared_steps
 from token_superposition.study.job import Job
 from token_superposition.study.machine import share_machine
@@ -28,7 +29,7 @@ from token_superposition.study.trials import Trial
 from token_superposition.study.workers import run_jobs
 from token_superposition.train.config import RunConfig, parse_config
 from token_superposition.train.optimizer import build_learning_rate
-from token_superposition.train.resume import check_unchanged, stored_config
+from token_superposition.train.resume import check_unchanged, stored_config, trained_learning_rate
 
 # What is compared step by step, and so may differ between runs that begin alike.
 _SCHEDULE_KEYS = (
@@ -94,11 +95,14 @@ def plan_runs(trials: Sequence[Trial], seeds: Iterable[int], *, branches: bool) 
         trials, seeds, branches: as in `train_trials`.
 
     Raises:
-        UserError: where a run is there already, with another configuration.
+        UserError: where a run is there already, with another configuration, or they would not be trained alike.
     """
     queue: list[PlannedRun] = []
+    seeds = list(seeds)
     for seed in seeds:  # a seed's arms side by side, so that they meet the same machine
         queue += _plan_branched(trials, seed) if branches else [_plan_run(trial, seed) for trial in trials]
+    check_lengths([(trial.run(seed), trial.seeded(seed)) for trial in trials for seed in seeds])
+    check_machines([(RunFolder(run.job.trunk.folder), parse_config(run.values)) for run in queue])
     return queue
 
 
@@ -146,7 +150,7 @@ def _other_runs(trial: Trial, seed: int, known: Collection[Path]) -> Iterator[tu
         with contextlib.suppress(UserError):  # for all else that differs
             check_unchanged(same, folder)
             begun = Begun(Schedule.from_dicts(fixed["stages"]), frozenset(checkpoint_steps(folder.checkpoints)), True)
-            yield folder, Course(_group(config), begun.schedule, build_learning_rate(stored.train), begun)
+            yield folder, Course(_group(config), begun.schedule, trained_learning_rate(stored, fixed), begun)
 
 
 def _plan(courses: list[Course], folders: Sequence[RunFolder]) -> list[Branch]:
@@ -168,14 +172,15 @@ def _plan(courses: list[Course], folders: Sequence[RunFolder]) -> list[Branch]:
 
 def _course(trial: Trial, seed: int) -> Course:
     config, folder = trial.seeded(seed), trial.run(seed)
-    fixed = folder.read_fixed()
-    begun = None
-    if fixed is not None:
+    stored, fixed = stored_config(folder), folder.read_fixed()
+    begun, learning_rate = None, build_learning_rate(config.train)
+    if stored is not None and fixed is not None:
+        learning_rate = trained_learning_rate(stored, fixed)
         checkpoints = frozenset(checkpoint_steps(folder.checkpoints))
         # One that diverged may have done so after the step in question, which only who goes there finds out.
         ended = folder.summary_file.exists() or folder.diverged_file.exists()
         begun = Begun(Schedule.from_dicts(fixed["stages"]), checkpoints, ended)
-    return Course(_group(config), config.schedule(), build_learning_rate(config.train), begun)
+    return Course(_group(config), config.schedule(), learning_rate, begun)
 
 
 def _group(config: RunConfig) -> str:

@@ -11,6 +11,8 @@ from token_superposition.errors import UserError
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.folder import RunFolder
 from token_superposition.run.metrics import read_metrics
+from token_superposition.study.alike import check_lengths, check_machines, trained_steps
+from token_superposition.study.arms import num_threads
 from token_superposition.study.decision import headline_of
 from token_superposition.study.speedup import choose_headline, iso_loss_all
 from token_superposition.study.statistics import paired_difference
@@ -19,6 +21,7 @@ from token_superposition.study.switch import switch_facts
 from token_superposition.study.trials import Trial
 from token_superposition.train.config import RunConfig, changed_keys
 from token_superposition.train.corpora import Corpora
+from token_superposition.train.resume import first_total_steps
 
 _NO_EQUAL_DATA = "no arm was given the raw tokens superposition read; --equal-data trains one"
 
@@ -33,7 +36,13 @@ def build_report(
         trials: the runs, each arm's in rising order of their budgets, the baseline's first.
         num_seeds: of each.
         equal_data_steps: by arm, the baseline's steps on the arm's raw tokens.
+
+    Raises:
+        UserError: where runs are not what they would be compared as.
     """
+    runs = [(trial.run(seed), trial.seeded(seed)) for trial in trials for seed in range(num_seeds)]
+    check_lengths(runs)
+    check_machines(runs)
     first, *_ = study.arms.values()
     by_arm = {name: [trial for trial in trials if trial.arm == name] for name in study.arms}
     reference = {name: [t for t in its if t.kind == "budget"][-1] for name, its in by_arm.items()}
@@ -45,13 +54,16 @@ def build_report(
         arms.append({"name": name, **figures[its.index(reference[name])], "changed": changed, "budgets": budgets})
     baseline = reference[arms[0]["name"]]
     train = baseline.config.train
+    _, learning_rate = trained_steps(baseline.run(0), baseline.config)
     stored = baseline.run(0).read_config() or {}
     model = stored.get("model", {})  # whose architecture and configuration may be those of what it goes on from
     corpora = Corpora.open(baseline.config.data)
     differences = [_difference(arms[0], arm) for arm in arms[1:]]
     longer = [_equal_data(arms[0], arm, equal_data_steps[arm["name"]]) for arm in arms[1:] if equal_data_steps]
     best = headline_of(differences)
-    speedups = iso_loss_all(arms)
+    threads = num_threads(arms)
+    # Seconds of runs with other numbers of threads say nothing of their arms.
+    speedups = [each for each in iso_loss_all(arms) if each["unit"] == "flops" or len(threads) < 2]
     iso_loss, no_iso_loss = choose_headline(speedups, best["arm"])
     reasons = {"iso_loss": no_iso_loss, "equal_data": None if longer else _NO_EQUAL_DATA}
     return {
@@ -77,14 +89,14 @@ def build_report(
             "sequence_length": train.sequence_length,
             "optimizer": train.optimizer,
             "learning_rate": train.learning_rate,
-            "warmup_steps": train.num_warmup_steps,
-            "decay_steps": train.decay_steps,
+            "warmup_steps": learning_rate.warmup_steps,
+            "decay_steps": learning_rate.decay_steps,
             "decay_ratio": train.decay_ratio,
             "final_learning_rate_ratio": train.final_learning_rate_ratio,
             "weight_decay": train.weight_decay,
             "device": stored.get("train", {}).get("device"),
             "dtype": stored.get("train", {}).get("dtype"),
-            "num_threads": stored.get("train", {}).get("num_threads"),
+            "num_threads": threads[0] if len(threads) == 1 else None,
         },
         "arms": arms,
         "equal_flops": best,
@@ -123,13 +135,16 @@ def _figures(trial: Trial, num_seeds: int) -> dict[str, Any]:
     seeds, summary = [], {}
     for seed in range(num_seeds):
         run = trial.run(seed)
-        summary = run.read_summary() or {}
+        summary, fixed = run.read_summary() or {}, run.read_fixed()
         keys = ("final_validation_loss", "bits_per_byte", "steps", "positions", "raw_tokens")
         more = ("unique_raw_tokens", "flops", "wall_seconds", "peak_memory_bytes")
         seeds.append(
             {
                 "seed": trial.config.train.seed + seed,
                 **{key: summary[key] for key in keys + more},
+                "skipped_steps": summary.get("skipped_steps"),
+                "num_threads": (run.read_config() or {}).get("train", {}).get("num_threads"),
+                "first_total_steps": first_total_steps(fixed) if fixed else None,
                 "curve": _curve(run),
             }
         )

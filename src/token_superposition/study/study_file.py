@@ -13,6 +13,8 @@ there is one, `train.total_steps`; without `seeds` there is one.
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -69,7 +71,9 @@ class Study:
 def load_study(
     path: Path, overrides: Mapping[str, Any], *, budgets: str | None = None, equal_data: bool = False
 ) -> Study:
-    """Read a study's file; keys of `overrides` hold for every arm, and budgets in place of the file's.
+    """Read a study's file; keys of `overrides` hold for every arm, and none of those that an arm sets may be there.
+
+    Budgets take the place of the file's.
 
     Raises:
         UserError: for what a run's file would be refused for, or arms or budgets that make no comparison.
@@ -109,6 +113,7 @@ def make_study(
     for name, config in study.arms.items():
         for budget in steps:
             at_budget(config, budget, f"{name}, budgets")
+    _check_different(study, source)
     return study
 
 
@@ -167,6 +172,12 @@ def _read_arms(
                     f"{source}: arms.{name}: {key}: arms share their seeds, their data and what they go on from, or "
                     "they cannot be compared seed by seed; give it outside of arms"
                 )
+        for own, key in itertools.product(map(str, keys), overrides):
+            if own == key or own.startswith(f"{key}.") or key.startswith(f"{own}."):
+                raise UserError(
+                    f"{source}: arms.{name}: {own}: is set here, and --{key} would put one value in its place in every "
+                    "arm; change it in the file, or take it out of one of the two"
+                )
     configs = {
         name: parse_config(
             with_keys(values, keys, f"{source}: arms.{name}: "),
@@ -183,6 +194,20 @@ def _read_arms(
     configs = {baseline[0]: configs[baseline[0]], **configs}
     _check_equal(configs, source)
     return configs
+
+
+def _check_different(study: Study, source: str) -> None:
+    """Refuse two arms that would train the same at every budget, whatever the words: one run under two names."""
+    seen: dict[str, str] = {}
+    for name, config in study.arms.items():
+        stages = [each.schedule().merged().as_dicts() for each in study.at_budgets(config)]
+        same = json.dumps([stages, config.model_dump(mode="json", exclude={"superposition"})])
+        if same in seen:
+            raise UserError(
+                f"{source}: arms.{name}: is the same as arms.{seen[same]}: they would be one run under two names; "
+                "change one of them, or take it out"
+            )
+        seen[same] = name
 
 
 def _check_equal(configs: Mapping[str, RunConfig], source: str) -> None:

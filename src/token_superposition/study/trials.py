@@ -21,7 +21,7 @@ from token_superposition.study.sweep import Setting, at_setting, setting_name
 from token_superposition.train.config import RunConfig
 from token_superposition.train.corpora import Corpora
 from token_superposition.train.optimizer import build_learning_rate
-from token_superposition.train.resume import stored_config
+from token_superposition.train.resume import stored_config, trained_learning_rate
 
 Kind = Literal["budget", "equal_data"]
 
@@ -81,7 +81,7 @@ class Trial:
         if config is None or fixed is None:
             return False
         same = Schedule.from_dicts(fixed["stages"]).merged() == self.config.schedule().merged()
-        return same and build_learning_rate(config.train) == build_learning_rate(self.config.train)
+        return same and trained_learning_rate(config, fixed) == build_learning_rate(self.config.train)
 
     def loss(self, seed: int) -> float | None:
         """The final validation loss; None of a run that has none, or none yet."""

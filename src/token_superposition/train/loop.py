@@ -26,7 +26,13 @@ from token_superposition.train.init_from import open_source
 from token_superposition.train.preflight import check_data
 from token_superposition.train.progress import say, warn
 from token_superposition.train.record import Recorder
-from token_superposition.train.resume import check_unchanged, settle_config, settle_schedule, what_is_odd
+from token_superposition.train.resume import (
+    check_unchanged,
+    first_total_steps,
+    settle_config,
+    settle_schedule,
+    what_is_odd,
+)
 from token_superposition.train.slot_weights import measure_slot_weights
 from token_superposition.train.trainer import Trainer
 
@@ -50,6 +56,8 @@ def train(
     config: RunConfig, path: Path, *, quiet: bool = False, stop_after: int | None = None
 ) -> dict[str, Any] | None:
     """Train a run in its folder, from its start or from where it stopped; a run that is done stays as it is.
+
+    It is done with the steps that it has: given more of them it goes on, if its learning rate has not fallen yet.
 
     Args:
         config: the run's configuration.
@@ -79,7 +87,7 @@ def train(
         steps_done = read_state(checkpoint)["step"] if checkpoint else 0
         fixed = folder.read_fixed()
         schedule = settle_schedule(config, fixed, steps_done)
-        if summary is not None:
+        if summary is not None and summary["steps"] == schedule.total_steps:
             return summary
         if stop_after is not None and steps_done >= stop_after:
             return None
@@ -97,13 +105,14 @@ def train(
             **(fixed or {}),
             "id": run_id,
             "stages": schedule.as_dicts(),
+            "first_total_steps": first_total_steps(fixed) if fixed else schedule.total_steps,
             "data_fingerprint": trainer.corpora.fingerprint,
             **({} if measured is None else {"mutual_information": measured}),
         }
         trainer.corpora.tokenizer.save(folder.path)
         folder.write_config(config.model_dump(mode="json"), fixed_now)
-        folder.clear_diverged()
         state = trainer.load(checkpoint) if checkpoint else trainer.start()
+        folder.clear_end()
         if source is not None and not quiet:
             say(f"goes on from {source.words}")
         discard_newer(folder.checkpoints, steps_done)

@@ -5,11 +5,13 @@ keeps the stages and the fingerprint of the data. Going on with another configur
 that neither configuration stands for, so a changed key is refused by name. Four things may change: how a
 run is logged and validated besides, how many skipped steps it bears, where its data lies (the fingerprint
 says that it is the same), and `train.total_steps` before the decay, and after a warm-up that is a share of it: the
-recovery gets longer or shorter, and the switch stays where it was.
+recovery gets longer or shorter, and switch and warm-up stay what they were. `run.json` keeps the steps that the run was
+started with, or nobody could tell its warm-up later.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,12 @@ from token_superposition.data.stream import TokenStream
 from token_superposition.errors import UserError
 from token_superposition.model.device import resolve_device, resolve_dtype
 from token_superposition.plan.stages import Schedule
+from token_superposition.run.checkpoint import checkpoint_steps
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig, changed_keys, parse_config
 from token_superposition.train.corpora import Corpora
 from token_superposition.train.init_from import NO_EVIDENCE, Source, settle_model
-from token_superposition.train.optimizer import build_learning_rate
+from token_superposition.train.optimizer import WarmupStableDecay, build_learning_rate
 from token_superposition.train.slot_weights import take_measured
 
 _FREE = (
@@ -52,15 +55,7 @@ def settle_config(config: RunConfig, folder: RunFolder, source: Source | None = 
     run = stored_config(folder)
     stored = None if run is None else run.model_dump(mode="json")
     settled = config.model_dump(mode="json")
-    train = settled["train"]
-    before = {key: value for key, value in (stored or settled)["train"].items() if value != "auto"}
-    if train["device"] == "auto":
-        train["device"] = before.get("device") or str(resolve_device("auto"))
-    if train["dtype"] == "auto":
-        dtype = resolve_dtype("auto", resolve_device(train["device"]))
-        train["dtype"] = before.get("dtype") or str(dtype).removeprefix("torch.")
-    if train["num_threads"] == "auto":
-        train["num_threads"] = before.get("num_threads") or torch.get_num_threads()
+    settled["train"] |= settle_machine(config, run)
     data = settled["data"]
     for place in (data, *data["sources"].values()):
         if place["path"] is not None:
@@ -84,6 +79,27 @@ def settle_config(config: RunConfig, folder: RunFolder, source: Source | None = 
                     "give the old value to go on, or name another folder for a new run"
                 )
     return parse_config(settled)
+
+
+def settle_machine(config: RunConfig, stored: RunConfig | None) -> dict[str, Any]:
+    """The keys of `train` that say where and in what a run computes, decided.
+
+    Args:
+        config: what the user gave.
+        stored: what a run that has begun was started with; what it has is not decided again.
+    """
+    before = {} if stored is None else stored.train.model_dump()
+    settled = {key: getattr(config.train, key) for key in ("device", "dtype", "num_threads")}
+    for key in settled:
+        if settled[key] == "auto":
+            settled[key] = before.get(key, "auto")
+    if settled["device"] == "auto":
+        settled["device"] = str(resolve_device("auto"))
+    if settled["dtype"] == "auto":
+        settled["dtype"] = str(resolve_dtype("auto", resolve_device(settled["device"]))).removeprefix("torch.")
+    if settled["num_threads"] == "auto":
+        settled["num_threads"] = torch.get_num_threads()
+    return settled
 
 
 def branch_config(config: RunConfig, parent: RunFolder) -> RunConfig:
@@ -140,18 +156,40 @@ def settle_schedule(config: RunConfig, fixed: dict[str, Any] | None, steps_done:
         raise UserError(f"train.total_steps: {error}") from None
 
 
+def first_total_steps(fixed: dict[str, Any]) -> int:
+    """The steps that a run was started with, by its `run.json`, whatever it was given since."""
+    return int(fixed.get("first_total_steps", Schedule.from_dicts(fixed["stages"]).total_steps))
+
+
+def trained_learning_rate(stored: RunConfig, fixed: dict[str, Any]) -> WarmupStableDecay:
+    """The learning rate of a run that has begun: a warm-up that is a share of the steps is one of its first total.
+
+    Args:
+        stored: the configuration in the run's folder.
+        fixed: what its `run.json` holds.
+    """
+    first = stored.train.model_copy(update={"total_steps": first_total_steps(fixed)})
+    return replace(build_learning_rate(stored.train), warmup_steps=first.num_warmup_steps)
+
+
 def check_unchanged(config: RunConfig, folder: RunFolder) -> None:
     """Refuse a configuration under which a folder's run, if there is one, would have another result.
 
     Raises:
-        UserError: where a key, the total of a run that is done, or the data is not what it was.
+        UserError: where a key, a total that can no longer change, or the data is not what it was.
     """
     fixed, summary = folder.read_fixed(), folder.read_summary()
     if folder.read_config() is None or fixed is None:
         return
     settled = settle_config(config, folder)
-    if summary is not None:
-        settle_schedule(settled, fixed, summary["steps"])
+    there, asked = checkpoint_steps(folder.checkpoints), settled.train.total_steps
+    steps_done = max(there, default=0) if summary is None else summary["steps"]
+    settle_schedule(settled, fixed, steps_done)
+    if summary is not None and steps_done != asked and steps_done not in there:
+        raise UserError(
+            f"train.total_steps: the run in {folder.path} ended after {steps_done} steps, and the checkpoint that it "
+            f"would go on from to {asked} is gone; give {steps_done}, or name another folder (--out) for a new run"
+        )
     corpora = Corpora.open(settled.data)
     if corpora.fingerprint != fixed["data_fingerprint"]:
         key = "data.path" if settled.data.path is not None else "data.sources"

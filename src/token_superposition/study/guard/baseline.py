@@ -23,8 +23,7 @@ from token_superposition.plan.stages import Schedule
 from token_superposition.run.folder import RunFolder
 from token_superposition.study.arms import budgets, by_seed
 from token_superposition.study.guard.forecast import Curve, pooled_deviation
-from token_superposition.train.optimizer import build_learning_rate
-from token_superposition.train.resume import stored_config
+from token_superposition.train.resume import stored_config, trained_learning_rate
 
 _KEYS_OF_MODEL = "model.config."
 _KEYS_OF_TRAINING = ("optimizer", "decay_ratio", "final_learning_rate_ratio", "dtype")
@@ -195,7 +194,8 @@ def _of_runs(places: Sequence[Path]) -> Baseline:
                 f"--guard {place}: has the steps and the seed of {seen[steps, train.seed]}: give one of the two"
             )
         seen[steps, train.seed] = place
-        if rates.setdefault(steps, build_learning_rate(train)) != build_learning_rate(train):
+        rate = trained_learning_rate(config, fixed)
+        if rates.setdefault(steps, rate) != rate:
             raise UserError(
                 f"--guard {place}: has another learning rate or warm-up than the other runs of {steps:,} steps, so "
                 "what they differ by is not their seeds' noise; leave it out"

@@ -9,14 +9,17 @@ The dictionary is the contract between what trains and what tells. Its keys:
                      weights (their checksum), origin (how it was trained, or null); null for fresh weights
     data             path, tokenizer, train_tokens, train_bytes, validation_tokens_used
     settings         total_steps, batch_size (rows), sequence_length (latent positions), learning_rate,
-                     warmup_steps, decay_steps, weight_decay, device, dtype; optional: num_threads
+                     warmup_steps, decay_steps, weight_decay, device, dtype; optional: num_threads (null where runs
+                     had different numbers of them)
     arms             a list, the baseline first; each
         name, mode, slot_weights, bag_size, ratio, learning_rate
         stages       bag_size, steps, mode, slot_weights of each
         switch_step  the first next-token step; 0 for the baseline
         seeds        a list; each has seed, final_validation_loss, bits_per_byte, steps, positions, raw_tokens,
                      unique_raw_tokens, flops, wall_seconds, peak_memory_bytes, and `curve`: a list of
-                     step, phase, bag_size, flops, raw_tokens, validation_loss
+                     step, phase, bag_size, flops, raw_tokens, validation_loss; optional: num_threads, skipped_steps
+                     (whose loss or gradient was no number),
+                     first_total_steps (what it was started with, where it was made longer or shorter on its way)
         budgets*     optional: all that the arm was trained at, the shortest first: total_steps, kind (`budget`, or
                      `equal_data` for the baseline at the raw tokens another arm reads), stages, switch_step, ratio,
                      learning_rate, seeds (as above). The arm's own seeds are those of the longest `budget`
@@ -36,7 +39,7 @@ The dictionary is the contract between what trains and what tells. Its keys:
                      total_steps of that baseline, raw_tokens
     equal_data_all*  the same of every arm that has it
     iso_loss         null, or the speed-up of the best arm at the baseline's final loss: an entry of
-    iso_loss_all*    every speed-up; see `study.speedup.iso_loss_all`
+    iso_loss_all*    every speed-up; see `study.speedup.iso_loss_all`. In seconds where all runs had as many threads
     switch*          spike and crossing of every superposition arm; see `study.switch.switch_facts`
     reasons          why equal_data and iso_loss are null, by key
 

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from token_superposition.objective.slot_weights import describe_slot_weights
-from token_superposition.study.arms import Arm, budgets
+from token_superposition.study.arms import Arm, budgets, num_threads, quoted
 from token_superposition.study.report.budgets import compared_steps, equal_data_steps, has_budgets, reference_steps
 from token_superposition.study.report.facts import Report, num_seeds, ratio, recovery_steps
 from token_superposition.study.report.findings import equal_data_sentences, speedup_sentences
@@ -116,7 +116,10 @@ def _settings(report: Report) -> str:
         f"{unless_swept('weight_decay', plain(s['weight_decay']))}. It computes in "
         f"{plain(s.get('dtype'))} on {plain(s.get('device'))}"
     )
-    threads = s.get("num_threads")
+    several, threads = num_threads(report["arms"]), s.get("num_threads")
+    if len(several) > 1:
+        listed = f"{', '.join(map(str, several[:-1]))} or {several[-1]}"
+        return escape(f"{words} with {listed} threads, so the runs’ seconds are not compared.")
     return escape(words + (f" with {plural(threads, 'thread')}." if isinstance(threads, int) else "."))
 
 
@@ -190,6 +193,7 @@ def _others(report: Report) -> list[str]:
 def _caveats(report: Report) -> list[str]:
     seeds = num_seeds(report)
     lines = [
+        *_skipped(report),
         *tuned_caveats(report),
         "<b>One scale.</b> It holds for this model, this text and this number of steps. The best bag size and share "
         "move with them, and in the paper the gain shrinks as training gets longer.",
@@ -213,14 +217,41 @@ def _caveats(report: Report) -> list[str]:
     return lines
 
 
+def _skipped(report: Report) -> list[str]:
+    """Which runs left steps out: they have learned from fewer batches than the others."""
+    several = has_budgets(report)
+    found = [
+        f"{escape(quoted(arm['name']))}"
+        + (f" at {count(budget['total_steps'])} steps" if several else "")
+        + f", seed {run['seed']}: {count(run['skipped_steps'])}"
+        for arm in report["arms"]
+        for budget in budgets(arm)
+        for run in budget["seeds"]
+        if run.get("skipped_steps")
+    ]
+    if not found:
+        return []
+    return [
+        "<b>Skipped steps.</b> Where a loss or a gradient was no finite number, the step was left out, weights and "
+        f"optimizer as they were: {'; '.join(found)}. A method that does so more often than the other is less stable."
+    ]
+
+
 def how_to_reproduce(report: Report) -> str:
     """The command, and what lies beside the page."""
     seeds = num_seeds(report)
     command = report.get("command") or f"tst compare CONFIG.yaml --seeds {seeds} --out FOLDER"
+    arm = f"runs/ARM/{'SETTING/' if report.get('sweep') else ''}"
+    place = f"<code>{arm}seed-N/config.yaml</code>"
+    if any(len(budgets(each)) > 1 for each in report["arms"]):
+        place = f"<code>{arm}STEPS-steps/seed-N/config.yaml</code> ({place} where it was trained as the only budget)"
+    runs = [run for each in report["arms"] for budget in budgets(each) for run in budget["seeds"]]
+    but = ""
+    if any(run.get("first_total_steps") not in (None, run["steps"]) for run in runs):
+        but = " Not so a run that was made longer or shorter on its way: it kept a switch and a warm-up of before."
     return (
         f"<pre>{escape(command)}</pre>"
         "<p>Beside this page lie <code>report.json</code>, which has every number shown here, and for every run "
-        f"<code>runs/ARM/{'SETTING/' if report.get('sweep') else ''}seed-N.yaml</code>, its whole configuration, with "
-        "which <code>tst train</code> repeats it "
-        "alone. On one CPU, with the same number of threads, the result is the same bit for bit.</p>"
+        f"{place}, its whole configuration. <code>tst train</code> repeats the run from that file alone, into another "
+        f"folder (<code>--out</code>); on one CPU the result is the same bit for bit.{but}</p>"
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from html import escape
 
 from token_superposition.objective.slot_weights import describe_slot_weights
-from token_superposition.study.arms import Arm
+from token_superposition.study.arms import Arm, num_threads
 from token_superposition.study.report.budgets import difference_at_equal_data, has_budgets, reference_steps
 from token_superposition.study.report.facts import (
     Report,
@@ -158,6 +158,11 @@ def _trained(report: Report) -> list[tuple[str, _Cell]]:
 
 
 def _used(report: Report) -> list[tuple[str, _Cell]]:
+    def wall_time(arm: Arm) -> str:
+        if len(num_threads(report["arms"])) > 1:
+            return escape(duration(mean(arm, "wall_seconds")))
+        return against("wall_seconds", duration)(arm)
+
     def against(key: str, write: Callable[[float | None], str]) -> _Cell:
         def cell(arm: Arm) -> str:
             relative = ratio(report, arm, key) if arm is not baseline(report) else None
@@ -172,7 +177,7 @@ def _used(report: Report) -> list[tuple[str, _Cell]]:
         ("Training FLOPs", against("flops", power_of_ten)),
         ("Raw tokens read", against("raw_tokens", count)),
         ("Unique raw tokens", against("unique_raw_tokens", count)),
-        ("Wall time", against("wall_seconds", duration)),
+        ("Wall time", wall_time),
         ("Peak memory", lambda a: memory(mean(a, "peak_memory_bytes"))),
     ]
 
