@@ -9,8 +9,8 @@ The dictionary is the contract between what trains and what tells. Its keys:
                      weights (their checksum), origin (how it was trained, or null); null for fresh weights
     data             path, tokenizer, train_tokens, train_bytes, validation_tokens_used
     settings         total_steps, batch_size (rows), sequence_length (latent positions), learning_rate,
-                     warmup_steps, decay_steps, weight_decay, device, dtype; optional: num_threads (null where runs
-                     had different numbers of them)
+                     warmup_steps, decay_steps, weight_decay, device, dtype; optional: optimizer, decay_ratio,
+                     final_learning_rate_ratio, num_threads (null where runs had different numbers of them)
     arms             a list, the baseline first; each
         name, mode, slot_weights, bag_size, ratio, learning_rate
         stages       bag_size, steps, mode, slot_weights of each
@@ -18,8 +18,8 @@ The dictionary is the contract between what trains and what tells. Its keys:
         seeds        a list; each has seed, final_validation_loss, bits_per_byte, steps, positions, raw_tokens,
                      unique_raw_tokens, flops, wall_seconds, peak_memory_bytes, and `curve`: a list of
                      step, phase, bag_size, flops, raw_tokens, validation_loss; optional: num_threads, skipped_steps
-                     (whose loss or gradient was no number),
-                     first_total_steps (what it was started with, where it was made longer or shorter on its way)
+                     (whose loss or gradient was no number), first_total_steps (what it was started with; others than
+                     `steps` where it was made longer or shorter on its way)
         budgets*     optional: all that the arm was trained at, the shortest first: total_steps, kind (`budget`, or
                      `equal_data` for the baseline at the raw tokens another arm reads), stages, switch_step, ratio,
                      learning_rate, seeds (as above). The arm's own seeds are those of the longest `budget`
