@@ -129,5 +129,5 @@ def test_a_model_that_cannot_be_sketched_counts_as_its_process(
     def values_are_needed(*_: Any, **__: Any) -> None:
         raise NotImplementedError
 
-    monkeypatch.setattr(machine, "sketch_model", values_are_needed)
+    monkeypatch.setattr(machine, "sketch", values_are_needed)
     assert run_bytes(config(small_run)) == 350 * 2**20

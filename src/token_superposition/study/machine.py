@@ -15,13 +15,12 @@ from dataclasses import dataclass
 
 import torch
 
-from token_superposition.model.build import sketch_model
 from token_superposition.model.device import device_type, resolve_dtype
 from token_superposition.model.memory import abstract
 from token_superposition.model.size import available_memory
 from token_superposition.train.config import ModelConfig, RunConfig
 from token_superposition.train.corpora import Corpora
-from token_superposition.train.dry_run import step_memory
+from token_superposition.train.dry_run import sketch, step_memory
 from token_superposition.train.init_from import open_source, settle_model
 
 _PROCESS_BYTES = 350 * 2**20  # Python and the libraries, measured: what processes do not share of them
@@ -104,13 +103,7 @@ def run_bytes(config: RunConfig) -> int:
     dtype = resolve_dtype(config.train.dtype, torch.device("cpu"))
     try:
         with abstract():
-            model = sketch_model(
-                part.architecture,
-                part.config,
-                vocab_size=corpora.tokenizer.vocab_size,
-                end_of_document_id=corpora.tokenizer.end_of_document_id,
-                num_ids=corpora.tokenizer.num_ids,
-            )
+            model = sketch(config.model_copy(update={"model": part}), corpora)
             bag_size, num_targets = _largest_stage(config)
             return _PROCESS_BYTES + step_memory(model, config.train, bag_size, num_targets, dtype).total
     except Exception:  # a family whose code looks at values; what is wrong with the model, the run itself says
