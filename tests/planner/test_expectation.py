@@ -11,9 +11,10 @@ from tests.planner.subjects import need_of, subject_of
 from token_superposition.planner import measured
 from token_superposition.planner.advice import advise
 from token_superposition.planner.expectation import gain_range, read_curve, readings, speedup_range
-from token_superposition.planner.measured import NOISE, OWN_NOISE, PAPER, Scale, comparisons, of_kind
+from token_superposition.planner.measured import OWN_NOISE, PAPER, Scale, comparisons, of_kind
 from token_superposition.planner.setting import Setting
 from token_superposition.planner.tables import read_table
+from token_superposition.study.decision import NOISE
 
 
 def test_at_a_measured_run_the_range_is_that_run() -> None:

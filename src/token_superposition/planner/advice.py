@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from token_superposition.planner.expectation import APART, Range, gain_range, speedup_range
-from token_superposition.planner.measured import NOISE, Comparison, best_of_each, of_kind
+from token_superposition.planner.measured import Comparison, best_of_each, of_kind
 from token_superposition.planner.setting import (
     Need,
     Setting,
@@ -24,6 +24,7 @@ from token_superposition.planner.setting import (
     steps_at,
     too_little_text,
 )
+from token_superposition.study.decision import NOISE
 from token_superposition.study.report.numbers import count_in_words, signed, three_figures
 
 Verdict = Literal["use", "try", "none"]

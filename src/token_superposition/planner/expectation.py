@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from token_superposition.planner.measured import (
-    NOISE,
     Cell,
     Scale,
     Start,
@@ -33,6 +32,7 @@ from token_superposition.planner.measured import (
     of_kind,
     paper_runs,
 )
+from token_superposition.study.decision import NOISE
 
 APART = 0.1  # powers of ten: nearer runs differ by noise, and say nothing of how fast a gain changes
 _INSIDE = 0.05  # the same, of what still counts as inside the measured sizes

@@ -15,15 +15,15 @@ from functools import cache
 from typing import Literal
 
 from token_superposition.planner.tables import read_table
+from token_superposition.study.decision import NOISE
 from token_superposition.study.statistics import t_quantile
 
 Unit = Literal["subwords", "bytes"]
 Start = Literal["fresh", "trained"]
 Cell = tuple[int, float]  # bag size, ratio
 
-NOISE = 0.003  # nats; what one seed of the paper's sweeps is off by
-# The same of our runs of a model of which no length was trained with several seeds: twice the deviation of gains from
-# seed to seed, 0.004 to 0.011 where there are five.
+# Nats that one seed of ours may be off by, as NOISE is of the paper's sweeps, of a model of which no length was trained
+# with several seeds: twice the deviation of gains from seed to seed, 0.004 to 0.011 where there are five.
 OWN_NOISE = 0.015
 PAPER = "the paper, arXiv 2605.06546"
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from token_superposition.plan.stages import Mode, Schedule, SuperpositionSchedule
 from token_superposition.planner.corpus import Corpus
 from token_superposition.planner.expectation import mean_gain, speedup_range
-from token_superposition.planner.measured import NOISE, Cell, Scale, Start, Study, Unit, of_kind, paper_runs
+from token_superposition.planner.measured import Cell, Scale, Start, Study, Unit, of_kind, paper_runs
+from token_superposition.study.decision import NOISE
 from token_superposition.study.report.numbers import three_figures
 
 LARGEST_BAG = 8  # above it bags read more for no more gain, and uniform slot weights are no longer the best
