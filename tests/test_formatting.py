@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from token_superposition.formatting import better_or_worse
+from token_superposition.formatting import better_or_worse, better_or_worse_range
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,21 @@ def test_unit_digits_and_nan() -> None:
     assert better_or_worse(-1.25, "bits per byte", 1) == "1.2 bits per byte better"
     assert "level" in better_or_worse(0.04, digits=1)
     assert better_or_worse(math.nan) == "not known"
+
+
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        ((-0.13, -0.07), "0.070 to 0.130 nats better"),
+        ((0.012, 0.029), "0.012 to 0.029 nats worse"),
+        ((-0.13, 0.02), "0.020 nats worse to 0.130 nats better"),
+        ((-0.13, 0.0001), "0.000 to 0.130 nats better"),
+    ],
+)
+def test_a_range_names_its_worse_end_or_its_nearer_end_first(ends: tuple[float, float], words: str) -> None:
+    assert better_or_worse_range(*ends) == words
+
+
+def test_a_range_of_nothing_is_level_and_a_missing_end_is_not_known() -> None:
+    assert "level" in better_or_worse_range(-0.0001, 0.0001)
+    assert better_or_worse_range(math.nan, 0.1) == "not known"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from token_superposition.planner.corpus import Corpus
 from token_superposition.planner.forecast import Request, make_plan
 from token_superposition.planner.hardware import Hardware, find_hardware
 from token_superposition.planner.measured import PaperRun, paper_runs
+from token_superposition.planner.report import describe
 from token_superposition.planner.setting import LARGEST_BAG
 from token_superposition.planner.shapes import shape_for
 from token_superposition.planner.speed import Speed
@@ -111,10 +113,16 @@ def test_the_tables_are_the_shared_evidence() -> None:
 
 def test_the_tables_are_in_the_package_and_name_their_source() -> None:
     room = resources.files("token_superposition.planner")
-    for name in ("hardware.csv", "evidence/paper_runs.csv", "evidence/paper_grid.csv", "evidence/own_runs.csv"):
+    for name in (
+        "hardware.csv",
+        "mfu.csv",
+        "evidence/paper_runs.csv",
+        "evidence/paper_grid.csv",
+        "evidence/own_runs.csv",
+    ):
         text = room.joinpath(name).read_text(encoding="utf-8")
         assert text.startswith("#")
-        assert len(read_table(name)) > 5
+        assert len(read_table(name)) > (1 if name == "mfu.csv" else 5)
     assert "2605.06546" in room.joinpath("evidence/paper_grid.csv").read_text(encoding="utf-8")
 
 
@@ -239,6 +247,97 @@ def test_a_superposition_step_takes_what_the_pilot_says() -> None:
     assert plan["same_cost"]["hours"] == pytest.approx((36_000 * 10 + 2 * superposed) / 3600)
     assert asked == [plan["recommended"]["bag_size"]]
     assert plan["without"]["cost"] is None
+
+
+def test_each_column_has_a_verdict_of_its_own_whatever_the_goal() -> None:
+    hardware = find_hardware("h100", price=3.0)
+    by_loss, by_cost = (make_plan(Request(subject_of(), hardware, ("tokens", 50e9), goal)) for goal in ("loss", "cost"))
+    # The shorter run has fewer steps than any run that is known to have gained; the long run has more.
+    assert by_loss["advice"] == by_cost["advice"]
+    verdicts = {name: advised["verdict"] for name, advised in by_loss["advice"].items()}
+    assert verdicts == {"same_cost": "use", "same_loss": "try"}
+    assert (by_loss["verdict"], by_cost["verdict"]) == ("use", "try")
+    assert by_cost["recommended"] == by_cost["advice"]["same_loss"]
+    for plan in (by_loss, by_cost):
+        text = describe(plan)
+        row = next(line.split() for line in text.splitlines() if line.startswith("verdict"))
+        assert row == ["verdict", "use", "try"]
+        # Every figure of the saving has its caveat beside it.
+        (line,) = (line for line in text.splitlines() if "saves $" in line)
+        assert re.search(r"saves \$[\d,]+ to \$[\d,]+ \(\d+% to \d+%\)", line)
+        assert "never measured at so few steps" in line
+        assert "* never measured at so few steps" in text
+
+
+def test_the_saving_is_what_the_runs_differ_by() -> None:
+    plan = make_plan(Request(subject_of(), find_hardware("h100", price=3.0), ("tokens", 60e9)))
+    low, high = plan["same_loss"]
+    saving = plan["saving"]
+    assert saving["unit"] == "cost"
+    assert saving["low"] == pytest.approx(plan["without"]["cost"] - low["cost"])
+    assert saving["share_high"] == pytest.approx(1 - high["total_steps"] / plan["without"]["total_steps"], abs=1e-3)
+    free = make_plan(Request(subject_of(), find_hardware("h100", price=0.0), ("tokens", 60e9)))
+    assert free["saving"]["unit"] == "device_hours"
+    assert "$" not in describe(free).split("Lower loss")[1].replace("cost, $", "")
+    unknown = make_plan(Request(subject_of(), NOTHING, ("tokens", 60e9)))
+    assert unknown["saving"]["unit"] == "flops"
+    assert unknown["saving"]["share_low"] == pytest.approx(saving["share_low"])
+
+
+def test_without_a_range_no_saving_is_stated() -> None:
+    subject = subject_of(active_parameters=135_000_000, positions_per_step=2**17)
+    plan = make_plan(Request(subject, find_hardware("h100"), ("tokens", 3e9), "cost"))
+    assert plan["same_loss"] is plan["saving"] is plan["advice"]["same_loss"]["verdict"] is None
+    assert plan["recommended"] == plan["advice"]["same_cost"]
+    assert any("no shorter run is planned" in reason for reason in plan["reasons"])
+    text = describe(plan)
+    assert "no saving can be given" in text
+    assert "saves" not in text
+
+
+def test_a_slow_superposition_step_takes_the_saving_away() -> None:
+    plan = make_plan(Request(subject_of(), NOTHING, ("tokens", 60e9)), lambda _: Speed(1.0, 20.0, None, "test"))
+    assert plan["saving"]["low"] < 0
+    assert plan["advice"]["same_loss"]["verdict"] == "try"
+    assert "saves nothing" in describe(plan) or "may save nothing" in describe(plan)
+
+
+def test_the_mfu_is_a_measured_one_unless_the_user_gives_another() -> None:
+    row = read_table("mfu.csv")[0]
+    hardware = find_hardware("h200")
+    same = subject_of(active_parameters=int(row["parameters"]), vocab_size=int(row["vocab_size"]))
+    plan = make_plan(Request(same, hardware, ("tokens", 50e9)))
+    # The table's MFU is a share of the matrix peak, and the plan's of the data sheet's: the speed is the measured one.
+    flops_per_second = float(row["mfu"]) * float(row["matrix_peak_tflops"]) * 1e12
+    assert plan["without"]["hours"] == pytest.approx(plan["without"]["flops"] / flops_per_second / 3600)
+    assert hardware.peak_flops_per_second is not None
+    assert plan["hardware"]["mfu"] == pytest.approx(flops_per_second / hardware.peak_flops_per_second)
+    assert "measured on one H200 with 254 million parameters" in plan["hardware"]["speed_basis"]
+    assert "differ" not in plan["hardware"]["speed_basis"]
+    other = make_plan(Request(subject_of(), find_hardware("h100"), ("tokens", 50e9)))
+    assert "your model and device differ" in other["hardware"]["speed_basis"]
+    own = make_plan(Request(same, hardware, ("tokens", 50e9), mfu=0.4))
+    assert "MFU 0.400: your MFU" in describe(own)
+    assert "measured on" not in describe(own)
+
+
+def test_more_devices_than_tst_train_uses_are_said() -> None:
+    for num_devices in (1, 8):
+        text = describe(make_plan(Request(subject_of(), find_hardware("h100", num_devices=num_devices))))
+        assert ("8 devices: through Hugging Face Trainer; `tst train` uses one" in text) == (num_devices == 8)
+
+
+def test_differences_are_stated_in_words_without_a_sign() -> None:
+    lost = subject_of(active_parameters=30_565_888, positions_per_step=2**15)
+    for subject in (subject_of(), lost, subject_of(unit="bytes", active_parameters=390_816, positions_per_step=2048)):
+        text = describe(make_plan(Request(subject, NOTHING, ("tokens", 5_000 * subject.positions_per_step))))
+        assert re.search(r"nats( per token)? (better|worse)", text)
+        assert not re.search(r"[+\u2212-]\d\.\d", text)
+
+
+def test_a_price_may_have_its_dollar_sign(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--parameters", "1B", "--hardware", "h100", "--money", "$5,000", "--price")
+    assert [plan_of(capsys, *words, text)["hardware"]["price"] for text in ("$2.50", "2.5", "2.5 USD")] == [2.5] * 3
 
 
 @pytest.mark.parametrize("given", [{"ratio": 0.0}, {"superposition_steps": 0}])
@@ -393,6 +492,22 @@ def test_the_pilot_measures_this_machine(
         (["--parameters", "1B", "--tokens", "1B", "--hardware", "abacus"], "(known: b200, h200, h100"),
         (["--parameters", "1B", "--tokens", "1B", "--price", "-1"], "argument --price: a price of at least 0"),
         (["--parameters", "1B", "--tokens", "1B", "--mfu", "40"], "above 0 and at most 1 is needed, such as 0.4"),
+        (["--parameters", "1B", "--tokens", "1B", "--price", "€3"], "in dollars"),
+        (["--parameters", "1B", "--tokens", "1B", "--price", "3,50"], "argument --price"),
+        (["--parameters", "1B", "--tokens", "1B", "--price", ""], "argument --price"),
+        (["--parameters", "1B", "--tokens", "1B", "--price", "inf"], "argument --price"),
+        (["--parameters", "1B", "--tokens", "1B", "--price", "1e30"], "argument --price"),
+        (["--parameters", "1B", "--money", "£500", "--hardware", "h100"], "in dollars"),
+        (["--parameters", "1B", "--money", "-5", "--hardware", "h100"], "argument --money"),
+        (["--parameters", "1B", "--tokens", "1,5B"], "'1,5B' is not an amount"),
+        (["--parameters", "1B", "--tokens", "1B", "--mfu", "1e-320"], "argument --mfu"),
+        (["--parameters", "1B", "--tokens", "1B", "--mfu", "high"], "such as 0.4"),
+        (["--parameters", "1B", "--tokens", "1B", "--num-devices", "2.5"], "a whole number"),
+        (["--parameters", "1B", "--tokens", "1B", "--num-devices", "1e30"], "argument --num-devices"),
+        (["--parameters", "1B", "--tokens", "1B", "--num-devices", "-8"], "argument --num-devices"),
+        (["--parameters", "1B", "--hours", "0", "--hardware", "h100"], "argument --hours"),
+        (["--parameters", "1B", "--hours", "1e20", "--hardware", "h100"], "argument --hours"),
+        (["--parameters", "1B", "--tokens", "1B", "--peak-flops", "1e30"], "argument --peak-flops"),
         (["--parameters", "1B", "--tokens", "1B", "--mfu", "0.4"], "--mfu is a share of a peak: give --hardware"),
         (["--parameters", "1B", "--tokens", "1B", "--num-devices", "0"], "argument --num-devices"),
         (["--parameters", "1B", "--tokens", "100"], "100 is less than one step of 1,048,576 positions"),
