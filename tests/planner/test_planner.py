@@ -279,6 +279,8 @@ def test_the_saving_is_what_the_runs_differ_by() -> None:
     free = make_plan(Request(subject_of(), find_hardware("h100", price=0.0), ("tokens", 60e9)))
     assert free["saving"]["unit"] == "device_hours"
     assert "$" not in describe(free).split("Lower loss")[1].replace("cost, $", "")
+    tiny = make_plan(Request(subject_of(flops_per_position=10), find_hardware("h100"), ("tokens", 60e9)))
+    assert "$0.00" not in describe(tiny)
     unknown = make_plan(Request(subject_of(), NOTHING, ("tokens", 60e9)))
     assert unknown["saving"]["unit"] == "flops"
     assert unknown["saving"]["share_low"] == pytest.approx(saving["share_low"])

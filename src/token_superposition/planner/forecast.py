@@ -140,8 +140,8 @@ def _shorter(advice: Advice, planned: bool) -> list[str]:
 
 
 def _saving(without: dict[str, Any], same_loss: list[dict[str, Any]], advice: Advice) -> dict[str, Any]:
-    """What the shorter run saves: in money where that is known, else in device-hours, else in FLOPs."""
-    unit = next(key for key in ("cost", "device_hours", "flops") if without[key])
+    """What the shorter run saves: in money where that is a cent or more, else in device-hours, else in FLOPs."""
+    unit = next(key for key in ("cost", "device_hours", "flops") if without[key] and without[key] >= 0.01)
     low, high = (without[unit] - run[unit] for run in same_loss)
     return {
         "unit": unit,

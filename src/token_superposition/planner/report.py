@@ -136,7 +136,7 @@ def _table(plan: dict[str, Any]) -> str:
         ("FLOPs", "flops", power_of_ten),
         ("hours", "hours", three_figures),
         ("device-hours", "device_hours", three_figures),
-        ("cost, $", "cost", lambda value: f"{value:,.2f}"),
+        ("cost, $", "cost", lambda value: f"{value:,.2f}" if value >= 0.005 or not value else "under 0.01"),
         ("raw tokens", "raw_tokens", count_in_words),
         ("of them different", "unique_raw_tokens", count_in_words),
         ("epochs", "epochs", three_figures),

@@ -54,6 +54,8 @@ def measured_mfu(parameters: int, vocab_size: int, device: str | None) -> tuple[
         if not same
     ]
     yours = f"; your {' and '.join(differs)} {'differ' if len(differs) > 1 else 'differs'}" if differs else ""
+    if not 0.1 <= parameters / measured <= 10:
+        yours += ", the model by more than ten times in size, so hours are a guess"
     return mfu, (
         f"MFU {mfu:.2f} of the data-sheet peak ({of_matrix_peak:.2f} of the matrix peak): measured on one "
         f"{row['device'].upper()} with {count_in_words(measured)} parameters ({row['source']}){yours}; "
