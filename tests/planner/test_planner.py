@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import re
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +29,6 @@ from token_superposition.planner.shapes import shape_for
 from token_superposition.planner.speed import Speed
 from token_superposition.planner.tables import read_table
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NOTHING = Hardware(None, 1, None, None, None)
 
 
