@@ -21,7 +21,7 @@ from token_superposition.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-USE_A_RUN = ("exporting.md", "evaluating.md", "generating.md")  # and take runs/shakespeare for granted
+USE_A_RUN = ("exporting.md", "evaluating.md", "generating.md")  # and take runs/small for granted
 SHORT = ["--train.total_steps", "12", "--logging.validation_tokens", "2000", "--quiet"]
 SHARE = 25  # of its steps, where the lengths of runs have to fit each other
 SMALL = [*SHORT[2:], "--train.batch_size", "1", "--logging.interim_validation_tokens", "1000"]
@@ -78,7 +78,7 @@ def one_process() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
-PREPARE = "tst prepare my-text/ --out data/shakespeare --quiet"
+PREPARE = "tst prepare my-text/ --out data/mine --quiet"
 
 
 @pytest.fixture
@@ -88,9 +88,9 @@ def workplace(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workplace in which data/shakespeare is prepared and runs/shakespeare trained."""
+    """A workplace in which data/mine is prepared and runs/small trained."""
     folder = furnish(tmp_path_factory.mktemp("trained"))
-    for command in (PREPARE, "tst train configs/shakespeare.yaml"):
+    for command in (PREPARE, "tst train configs/small.yaml"):
         run(shorten(shlex.split(command)), folder)
     return folder
 

@@ -96,6 +96,7 @@ def test_a_shorter_run_is_judged_by_its_own_steps() -> None:
     cheaper = advise(need_of(subject, 40_000, less_cost=True))
     assert (same_cost.verdict, cheaper.verdict) == ("use", "use")
     short = advise(need_of(subject, 24_000, less_cost=True))
+    assert "never measured at so few steps" in short.caveats
     assert advise(need_of(subject, 24_000)).verdict == "use"
     assert short.verdict == "try"
     assert any("no near run of fewer than 20,000 steps" in reason for reason in short.reasons)

@@ -3,47 +3,33 @@
 from __future__ import annotations
 
 import csv
-import json
+import re
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.bad_input import examples, refused, tst
+from tests.bad_input import examples
 from tests.conftest import SHARED
 from tests.planner.subjects import subject_of
-from token_superposition.data.prepare import prepare
 from token_superposition.errors import UserError
 from token_superposition.model.build import model_cost, sketch_model
 from token_superposition.model.memory import abstract
 from token_superposition.plan.stages import SuperpositionSchedule
-from token_superposition.planner import pilot as pilot_module
 from token_superposition.planner.amounts import amount
 from token_superposition.planner.corpus import Corpus
 from token_superposition.planner.forecast import Request, make_plan
 from token_superposition.planner.hardware import Hardware, find_hardware
 from token_superposition.planner.measured import PaperRun, paper_runs
+from token_superposition.planner.report import describe
 from token_superposition.planner.setting import LARGEST_BAG
 from token_superposition.planner.shapes import shape_for
 from token_superposition.planner.speed import Speed
 from token_superposition.planner.tables import read_table
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 NOTHING = Hardware(None, 1, None, None, None)
-
-
-def plan_of(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
-    """The result of the command."""
-    capsys.readouterr()
-    said = tst("plan", *words, "--json", "--quiet")
-    assert said.code == 0, said.err
-    value = json.loads(said.out.splitlines()[-1])
-    assert isinstance(value, dict)
-    return value
 
 
 # The paper's figures.
@@ -111,10 +97,16 @@ def test_the_tables_are_the_shared_evidence() -> None:
 
 def test_the_tables_are_in_the_package_and_name_their_source() -> None:
     room = resources.files("token_superposition.planner")
-    for name in ("hardware.csv", "evidence/paper_runs.csv", "evidence/paper_grid.csv", "evidence/own_runs.csv"):
+    for name in (
+        "hardware.csv",
+        "mfu.csv",
+        "evidence/paper_runs.csv",
+        "evidence/paper_grid.csv",
+        "evidence/own_runs.csv",
+    ):
         text = room.joinpath(name).read_text(encoding="utf-8")
         assert text.startswith("#")
-        assert len(read_table(name)) > 5
+        assert len(read_table(name)) > (1 if name == "mfu.csv" else 5)
     assert "2605.06546" in room.joinpath("evidence/paper_grid.csv").read_text(encoding="utf-8")
 
 
@@ -241,6 +233,94 @@ def test_a_superposition_step_takes_what_the_pilot_says() -> None:
     assert plan["without"]["cost"] is None
 
 
+def test_each_column_has_a_verdict_of_its_own_whatever_the_goal() -> None:
+    hardware = find_hardware("h100", price=3.0)
+    by_loss, by_cost = (make_plan(Request(subject_of(), hardware, ("tokens", 50e9), goal)) for goal in ("loss", "cost"))
+    # The shorter run has fewer steps than any run that is known to have gained; the long run has more.
+    assert by_loss["advice"] == by_cost["advice"]
+    verdicts = {name: advised["verdict"] for name, advised in by_loss["advice"].items()}
+    assert verdicts == {"same_cost": "use", "same_loss": "try"}
+    assert (by_loss["verdict"], by_cost["verdict"]) == ("use", "try")
+    assert by_cost["recommended"] == by_cost["advice"]["same_loss"]
+    for plan in (by_loss, by_cost):
+        text = describe(plan)
+        row = next(line.split() for line in text.splitlines() if line.startswith("verdict"))
+        assert row == ["verdict", "use", "try"]
+        # Every figure of the saving has its caveat beside it.
+        (line,) = (line for line in text.splitlines() if "saves $" in line)
+        assert re.search(r"saves \$[\d,]+ to \$[\d,]+ \(\d+% to \d+%\)", line)
+        assert "never measured at so few steps" in line
+        assert "* never measured at so few steps" in text
+
+
+def test_the_saving_is_what_the_runs_differ_by() -> None:
+    plan = make_plan(Request(subject_of(), find_hardware("h100", price=3.0), ("tokens", 60e9)))
+    low, high = plan["same_loss"]
+    saving = plan["saving"]
+    assert saving["unit"] == "cost"
+    assert saving["low"] == pytest.approx(plan["without"]["cost"] - low["cost"])
+    assert saving["share_high"] == pytest.approx(1 - high["total_steps"] / plan["without"]["total_steps"], abs=1e-3)
+    free = make_plan(Request(subject_of(), find_hardware("h100", price=0.0), ("tokens", 60e9)))
+    assert free["saving"]["unit"] == "device_hours"
+    assert "$" not in describe(free).split("Lower loss")[1].replace("cost, $", "")
+    tiny = make_plan(Request(subject_of(flops_per_position=10), find_hardware("h100"), ("tokens", 60e9)))
+    assert "$0.00" not in describe(tiny)
+    unknown = make_plan(Request(subject_of(), NOTHING, ("tokens", 60e9)))
+    assert unknown["saving"]["unit"] == "flops"
+    assert unknown["saving"]["share_low"] == pytest.approx(saving["share_low"])
+
+
+def test_without_a_range_no_saving_is_stated() -> None:
+    subject = subject_of(active_parameters=135_000_000, positions_per_step=2**17)
+    plan = make_plan(Request(subject, find_hardware("h100"), ("tokens", 3e9), "cost"))
+    assert plan["same_loss"] is plan["saving"] is plan["advice"]["same_loss"]["verdict"] is None
+    assert plan["recommended"] == plan["advice"]["same_cost"]
+    assert any("no shorter run is planned" in reason for reason in plan["reasons"])
+    text = describe(plan)
+    assert "no saving can be given" in text
+    assert "saves" not in text
+
+
+def test_a_slow_superposition_step_takes_the_saving_away() -> None:
+    plan = make_plan(Request(subject_of(), NOTHING, ("tokens", 60e9)), lambda _: Speed(1.0, 20.0, None, "test"))
+    assert plan["saving"]["low"] < 0
+    assert plan["advice"]["same_loss"]["verdict"] == "try"
+    assert "saves nothing" in describe(plan) or "may save nothing" in describe(plan)
+
+
+def test_the_mfu_is_a_measured_one_unless_the_user_gives_another() -> None:
+    row = read_table("mfu.csv")[0]
+    hardware = find_hardware("h200")
+    same = subject_of(active_parameters=int(row["parameters"]), vocab_size=int(row["vocab_size"]))
+    plan = make_plan(Request(same, hardware, ("tokens", 50e9)))
+    # The table's MFU is a share of the matrix peak, and the plan's of the data sheet's: the speed is the measured one.
+    flops_per_second = float(row["mfu"]) * float(row["matrix_peak_tflops"]) * 1e12
+    assert plan["without"]["hours"] == pytest.approx(plan["without"]["flops"] / flops_per_second / 3600)
+    assert hardware.peak_flops_per_second is not None
+    assert plan["hardware"]["mfu"] == pytest.approx(flops_per_second / hardware.peak_flops_per_second)
+    assert "measured on one H200 with 254 million parameters" in plan["hardware"]["speed_basis"]
+    assert "differ" not in plan["hardware"]["speed_basis"]
+    other = make_plan(Request(subject_of(), find_hardware("h100"), ("tokens", 50e9)))
+    assert "your model and device differ" in other["hardware"]["speed_basis"]
+    own = make_plan(Request(same, hardware, ("tokens", 50e9), mfu=0.4))
+    assert "MFU 0.400: your MFU" in describe(own)
+    assert "measured on" not in describe(own)
+
+
+def test_more_devices_than_tst_train_uses_are_said() -> None:
+    for num_devices in (1, 8):
+        text = describe(make_plan(Request(subject_of(), find_hardware("h100", num_devices=num_devices))))
+        assert ("8 devices: through Hugging Face Trainer; `tst train` uses one" in text) == (num_devices == 8)
+
+
+def test_differences_are_stated_in_words_without_a_sign() -> None:
+    lost = subject_of(active_parameters=30_565_888, positions_per_step=2**15)
+    for subject in (subject_of(), lost, subject_of(unit="bytes", active_parameters=390_816, positions_per_step=2048)):
+        text = describe(make_plan(Request(subject, NOTHING, ("tokens", 5_000 * subject.positions_per_step))))
+        assert re.search(r"nats( per token)? (better|worse)", text)
+        assert not re.search(r"[+\u2212-]\d\.\d", text)
+
+
 @pytest.mark.parametrize("given", [{"ratio": 0.0}, {"superposition_steps": 0}])
 def test_superposition_for_no_step_is_ordinary_training(given: dict[str, Any]) -> None:
     plan = make_plan(Request(subject_of(), NOTHING, given={"bag_size": 6, **given}))
@@ -268,161 +348,3 @@ def test_no_run_is_faster_than_its_devices() -> None:
     )
     with pytest.raises(UserError, match=r"^a run of 20,000 steps that took .* is 40 times the peak of 1 x 2.25e\+15"):
         make_plan(Request(subject_of(), find_hardware("b200"), measured=(hours / 40, 20_000)))
-
-
-# The command.
-
-
-@pytest.fixture
-def config(small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    file = tmp_path / "small.yaml"
-    file.write_text(yaml.safe_dump(small_run))
-    return file
-
-
-def test_the_papers_3b_from_its_configuration(capsys: pytest.CaptureFixture[str]) -> None:
-    setting = ("--superposition.bag_size", 6, "--superposition.ratio", 0.3)
-    speed = ("--hardware", "b200", "--measured-hours", 247, "--measured-steps", 20_000)
-    plan = plan_of(capsys, CONFIGS / "paper-3b.yaml", *setting, *speed, "--train.total_steps", 50_000)
-    assert plan["model"]["parameters"] == pytest.approx(3.34e9, rel=0.01)
-    assert plan["without"]["device_hours"] == pytest.approx(622, rel=0.05)
-    assert round(plan["without"]["raw_tokens"] / 1e9) == 105
-    assert 0.3 < plan["hardware"]["mfu"] < 0.5
-    assert plan["verdict"] == "use"
-
-
-def test_a_plan_becomes_a_run(config: Path, small_run: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    setting = ("--superposition.bag_size", 4, "--superposition.ratio", 0.25)
-    plan = plan_of(capsys, config, "--tokens", 64 * 20, *setting, "--out", "plan.yaml")
-    dry = tst("train", "plan.yaml", "--dry-run", "--json")
-    assert dry.code == 0, dry.err
-    run = json.loads(dry.out.splitlines()[-1])
-    assert run["parameters"] == plan["model"]["parameters"]
-    assert run["flops"] == plan["same_cost"]["flops"]
-    assert run["raw_tokens"] == plan["same_cost"]["raw_tokens"]
-    assert run["switch_step"] == plan["recommended"]["switch_step"] == 5
-    assert run["epochs"] == pytest.approx(plan["same_cost"]["epochs"], abs=1e-6)
-    assert run["train_tokens"] == plan["corpus_tokens"]
-    assert run["config"]["train"]["warmup_ratio"] == small_run["train"]["warmup_ratio"]
-    text = tst("plan", config, "--tokens", 64 * 20, "--out", "plan.yaml").out  # an earlier plan makes way
-    assert "Do not use superposition here." in text
-    assert "superposition" not in yaml.safe_load(Path("plan.yaml").read_text())
-    assert "raw tokens" in text
-
-
-def test_of_a_mixture_plan_and_run_count_the_same(
-    config: Path, small_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    text = tmp_path / "text"
-    text.mkdir()
-    for number in range(12):
-        (text / f"{number}.txt").write_text(chr(97 + number) * 50)
-    little = tmp_path / "little"
-    prepare([text], out=little, validation_fraction=0.1, quiet=True)
-    sources = {"words": {"path": small_run["data"]["path"]}, "few": {"path": str(little)}}
-    config.write_text(yaml.safe_dump({**small_run, "data": {"sources": sources}}))
-    plan = plan_of(capsys, config, "--train.total_steps", 40, "--out", "plan.yaml")
-    assert "already reads source few (" in plan["reasons"][0]
-    assert "50% of what is read) more than once" in plan["reasons"][0]
-    assert plan["without"]["unique_raw_tokens"] < 0.8 * plan["without"]["raw_tokens"]
-    run = json.loads(tst("train", "plan.yaml", "--dry-run", "--json").out.splitlines()[-1])
-    for key in ("raw_tokens", "unique_raw_tokens", "epochs"):
-        assert run[key] == pytest.approx(plan["without"][key], rel=0.02)
-
-
-def test_warm_up_in_steps_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("--parameters", "1B", "--tokens", "42B", "--train.warmup_steps", 1000)
-    plan = plan_of(capsys, *words, "--out", tmp_path / "plan.yaml")
-    assert yaml.safe_load((tmp_path / "plan.yaml").read_text())["train"]["warmup_steps"] == 1000
-    assert "warmup_ratio" not in plan["config"]["train"]
-
-
-def test_a_model_of_a_size_becomes_a_run_on_ones_own_data(
-    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    keys = ("--data.path", small_data, "--train.batch_size", 2, "--train.sequence_length", 16)
-    plan = plan_of(capsys, "--parameters", "200k", "--tokens", 320, *keys, "--out", "plan.yaml")
-    assert (plan["model"]["vocab_size"], plan["model"]["unit"]) == (320, "bytes")
-    assert plan["without"]["total_steps"] == 10
-    assert any("a Llama of width" in text for text in plan["assumptions"])
-    dry = tst("train", "plan.yaml", "--dry-run", "--json")
-    assert dry.code == 0, dry.err
-    assert json.loads(dry.out.splitlines()[-1])["parameters"] == plan["model"]["parameters"]
-
-
-def test_the_less_costly_run_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ("--parameters", "1B", "--tokens", "60B", "--goal", "cost", "--hardware", "h100", "--num-devices", 8)
-    plan = plan_of(capsys, *words, "--out", tmp_path / "plan.yaml")
-    low, high = plan["same_loss"]
-    assert plan["without"]["total_steps"] > low["total_steps"] > high["total_steps"]
-    assert plan["without"]["cost"] > low["cost"] > high["cost"]
-    written = yaml.safe_load((tmp_path / "plan.yaml").read_text())
-    assert written["train"]["total_steps"] == plan["recommended"]["total_steps"] == low["total_steps"]
-    assert written["superposition"]["bag_size"] == plan["recommended"]["bag_size"]
-    assert "cautious end" in (tmp_path / "plan.yaml").read_text()
-
-
-def test_the_pilot_measures_this_machine(
-    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(pilot_module, "SECONDS", 0.0)
-    setting = ("--superposition.bag_size", 2, "--superposition.ratio", 0.5)
-    words = ("--tokens", 64 * 100, "--pilot", "--price", 3, "--train.micro_batch_size", 2, *setting)
-    plan = plan_of(capsys, config, *words)
-    assert plan["hardware"]["step_seconds"] > 0
-    assert "measured here" in plan["hardware"]["speed_basis"]
-    assert "2 micro-batches of 2 rows a step" in plan["hardware"]["speed_basis"]
-    seconds = 50 * (plan["hardware"]["step_seconds"] + plan["hardware"]["superposition_step_seconds"])
-    assert plan["same_cost"]["hours"] == pytest.approx(seconds / 3600)
-    assert plan["same_cost"]["cost"] == pytest.approx(3 * seconds / 3600)
-    assert [path.name for path in Path.cwd().iterdir()] == ["small.yaml"]
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--parameters", "1B"], "--parameters needs a budget: one of --tokens, --flops, --hours, --money"),
-        ([], "give one of CONFIG.yaml and --parameters"),
-        (["--parameters", "1B", "--tokens", "0"], "argument --tokens: an amount above 0"),
-        (["--parameters", "1B", "--tokens", "nan"], "'nan' is not an amount above 0; write 300M, 10B"),
-        (["--parameters", "1B", "--tokens", "10Q"], "'10Q' is not an amount"),
-        (["--parameters", "1B", "--tokens", "1B", "--hours", "3"], "--hours: not allowed with argument --tokens"),
-        (["--parameters", "1B", "--tokens", "1B", "--hardware", "h10"], "'h10' is not known; did you mean 'h100'?"),
-        (["--parameters", "1B", "--tokens", "1B", "--hardware", "abacus"], "(known: b200, h200, h100"),
-        (["--parameters", "1B", "--tokens", "1B", "--price", "-1"], "argument --price: a price of at least 0"),
-        (["--parameters", "1B", "--tokens", "1B", "--mfu", "40"], "above 0 and at most 1 is needed, such as 0.4"),
-        (["--parameters", "1B", "--tokens", "1B", "--mfu", "0.4"], "--mfu is a share of a peak: give --hardware"),
-        (["--parameters", "1B", "--tokens", "1B", "--num-devices", "0"], "argument --num-devices"),
-        (["--parameters", "1B", "--tokens", "100"], "100 is less than one step of 1,048,576 positions"),
-        (["--parameters", "1B", "--tokens", "1e29"], "more than any run has"),
-        (["--parameters", "1B", "--hours", "3"], "--hours needs to know the machine"),
-        (["--parameters", "1B", "--money", "3", "--hardware", "mi300x"], "--money needs what a device costs an hour"),
-        (["--parameters", "1B", "--tokens", "10B", "--corpus-tokens", "100"], "is smaller than one row"),
-        (["--parameters", "100", "--tokens", "10B"], "no usual shape has about 100 parameters"),
-        (["--parameters", "1e25", "--tokens", "10B"], "no usual shape has about"),
-        (["--parameters", "1B", "--tokens", "10B", "--measured-hours", "3"], "--measured-steps go together"),
-        (["--parameters", "1B", "--tokens", "10B", "--train.lerning_rate", "3"], "mean 'train.learning_rate'"),
-        (["--parameters", "1B", "--tokens", "10B", "--train.sequence_length", "x"], "train.sequence_length"),
-        (["--parameters", "1B", "--tokens", "10B", "--superposition.ratio", "2"], "superposition.ratio"),
-        (["--parameters", "1B", "--tokens", "42B", "--train.warmup_steps", "1000000"], "train.warmup_steps"),
-        (["--parameters", "1B", "--tokens", "10B", "--out", "."], "is a folder; name a file"),
-        (["--parameters", "1B", "--tokens", "10B", "--out", "no/where.yaml"], "there is no folder no"),
-        (["nowhere.yaml"], "there is no such file"),
-        (["small.yaml", "--parameters", "1B"], "give one of CONFIG.yaml and --parameters"),
-        (["small.yaml", "--vocab-size", "99"], "--vocab-size goes with --parameters"),
-        (["small.yaml", "--data.path", "nowhere"], "nowhere is not there, so the vocabulary is not known"),
-        (["small.yaml", "--model.config.hiden_size", "3"], "did you mean 'hidden_size'"),
-        (["small.yaml", "--train.sequence_length", "100"], "max_position_embeddings"),
-    ],
-)  # fmt: skip
-def test_bad_input_is_one_line(config: Path, words: list[str], said: str) -> None:
-    assert said in refused("plan", *words)
-    assert [path.name for path in config.parent.iterdir()] == ["small.yaml"]
-
-
-def test_nobody_elses_file_is_written_over(config: Path) -> None:
-    before = config.read_text()
-    assert "is there, and no plan of ours" in refused("plan", config, "--out", config)
-    assert config.read_text() == before

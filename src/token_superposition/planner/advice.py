@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from token_superposition.formatting import better_or_worse_range
 from token_superposition.planner.expectation import APART, Range, gain_range, speedup_range
 from token_superposition.planner.measured import Comparison, best_of_each, of_kind
 from token_superposition.planner.setting import (
@@ -25,9 +26,10 @@ from token_superposition.planner.setting import (
     too_little_text,
 )
 from token_superposition.study.decision import NOISE
-from token_superposition.study.report.numbers import count_in_words, signed, three_figures
+from token_superposition.study.report.numbers import count_in_words, three_figures
 
 Verdict = Literal["use", "try", "none"]
+Doubt = tuple[str, str]  # a few words that can stand beside a figure, and the whole reason
 _SHOWN = 4
 _NOT_FOR_IT = "superposition is not for this run"
 
@@ -40,8 +42,9 @@ class Advice:
         verdict: see the module.
         setting: to train with; that of the user, where one was given.
         reasons: for the verdict and the setting, a sentence each.
-        gain, gain_reason: nats at equal FLOPs, or why there is no range.
+        gain, gain_reason: nats at equal FLOPs (positive is better), or why there is no range.
         speedup, speedup_reason: at equal loss, or why there is none.
+        caveats: a few words each, to stand beside every figure of a saving; empty where nothing limits the figure.
         nearest: the comparisons nearest in scale.
     """
 
@@ -52,6 +55,7 @@ class Advice:
     gain_reason: str | None
     speedup: Range | None
     speedup_reason: str | None
+    caveats: list[str]
     nearest: list[Comparison]
 
 
@@ -60,10 +64,9 @@ def advise(need: Need, given: Setting | None = None) -> Advice:
     measured = best_of_each(need.unit, need.start)
     against = _why_not(need, measured)
     setting, reasons = (given, []) if given is not None else choose(need)
-    repeats = _what_repeats(need, setting)
     gain, gain_reason = _expected_gain(need, setting, against)
     if gain is not None and gain.high < -NOISE:
-        against = [f"what was measured near it loses: {signed(gain.low)} to {signed(gain.high)} nats at equal FLOPs"]
+        against = [f"what was measured near it loses: {gain_in_words(gain)} at equal FLOPs"]
         if given is None:
             gain, gain_reason = None, _NOT_FOR_IT
     speedup, speedup_reason = _expected_speedup(need, setting, against, gain)
@@ -71,15 +74,39 @@ def advise(need: Need, given: Setting | None = None) -> Advice:
     if against or setting.bag_size == 1:
         kept = given if given is not None else Setting()
         said = against or reasons or ["a bag_size of 1, or superposition for no step, is ordinary training"]
-        return Advice("none", kept, said, gain, gain_reason, speedup, speedup_reason, close)
+        return Advice("none", kept, said, gain, gain_reason, speedup, speedup_reason, [], close)
     steps = steps_at(need.total_steps, speedup.low) if need.less_cost and speedup is not None else need.total_steps
-    short = _none_near_gained(need, measured) or _never_so_short(need, measured, steps)
+    doubts = [
+        *(_none_near_gained(need, measured) or _never_so_short(need, measured, steps)),
+        *_what_repeats(need, setting),
+    ]
     gains = gain is not None and gain.low > NOISE
     reasons.append(_in_words_of(gain, gain_reason, speedup))
     if need.unit == "bytes":
         reasons.append("tokens are bytes: four are about one subword, and bytes may gain more than subwords do")
-    verdict: Verdict = "use" if gains and not short and not repeats else "try"
-    return Advice(verdict, setting, reasons + short + repeats, gain, gain_reason, speedup, speedup_reason, close)
+    caveats = [caveat for caveat, _ in doubts]
+    if not gains:
+        caveats.append("no gain at equal compute is known for it")
+    if speedup is not None and not doubts and _never_so_short(need, measured, steps_at(need.total_steps, speedup.high)):
+        caveats.append("the larger saving was never measured at so few steps")
+    if speedup is not None and speedup.extrapolated:
+        caveats.append("extrapolated beyond the measured runs")
+    return Advice(
+        "use" if gains and not doubts else "try",
+        setting,
+        reasons + [reason for _, reason in doubts],
+        gain,
+        gain_reason,
+        speedup,
+        speedup_reason,
+        caveats,
+        close,
+    )
+
+
+def gain_in_words(gain: Range) -> str:
+    """The range of a gain, such as `0.067 to 0.134 nats better`."""
+    return better_or_worse_range(-gain.high, -gain.low)
 
 
 def _why_not(need: Need, measured: Sequence[Comparison]) -> list[str]:
@@ -109,23 +136,25 @@ def _why_not(need: Need, measured: Sequence[Comparison]) -> list[str]:
     return reasons
 
 
-def _what_repeats(need: Need, setting: Setting) -> list[str]:
+def _what_repeats(need: Need, setting: Setting) -> list[Doubt]:
     """That a setting reads text more than once, where it does."""
     if need.corpus is None or fits(need, setting):
         return []
     times = three_figures(raw_tokens(need, setting) / need.corpus.scarcest.once)
-    return [f"it reads {need.corpus} {times} times, and no run that repeats text was measured"]
+    unknown = "no run that repeats text was measured"
+    return [(unknown, f"it reads {need.corpus} {times} times, and {unknown}")]
 
 
-def _none_near_gained(need: Need, measured: Sequence[Comparison]) -> list[str]:
+def _none_near_gained(need: Need, measured: Sequence[Comparison]) -> list[Doubt]:
     """Where near runs were measured and none of them won: that, with each of them."""
     near = [each for each in measured if each.scale.near(need.scale)]
     if not near or any(each.won for each in near):
         return []
-    return [f"no run near this one is known to have gained: {'; '.join(map(_in_words, near))}"]
+    none = "no run near this one is known to have gained"
+    return [(none, f"{none}: {'; '.join(map(_in_words, near))}")]
 
 
-def _never_so_short(need: Need, measured: Sequence[Comparison], steps: int) -> list[str]:
+def _never_so_short(need: Need, measured: Sequence[Comparison], steps: int) -> list[Doubt]:
     """Where near runs won, but none of so few steps: that, and which short one lost."""
     won = [each for each in measured if each.won and each.scale.near(need.scale)]
     shortest = min((each.total_steps for each in won), default=0)
@@ -133,7 +162,7 @@ def _never_so_short(need: Need, measured: Sequence[Comparison], steps: int) -> l
         return []
     lost = max((each for each in measured if each.lost), key=lambda each: each.total_steps, default=None)
     text = f"no near run of fewer than {shortest:,} steps is known to have gained, and this has {steps:,}"
-    return [text + (f"; {_in_words(lost)}" if lost else "")]
+    return [("never measured at so few steps", text + (f"; {_in_words(lost)}" if lost else ""))]
 
 
 def _in_words_of(gain: Range | None, reason: str | None, speedup: Range | None) -> str:
@@ -143,11 +172,10 @@ def _in_words_of(gain: Range | None, reason: str | None, speedup: Range | None) 
     if gain is None:
         return f"at equal loss near runs took less compute; at equal FLOPs there is no range: {reason}"
     if gain.low <= NOISE:
-        return f"what was measured near it allows {signed(gain.low)} to {signed(gain.high)} nats, so it may not help"
-    figures = f"{signed(gain.low)} to {signed(gain.high)} nats at equal FLOPs"
+        return f"what was measured near it allows {gain_in_words(gain)}, so it may not help"
     if gain.extrapolated:
-        return f"what was measured near it, carried to its size, promises {figures}"
-    return f"all that was measured near it gains: {figures}"
+        return f"what was measured near it, extrapolated to its size, gives {gain_in_words(gain)} at equal FLOPs"
+    return f"all that was measured near it gains: {gain_in_words(gain)} at equal FLOPs"
 
 
 def _expected_gain(need: Need, setting: Setting, against: Sequence[str]) -> tuple[Range | None, str | None]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from token_superposition.errors import UserError
-from token_superposition.planner.amounts import amount, fraction, price, whole_amount
+from token_superposition.planner.amounts import amount, between, dollars, num_devices, price, share, whole_amount
 
 if TYPE_CHECKING:
     from token_superposition.planner.speed import Speed
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _BUDGETS = ("tokens", "flops", "hours", "money")
 _SECTION = "superposition."
+_HOURS = between(1e-6, 1e7, "hours, such as 24")
+_PEAK = between(1e9, 1e18, "FLOPs per second of one device, such as 989T")
 
 
 def add_plan_command(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -33,17 +35,19 @@ def add_plan_command(add: Callable[..., argparse.ArgumentParser]) -> None:
     one = budget.add_mutually_exclusive_group()
     one.add_argument("--tokens", type=amount, metavar="N", help="positions trained on, such as 10B")
     one.add_argument("--flops", type=amount, metavar="N", help="such as 6e20")
-    one.add_argument("--hours", type=amount, metavar="H", help="by the clock, on all devices")
-    one.add_argument("--money", type=amount, metavar="M", help="in dollars, or whatever --price is in")
+    one.add_argument("--hours", type=_HOURS, metavar="H", help="by the clock, on all devices")
+    one.add_argument("--money", type=dollars, metavar="M", help="in dollars")
     machine = plan.add_argument_group("hardware")
     machine.add_argument("--hardware", metavar="NAME", help="b200, h200, h100, a100, l40s and others")
-    machine.add_argument("--num-devices", type=whole_amount, default=1, metavar="N", help="(default: 1)")
-    machine.add_argument("--price", type=price, metavar="P", help="of a device and hour (default: a list price)")
-    machine.add_argument("--peak-flops", type=amount, metavar="N", help="of a device, dense bfloat16, such as 989T")
+    machine.add_argument("--num-devices", type=num_devices, default=1, metavar="N", help="(default: 1)")
+    machine.add_argument("--price", type=price, metavar="P", help="dollars per device and hour (default: a list price)")
+    machine.add_argument("--peak-flops", type=_PEAK, metavar="N", help="of a device, dense bfloat16, such as 989T")
     speed = machine.add_mutually_exclusive_group()
-    speed.add_argument("--mfu", type=fraction, metavar="F", help="share of the peak that training reaches (0.4)")
+    speed.add_argument(
+        "--mfu", type=share, metavar="F", help="share of the peak that training reaches (default: measured)"
+    )
     speed.add_argument("--pilot", action="store_true", help="measure the step time on this machine first")
-    speed.add_argument("--measured-hours", type=amount, metavar="H", help="that a run took on these devices, of ...")
+    speed.add_argument("--measured-hours", type=_HOURS, metavar="H", help="that a run took on these devices, of ...")
     machine.add_argument("--measured-steps", type=whole_amount, metavar="N", help="... so many steps")
     plan.add_argument("--corpus-tokens", type=whole_amount, metavar="N", help="of text there is (default: the data's)")
     plan.add_argument(

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 from token_superposition.errors import UserError
 from token_superposition.plan.stages import Schedule
-from token_superposition.planner.advice import Advice, advise
+from token_superposition.planner.advice import Advice, Verdict, advise
 from token_superposition.planner.expectation import Range
 from token_superposition.planner.hardware import Hardware
 from token_superposition.planner.measured import Comparison
 from token_superposition.planner.setting import Need, Setting, choose, steps_at
-from token_superposition.planner.speed import Speed, speed_by_hours, speed_by_mfu
+from token_superposition.planner.speed import Speed, measured_mfu, speed_by_hours, speed_by_mfu
 from token_superposition.planner.subject import Subject
 
 BudgetKind = Literal["tokens", "flops", "hours", "money"]
@@ -36,7 +36,7 @@ class Request:
         hardware: what it is trained on.
         budget: which kind, and how much; None takes the configuration's steps.
         goal: a lower `loss` at the same cost, or the same loss at less `cost`.
-        mfu: None for the assumed one.
+        mfu: share of the data-sheet peak; None for the measured one nearest in size.
         measured: hours and steps of a run of this model on these devices; comes before `mfu`.
         given: keys of a superposition section, which the plan then judges instead of recommending its own.
     """
@@ -71,44 +71,85 @@ def make_plan(request: Request, pilot: Pilot | None = None) -> dict[str, Any]:
         unit=subject.unit,
         start=subject.start,
         corpus=subject.corpus,
-        less_cost=request.goal == "cost",
     )
-    advice = advise(need, _given_setting(request, total_steps))
+    given = _given_setting(request, total_steps)
+    same_cost, cheaper = advise(need, given), advise(replace(need, less_cost=True), given)
 
-    def arm(schedule: Schedule) -> dict[str, Any]:
-        return count_run(schedule, subject, hardware, speed)
+    def arm(setting: Setting, steps: int) -> dict[str, Any]:
+        return count_run(setting.schedule(steps), subject, hardware, speed)
 
-    same_loss = None
-    if advice.speedup is not None:
-        ends = [steps_at(total_steps, speedup) for speedup in (advice.speedup.low, advice.speedup.high)]
-        same_loss = [arm(advice.setting.schedule(steps)) for steps in ends]
-    shorter = request.goal == "cost" and same_loss is not None and advice.verdict != "none"
-    run_steps = steps_at(total_steps, advice.speedup.low) if shorter and advice.speedup else total_steps
-    schedule = advice.setting.schedule(run_steps)
+    without = arm(Setting(), total_steps)
+    same_loss, saving = None, None
+    verdict: Verdict | None = "none" if cheaper.verdict == "none" else None  # None: no shorter run can be planned
+    steps = [total_steps, total_steps]
+    if cheaper.speedup is not None and cheaper.verdict != "none":
+        steps = [steps_at(total_steps, speedup) for speedup in (cheaper.speedup.low, cheaper.speedup.high)]
+        same_loss = [arm(cheaper.setting, each) for each in steps]
+        saving = _saving(without, same_loss, cheaper)
+        verdict = cheaper.verdict if saving["share_low"] > 0 else "try"
+    columns = {
+        "same_cost": _advised(same_cost, same_cost.verdict, total_steps, []),
+        "same_loss": _advised(cheaper, verdict, steps[0], _shorter(cheaper, same_loss is not None)),
+    }
+    takes_less = request.goal == "cost" and same_loss is not None
+    chosen = columns["same_loss" if takes_less else "same_cost"]
+    not_planned = columns["same_loss"]["reasons"][-1:] if request.goal == "cost" and same_loss is None else []
     return {
         "model": _model(subject),
         "budget": None if request.budget is None else {"kind": request.budget[0], "amount": request.budget[1]},
         "corpus_tokens": None if subject.corpus is None else subject.corpus.num_tokens,
         "hardware": _hardware(hardware, speed),
-        "verdict": advice.verdict,
+        "verdict": chosen["verdict"],
         "goal": request.goal,
-        "reasons": [*advice.reasons, *_goal_reasons(request, advice, shorter)],
-        "recommended": {
-            "bag_size": schedule.bag_size,
-            "ratio": schedule.switch_step / schedule.total_steps,
-            "mode": schedule.stages[0].mode,
-            "slot_weights": schedule.stages[0].slot_weights,
-            "total_steps": schedule.total_steps,
-            "switch_step": schedule.switch_step,
-        },
-        "without": arm(Setting().schedule(total_steps)),
-        "same_cost": arm(advice.setting.schedule(total_steps)),
+        "reasons": list(dict.fromkeys([*chosen["reasons"], *not_planned])),
+        "recommended": chosen,
+        "advice": columns,
+        "without": without,
+        "same_cost": arm(same_cost.setting, total_steps),
         "same_loss": same_loss,
-        "gain_nats": _range(advice.gain, advice.gain_reason),
-        "speedup": _range(advice.speedup, advice.speedup_reason),
-        "evidence": [_evidence(each) for each in advice.nearest],
+        "saving": saving,
+        "gain_nats": _range(same_cost.gain, same_cost.gain_reason),
+        "speedup": _range(cheaper.speedup, cheaper.speedup_reason),
+        "evidence": [_evidence(each) for each in same_cost.nearest],
         "assumptions": subject.assumptions,
-        "config": _config(request, advice, run_steps),
+        "config": _config(request, (cheaper if takes_less else same_cost).setting, chosen["total_steps"]),
+    }
+
+
+def _advised(advice: Advice, verdict: Verdict | None, steps: int, more: list[str]) -> dict[str, Any]:
+    """The verdict and the setting of a column; without a verdict nothing is planned there."""
+    schedule = advice.setting.schedule(steps)
+    return {
+        "verdict": verdict,
+        "bag_size": schedule.bag_size,
+        "ratio": schedule.switch_step / schedule.total_steps,
+        "mode": schedule.stages[0].mode,
+        "slot_weights": schedule.stages[0].slot_weights,
+        "total_steps": schedule.total_steps,
+        "switch_step": schedule.switch_step,
+        "reasons": [*advice.reasons, *more],
+    }
+
+
+def _shorter(advice: Advice, planned: bool) -> list[str]:
+    if advice.verdict == "none":
+        return []
+    if planned:
+        return ["the run is planned at the cautious end of the speed-up"]
+    return [f"no shorter run is planned: {advice.speedup_reason}"]
+
+
+def _saving(without: dict[str, Any], same_loss: list[dict[str, Any]], advice: Advice) -> dict[str, Any]:
+    """What the shorter run saves: in money where that is a cent or more, else in device-hours, else in FLOPs."""
+    unit = next(key for key in ("cost", "device_hours", "flops") if without[key] and without[key] >= 0.01)
+    low, high = (without[unit] - run[unit] for run in same_loss)
+    return {
+        "unit": unit,
+        "low": low,
+        "high": high,
+        "share_low": low / without[unit],
+        "share_high": high / without[unit],
+        "caveats": advice.caveats,
     }
 
 
@@ -182,7 +223,10 @@ def _speed(request: Request, pilot: Pilot | None) -> Speed | None:
         )
     if hardware.peak_flops_per_second is None:
         return None
-    return speed_by_mfu(subject.flops_per_step, hardware.peak_flops_per_second, hardware.num_devices, request.mfu)
+    mfu, basis = request.mfu, "your MFU (--mfu)"
+    if mfu is None:
+        mfu, basis = measured_mfu(subject.active_parameters, subject.vocab_size, hardware.name)
+    return speed_by_mfu(subject.flops_per_step, hardware.peak_flops_per_second, hardware.num_devices, mfu, basis)
 
 
 def _expected_bag_size(request: Request) -> int:
@@ -257,25 +301,17 @@ def _evidence(measured: Comparison) -> dict[str, Any]:
     }
 
 
-def _goal_reasons(request: Request, advice: Advice, shorter: bool) -> list[str]:
-    if request.goal == "loss" or advice.verdict == "none":
-        return []
-    if shorter:
-        return ["the run is planned at the cautious end of the speed-up"]
-    return [f"no shorter run is planned: {advice.speedup_reason}"]
-
-
 def _range(found: Range | None, reason: str | None) -> dict[str, Any]:
     if found is None:
         return {"low": None, "high": None, "extrapolated": None, "basis": None, "reason": reason}
     return {**asdict(found), "reason": None}
 
 
-def _config(request: Request, advice: Advice, total_steps: int) -> dict[str, Any]:
+def _config(request: Request, setting: Setting, total_steps: int) -> dict[str, Any]:
     """The run's configuration, with what is recommended in it, as `tst train` takes it."""
     from token_superposition.train.config import parse_config
 
-    values = _with_superposition(request, advice.setting, total_steps)
+    values = _with_superposition(request, setting, total_steps)
     parse_config(values, source="the plan")
     return values
 

@@ -1,13 +1,14 @@
-"""How long a step takes: by FLOPs and an assumed MFU, from the hours of a run that was measured, or from a pilot."""
+"""How long a step takes: from FLOPs and an MFU, from the hours of a run that was measured, or from a pilot."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from token_superposition.errors import UserError
 from token_superposition.plan.stages import Schedule
-
-ASSUMED_MFU = 0.4
+from token_superposition.planner.tables import read_table
+from token_superposition.study.report.numbers import count_in_words
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,35 @@ class Speed:
         return (superposed * self.superposed + (schedule.total_steps - superposed) * self.ordinary) / 3600
 
 
-def speed_by_mfu(flops_per_step: float, peak_flops: float, num_devices: int, mfu: float | None) -> Speed:
-    """By the devices' peak, of one each, and the share of it that training reaches."""
-    share = ASSUMED_MFU if mfu is None else mfu
-    seconds = flops_per_step / (peak_flops * num_devices * share)
-    words = f"an MFU of {share:g}{' (assumed: --mfu says better, --pilot measures)' if mfu is None else ''}"
-    return Speed(seconds, seconds, share, words)
+def speed_by_mfu(flops_per_step: float, peak_flops: float, num_devices: int, mfu: float, basis: str) -> Speed:
+    """From the data-sheet peak of one device and the share of the peak that training reaches."""
+    seconds = flops_per_step / (peak_flops * num_devices * mfu)
+    return Speed(seconds, seconds, mfu, basis)
+
+
+def measured_mfu(parameters: int, vocab_size: int, device: str | None) -> tuple[float, str]:
+    """The MFU that was measured nearest in parameters, as a share of the data-sheet peak, and where it is from."""
+    row = min(read_table("mfu.csv"), key=lambda row: abs(math.log(int(row["parameters"]) / parameters)))
+    peak = next(float(each["peak_tflops"]) for each in read_table("hardware.csv") if each["name"] == row["device"])
+    of_matrix_peak = float(row["mfu"])
+    mfu = of_matrix_peak * float(row["matrix_peak_tflops"]) / peak
+    measured = int(row["parameters"])
+    differs = [
+        name
+        for name, same in (
+            ("model", abs(parameters / measured - 1) < 0.1 and vocab_size == int(row["vocab_size"])),
+            ("device", (device or "").lower() == row["device"]),
+        )
+        if not same
+    ]
+    yours = f"; your {' and '.join(differs)} {'differ' if len(differs) > 1 else 'differs'}" if differs else ""
+    if not 0.1 <= parameters / measured <= 10:
+        yours += ", the model by more than ten times in size, so hours are a guess"
+    return mfu, (
+        f"MFU {mfu:.2f} of the data-sheet peak ({of_matrix_peak:.2f} of the matrix peak): measured on one "
+        f"{row['device'].upper()} with {count_in_words(measured)} parameters ({row['source']}){yours}; "
+        "--mfu or --measured-hours gives yours, --pilot measures here"
+    )
 
 
 def speed_by_hours(

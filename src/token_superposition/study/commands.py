@@ -122,7 +122,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
 def _guarded(options: argparse.Namespace, config: RunConfig, folder: Path) -> GuardedRun | None:
     for name in ("guard_at", "if_behind", "stop_below"):
         if options.guard is None and getattr(options, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} needs --guard, such as --guard runs/shakespeare-compare")
+            raise UserError(f"--{name.replace('_', '-')} needs --guard, such as --guard runs/small-compare")
     if options.guard is None:
         return None
     from token_superposition.study.guard.run import Request, prepare_guard
