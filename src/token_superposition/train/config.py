@@ -64,18 +64,29 @@ __all__ = [
 # Of a study's file, which is a run's but for them.
 STUDY_KEYS = {"arms": "are", "budgets": "are", "equal_data": "is", "seeds": "are"}
 _MOST_RAW_TOKENS = 10**18
+_MODE = "full: bags in, bags out; output_only: tokens in, bags out; input_only: bags in, the next token out"
+_SLOT_WEIGHTS = (
+    "weights of the s targets: uniform, power_law[:EXPONENT], exponential[:FACTOR], first_token, "
+    "or mutual_information (measured on the data when the run starts)"
+)
 
 
 class ModelConfig(Section):
-    """What is trained: any causal language model of transformers, from its configuration or with trained weights."""
+    """The model: any causal language model of transformers, new or with trained weights."""
 
     init_from: FolderPath | None = Field(
-        None, description="a trained model to go on from, of which the rest is: a run, an export, a Hugging Face folder"
+        None,
+        description="folder of a trained model to start from: a run, an export or a Hugging Face folder; sets "
+        "architecture and config",
     )
-    architecture: str = Field("llama", description="transformers' model_type")
-    config: dict[str, JsonValue] = Field(default_factory=dict, description="that family's own configuration keys")
+    architecture: str = Field("llama", description="model family: the `model_type` of transformers")
+    config: dict[str, JsonValue] = Field(
+        default_factory=dict, description="configuration keys of that family, as in its config.json"
+    )
     scale_residual_init: bool | Literal["auto"] = Field(
-        "auto", description="residual projections start smaller by sqrt(2*layers); auto: in families it is known for"
+        "auto",
+        description="divide the initial residual projections by sqrt(2 * layers); auto: for families whose "
+        "projections are known",
     )
 
     @model_validator(mode="after")
@@ -88,11 +99,11 @@ class ModelConfig(Section):
 class StageConfig(Section):
     """One superposition stage of a staged run; recovery takes the steps that are left."""
 
-    bag_size: PositiveInt
-    ratio: Ratio | None = None
-    steps: PositiveInt | None = None
-    mode: Mode = "full"
-    slot_weights: SlotWeights = "uniform"
+    bag_size: PositiveInt = Field(description="tokens per bag (s)")
+    ratio: Ratio | None = Field(None, description="share of the steps of the run; give ratio or steps")
+    steps: PositiveInt | None = Field(None, description="the same as a number of steps")
+    mode: Mode = Field("full", description=_MODE)
+    slot_weights: SlotWeights = Field("uniform", description=_SLOT_WEIGHTS)
 
     @model_validator(mode="after")
     def _one_length(self) -> StageConfig:
@@ -104,13 +115,19 @@ class StageConfig(Section):
 class SuperpositionConfig(Section):
     """The superposition phase. Without this section a run is ordinary next-token training."""
 
-    bag_size: PositiveInt = Field(1, description="tokens a bag; 1 turns superposition off")
-    ratio: Ratio | None = Field(None, description="share of the steps in superposition; 0.25 if not given")
-    superposition_steps: NotNegativeInt | None = Field(None, description="the same in steps")
-    mode: Mode = "full"
-    slot_weights: SlotWeights = "uniform"
+    bag_size: PositiveInt = Field(1, description="tokens per bag (s); 1 turns superposition off")
+    ratio: Ratio | None = Field(
+        None,
+        description="share of the steps in superposition (r); 0.25 if neither ratio nor superposition_steps is given",
+    )
+    superposition_steps: NotNegativeInt | None = Field(None, description="the same as a number of steps")
+    mode: Mode = Field("full", description=_MODE)
+    slot_weights: SlotWeights = Field("uniform", description=_SLOT_WEIGHTS)
     stages: Annotated[list[StageConfig] | None, BeforeValidator(stages_in_short)] = Field(
-        None, min_length=1, max_length=1000, description="several bag sizes, in place of the above; or 8:0.1,4:0.1"
+        None,
+        min_length=1,
+        max_length=1000,
+        description="several superposition stages in place of the keys above; short form: 8:0.1,4:0.1 (bag size:ratio)",
     )
 
     @model_validator(mode="after")
@@ -133,35 +150,64 @@ class SuperpositionConfig(Section):
 
 
 class TrainConfig(Section):
-    """How it is trained; the same in both phases."""
+    """Optimizer, batch, schedule and machine; the same in both phases."""
 
-    total_steps: PositiveInt = 4000
-    sequence_length: PositiveInt = Field(128, description="latent positions a row, in both phases")
-    batch_size: PositiveInt = Field(16, description="rows an optimizer step")
-    micro_batch_size: PositiveInt | None = Field(None, description="rows a forward; all at once if not given")
-    seed: Seed = Field(0, description="of the initialisation and the order of the data")
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: for hidden matrices, AdamW for the rest")
-    learning_rate: Positive = Field(3e-3, description="peak")
-    warmup_ratio: Fraction | None = Field(None, description="share of the steps that warm up; 0.05 if not given")
-    warmup_steps: NotNegativeInt | None = Field(None, description="the same in steps, whatever the total")
-    decay_ratio: Fraction = Field(0.2, description="share of the steps that decay, at the end")
-    final_learning_rate_ratio: Fraction = Field(0.0, description="end of the decay over the peak")
-    betas: tuple[Ratio, Ratio] = (0.9, 0.95)
-    epsilon: Positive = 1e-8
-    muon_momentum: Ratio = 0.95
-    weight_decay: NotNegative = Field(0.1, description="of matrices; norms and biases take none")
-    z_loss: NotNegative = Field(0.0, description="coefficient of logsumexp(logits)^2, added to the loss")
-    loss_backend: Literal["auto", "plain", "chunked", "liger", "torch"] = Field(
-        "auto", description="chunked: never hold all logits; auto: where they are many; liger, torch: others' kernels"
+    total_steps: PositiveInt = Field(4000, description="optimizer steps of the whole run")
+    sequence_length: PositiveInt = Field(
+        128, description="positions per row (L), in both phases; a superposition row reads s times as many tokens"
     )
-    compile: bool = Field(False, description="torch.compile for the layers; not compiled again at the switch")
-    activation_checkpointing: bool = Field(False, description="less memory, a forward more: layers computed twice")
-    max_grad_norm: Positive | None = Field(1.0, description="clip the gradient's norm; null: never")
-    max_skipped_steps: NotNegativeInt = Field(10, description="steps without a finite loss and gradient that are borne")
-    deterministic: bool = Field(False, description="only algorithms that give the same bits every time, on a GPU too")
-    device: Device = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="of the computation")
-    num_threads: NumThreads | Literal["auto"] = Field("auto", description="CPU threads; pins the result")
+    batch_size: PositiveInt = Field(16, description="rows per optimizer step")
+    micro_batch_size: PositiveInt | None = Field(
+        None, description="rows per forward pass; null: all rows of the step at once"
+    )
+    seed: Seed = Field(0, description="seed of the initial weights, the data order and dropout")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="adamw, or muon for the hidden matrices with AdamW for the rest"
+    )
+    learning_rate: Positive = Field(3e-3, description="peak learning rate")
+    warmup_ratio: Fraction | None = Field(
+        None,
+        description="share of the steps with a rising learning rate; 0.05 if neither warmup_ratio nor "
+        "warmup_steps is given",
+    )
+    warmup_steps: NotNegativeInt | None = Field(None, description="the same as a number of steps")
+    decay_ratio: Fraction = Field(
+        0.2, description="share of the steps with a falling learning rate, at the end of the run"
+    )
+    final_learning_rate_ratio: Fraction = Field(
+        0.0, description="learning rate at the end of the decay, divided by the peak"
+    )
+    betas: tuple[Ratio, Ratio] = Field((0.9, 0.95), description="beta 1 and beta 2 of AdamW")
+    epsilon: Positive = Field(1e-8, description="epsilon of AdamW")
+    muon_momentum: Ratio = Field(0.95, description="momentum of Muon")
+    weight_decay: NotNegative = Field(0.1, description="weight decay of matrices; norms and biases have none")
+    z_loss: NotNegative = Field(0.0, description="coefficient of logsumexp(logits)^2, which is added to the loss")
+    loss_backend: Literal["auto", "plain", "chunked", "liger", "torch"] = Field(
+        "auto",
+        description="how the loss is computed; chunked never holds all logits in memory; auto chooses it for "
+        "large vocabularies; "
+        "liger and torch use the kernels of those libraries",
+    )
+    compile: bool = Field(False, description="use torch.compile for the layers; the switch causes no recompilation")
+    activation_checkpointing: bool = Field(
+        False, description="save memory by computing the forward pass of the layers twice"
+    )
+    max_grad_norm: Positive | None = Field(
+        1.0, description="largest norm of the gradient before it is clipped; null: no clipping"
+    )
+    max_skipped_steps: NotNegativeInt = Field(
+        10, description="steps with a NaN or infinite loss or gradient that are skipped before the run fails"
+    )
+    deterministic: bool = Field(
+        False, description="use only algorithms that give the same bits in every run, on a GPU too"
+    )
+    device: Device = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="data type of the computation; weights and optimizer state are float32"
+    )
+    num_threads: NumThreads | Literal["auto"] = Field(
+        "auto", description="number of CPU threads; another number can change the last bits of the result"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> TrainConfig:
@@ -203,26 +249,28 @@ class TrainConfig(Section):
 
 
 class LoggingConfig(Section):
-    """What is written while training; none of it changes the result."""
+    """Metrics, validation and checkpoints; none of these keys changes the trained model."""
 
-    log_interval: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
+    log_interval: PositiveInt = Field(10, description="steps between training lines in metrics.jsonl")
     validation_interval: PositiveInt = Field(200, description="steps between validations")
-    interim_validation_tokens: PositiveInt = Field(65_536, description="tokens of those validations")
-    validation_tokens: PositiveInt = Field(262_144, description="tokens of the last one")
+    interim_validation_tokens: PositiveInt = Field(65_536, description="tokens per validation during training")
+    validation_tokens: PositiveInt = Field(262_144, description="tokens of the final validation")
     checkpoint_interval: PositiveInt = Field(1000, description="steps between checkpoints")
-    keep_checkpoints: PositiveInt = Field(2, description="how many of the newest are kept")
+    keep_checkpoints: PositiveInt = Field(2, description="number of newest checkpoints that are kept")
     keep_checkpoint_steps: list[PositiveInt] = Field(
-        default_factory=list, description="steps after which a checkpoint is written too, and always kept"
+        default_factory=list, description="steps after which an additional checkpoint is written and always kept"
     )
-    fail_on_checkpoint_error: bool = Field(False, description="end where a checkpoint cannot be written")
+    fail_on_checkpoint_error: bool = Field(
+        False, description="end the run if a checkpoint cannot be written; false: warn and continue"
+    )
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
-        default_factory=list, description="where the metrics go besides; each is an extra of that name"
+        default_factory=list, description="additional trackers for the metrics; each needs the extra of its name"
     )
-    project: str = Field("token-superposition", description="what wandb and trackio file the run under")
+    project: str = Field("token-superposition", description="project name for wandb and trackio")
 
 
 class RunConfig(Section):
-    """A run, whole."""
+    """The configuration of one run."""
 
     data: DataConfig
     model: ModelConfig = Field(default_factory=ModelConfig)

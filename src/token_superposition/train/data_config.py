@@ -14,26 +14,32 @@ from token_superposition.train.values import FolderPath, Positive, Section
 class SourceConfig(Section):
     """One source of a mixture."""
 
-    path: FolderPath = Field(description="the folder that `tst prepare` wrote")
-    weight: Positive = Field(1.0, description="its share of the rows, in proportion to the others'")
+    path: FolderPath = Field(description="dataset folder that `tst prepare` wrote")
+    weight: Positive = Field(1.0, description="share of the rows, relative to the weights of the other sources")
 
 
 class DataConfig(Section):
-    """What is trained on."""
+    """The training and validation data."""
 
     sources: dict[str, SourceConfig] = Field(
-        default_factory=dict, description="a mixture, in place of `path`: a name, and each source's path and weight"
+        default_factory=dict,
+        description="a mixture of datasets in place of `path`: for each source a name, its path and its weight",
     )
-    path: FolderPath | None = Field(None, description="the folder that `tst prepare` wrote", validate_default=True)
+    path: FolderPath | None = Field(None, description="dataset folder that `tst prepare` wrote", validate_default=True)
     bag_boundary: Literal["stream", "document"] = Field(
-        "stream", description="document: no bag and no target crosses the end of a document; short bags are padded"
+        "stream",
+        description="stream: bags ignore document ends, as in the paper; document: no bag and no target "
+        "crosses the end of a document",
     )
     attention_boundary: Literal["row", "document"] = Field(
-        "row", description="document: positions see their own document only; needs bag_boundary document"
+        "row",
+        description="row: a position attends to the whole row before it; document: to its own document only "
+        "(needs bag_boundary document)",
     )
-    verify: bool = Field(True, description="read all of it when a run starts and compare its checksums")
+    verify: bool = Field(True, description="read all data and compare its checksums when a run starts")
     validation_sets: dict[str, str] = Field(
-        default_factory=dict, description="further validation sets: a name, and the prepared folder whose split it is"
+        default_factory=dict,
+        description="additional validation sets: for each a name and the dataset folder whose validation split is used",
     )
 
     @field_validator("sources")
