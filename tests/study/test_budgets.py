@@ -32,6 +32,7 @@ from token_superposition.study.queue import train_trials
 from token_superposition.study.study_file import Study
 from token_superposition.study.sweep import parse_sweep
 from token_superposition.study.trials import arm_trials, equal_data_steps, with_equal_data
+from token_superposition.train.optimizer import build_learning_rate
 
 
 @pytest.fixture
@@ -350,7 +351,6 @@ BAD = [
     ({"budgets": 12}, "budgets: needs numbers of steps"),
     ({"budgets": {"a": 1}}, "budgets: needs numbers of steps"),
     ({"budgets": [10**13]}, "train.total_steps"),
-    ({"budgets": [12, 24], "total": 30}, "train.total_steps: is 30, which is none of the budgets 12,24"),
     ({"budgets": [12, 24], "warmup": 10}, "budgets: 12 steps: train: warmup_steps 10 reach into the decay"),
     ({"equal_data": 1}, "equal_data: is true or false"),
 ]
@@ -358,7 +358,6 @@ BAD = [
 
 @pytest.mark.parametrize(("keys", "said"), BAD)
 def test_budgets_that_make_no_study_are_refused(values: dict[str, Any], keys: dict[str, Any], said: str) -> None:
-    values["train"]["total_steps"] = keys.pop("total", 24)
     values["train"]["warmup_steps"] = keys.pop("warmup", 2)
     with pytest.raises(UserError) as caught:
         make_study({**values, **keys}, source="study.yaml")
@@ -387,11 +386,25 @@ def test_budgets_are_sorted_and_the_largest_is_the_reference(values: dict[str, A
     assert {config.train.total_steps for config in study.arms.values()} == {40}
     assert [config.train.num_warmup_steps for config in study.at_budgets(study.arms["baseline"])] == [4, 4]
     assert make_study({**values, "budgets": [10]}, budgets="30,20").budgets == (20, 30)
-    values["train"]["total_steps"] = 20
-    assert study_of(values, budgets=[40, 20]).arms["baseline"].train.total_steps == 40
     assert make_study(values, {"train.total_steps": 20}, budgets="20,30").budgets == (20, 30)
     with pytest.raises(UserError, match="none of the budgets"):
         make_study(values, {"train.total_steps": 25}, budgets="20,30")
+
+
+@pytest.mark.parametrize("total", [10, 20, 160, 10_000])
+@pytest.mark.parametrize("warmup", [{"warmup_ratio": 0.1}, {"warmup_steps": 4}])
+def test_budgets_take_the_place_of_the_total_of_the_file(
+    values: dict[str, Any], total: int, warmup: dict[str, Any]
+) -> None:
+    del values["train"]["warmup_steps"]
+    values["train"] |= {"total_steps": total, **warmup}
+    for study in (study_of(values, budgets=[40, 20]), make_study(values, budgets="20,40")):
+        for arm, ratio in (("baseline", 0.0), ("superposition", 0.25)):
+            assert study.arms[arm].train.total_steps == 40
+            for config, steps in zip(study.at_budgets(study.arms[arm]), (20, 40), strict=True):
+                schedule, rate = config.schedule(), build_learning_rate(config.train)
+                assert (schedule.total_steps, schedule.switch_step) == (steps, ratio * steps)
+                assert (rate.warmup_steps, rate.decay_steps) == (4, 0.25 * steps)
 
 
 def test_equal_data_is_counted_by_arm(values: dict[str, Any], tmp_path: Path) -> None:

@@ -120,19 +120,21 @@ def make_study(
 def _take_budgets(
     values: dict[str, Any], overrides: dict[str, Any], option: str | None, source: str
 ) -> tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]:
-    """The budgets, and the keys with the largest as the total."""
+    """The budgets, and the keys with the largest budget as `train.total_steps`, whatever the file says there.
+
+    A `--train.total_steps` that is none of the budgets contradicts them, and is refused.
+    """
     given = values.pop("budgets", None)
     if option is None and given is None:
         return (), values, overrides
-    budgets = parse_budgets(given, f"{source}: budgets") if option is None else parse_budgets(option, "--budgets")
-    train = values.get("train")
-    in_file = train.get("total_steps") if isinstance(train, dict) else None
-    total = overrides.pop("train.total_steps", in_file)
-    if total is not None and total not in budgets:
+    place = f"{source}: budgets" if option is None else "--budgets"
+    budgets = parse_budgets(given if option is None else option, place)
+    total = overrides.pop("train.total_steps", budgets[-1])
+    if total not in budgets:
         listed = ",".join(map(str, budgets))
         raise UserError(
-            f"{source}: train.total_steps: is {str(total)[:60]}, which is none of the budgets {listed}; list it "
-            f"there, or give one of them (--train.total_steps {budgets[-1]})"
+            f"--train.total_steps: is {str(total)[:60]}, which is none of the budgets {listed} ({place}); remove "
+            "--train.total_steps, or add its value to the budgets"
         )
     return budgets, with_keys(values, {"train.total_steps": budgets[-1]}, f"{source}: "), overrides
 
