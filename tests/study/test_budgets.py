@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import json
 import os
@@ -17,7 +16,6 @@ from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 
 from token_superposition.errors import TrainingDivergedError, UserError
 from token_superposition.files import write_json
@@ -25,7 +23,6 @@ from token_superposition.run.branch import branch_step
 from token_superposition.run.folder import RunFolder
 from token_superposition.study import queue, workers
 from token_superposition.study.compare import compare, load_study, make_study
-from token_superposition.study.display import Display
 from token_superposition.study.job import Job
 from token_superposition.study.machine import Share
 from token_superposition.study.queue import train_trials
@@ -325,21 +322,6 @@ def test_what_begins_as_a_lost_run_is_left_out_down_the_line(tmp_path: Path, mon
     with pytest.raises(TrainingDivergedError, match=r"^first: the run has diverged$"):
         workers.run_jobs([first, second, third], share=Share(1, 1), quiet=True)
     assert started == ["first"]
-
-
-def test_the_display_counts_what_is_trained_and_says_who_waits(tmp_path: Path) -> None:
-    trunk = Job("trunk", tmp_path / "a.yaml", tmp_path / "a", 100)
-    leaf = Job("leaf", tmp_path / "b.yaml", tmp_path / "b", 60, 40, trunk)
-    assert leaf.last_step() == (40, "waits for trunk")
-    said = io.StringIO()
-    Display([trunk, leaf], quiet=False, console=Console(file=said, width=200)).update()
-    assert said.getvalue() == "0 of 120 steps\n"
-    bars = io.StringIO()
-    display = Display([trunk, leaf], quiet=False, console=Console(file=bars, width=200, force_terminal=True))
-    (tmp_path / "a" / "checkpoints" / "step-0000040").mkdir(parents=True)
-    display.update()
-    display.close()
-    assert leaf.last_step() == (40, "starting")
 
 
 BAD = [

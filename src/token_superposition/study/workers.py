@@ -67,7 +67,7 @@ def run_jobs(jobs: Sequence[Job], *, share: Share, quiet: bool, may_diverge: boo
                 devices[ready] = None if _names_device(ready) else share.free_device(devices.values())
                 running[ready] = _start(ready, share.threads, devices[ready])
             time.sleep(0.3)
-            display.update()
+            display.update(running)
             for job, process in list(running.items()):
                 if process.poll() is not None:
                     del running[job], devices[job]

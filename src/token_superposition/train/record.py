@@ -80,7 +80,8 @@ class Recorder:
         except BaseException:
             self._close_trackers()
             raise
-        self.progress = ProgressSink(self.schedule.total_steps, self.done, quiet=quiet)
+        superposed = any(stage.bag_size > 1 for stage in self.schedule.stages)
+        self.progress = ProgressSink(self.schedule.total_steps, self.done, quiet=quiet, superposed=superposed)
 
     def close(self) -> None:
         """Close the progress bar and the trackers; the metrics close with the folder."""
