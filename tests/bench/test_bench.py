@@ -92,7 +92,9 @@ def test_the_figures_hang_together(config: Path, place: Path, capsys: pytest.Cap
         else:
             assert row["ratio"] is None
             assert row["ratio_reason"]
-    assert result["reading"].startswith("A superposition step at s=4 costs ")
+    low, high = result["bag_sizes"][-1]["ratio_interval"]
+    assert result["reading"].startswith("A superposition step at s=4")
+    assert ("too few steps to say" in result["reading"]) == (low <= 1 <= high)
     assert nothing_stays(place)
 
 

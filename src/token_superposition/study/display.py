@@ -68,7 +68,7 @@ class Display:
             self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _left(self, steps: int, total: int) -> str:
-        """`3 of 10 runs done, 1 h 05 min left`: the time for the steps of all runs, at the speed of those done so far."""
+        """`3 of 10 runs done, 1 h 05 min left`, at the speed of the steps done so far."""
         done = sum(job.done or job.diverged for job in self.jobs)
         text = f"{done:,} of {plural(len(self.jobs), 'run')} done"
         if self.first < steps < total:

@@ -6,9 +6,10 @@
     budgets: [1000, 2000, 4000]
     equal_data: true
     seeds: 5
+    price_per_hour: 2.5
 
 Without `arms` they are the run as it stands and the same run without its `superposition` section. Without `budgets`
-there is one, `train.total_steps`; without `seeds` there is one.
+there is one, `train.total_steps`; without `seeds` there is one. `price_per_hour` is what a device costs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import yaml
 
 from token_superposition.errors import UserError
 from token_superposition.study.budgets import at_budget, parse_budgets
+from token_superposition.study.costs import parse_price
 from token_superposition.train.config import RunConfig, changed_keys, parse_config, read_yaml, with_keys
 from token_superposition.yaml_keys import child
 
@@ -50,6 +52,7 @@ class Study:
         budgets: numbers of steps, in rising order; empty where `train.total_steps` is the only one.
         equal_data: whether the baseline is trained on the raw tokens of each other arm too.
         num_seeds: of each arm; None where the file does not say.
+        price_per_hour: of a device, for the cost in the report; None where no price was given.
     """
 
     arms: Mapping[str, RunConfig]
@@ -57,6 +60,7 @@ class Study:
     budgets: tuple[int, ...] = ()
     equal_data: bool = False
     num_seeds: int | None = None
+    price_per_hour: float | None = None
 
     @property
     def branches(self) -> bool:
@@ -97,6 +101,8 @@ def make_study(
     steps, values, overrides = _take_budgets(values, overrides, budgets, source)
     equal_data = _take_equal_data(values, source) or equal_data
     num_seeds = _take_seeds(values, source)
+    price = values.pop("price_per_hour", None)
+    price = None if price is None else parse_price(price, f"{source}: price_per_hour")
     given = {key: f"--{key}" for key in overrides}
     shared = parse_config(values, overrides, source=source, lines=lines)
     if arms is None:
@@ -105,11 +111,11 @@ def make_study(
                 f"{source}: nothing to compare: the run has no superposition (set superposition.bag_size, or name arms)"
             )
         plain = parse_config(values, {**overrides, "superposition": {}}, source=source)
-        study = Study({"baseline": plain, "superposition": shared}, given, steps, equal_data, num_seeds)
+        study = Study({"baseline": plain, "superposition": shared}, given, steps, equal_data, num_seeds, price)
     else:
         configs = _read_arms(arms, values, overrides, source, lines)
         given = {str(key): f"{source}: arms.{name}" for name, keys in arms.items() for key in keys} | given
-        study = Study(configs, given, steps, equal_data, num_seeds)
+        study = Study(configs, given, steps, equal_data, num_seeds, price)
     for name, config in study.arms.items():
         for budget in steps:
             at_budget(config, budget, f"{name}, budgets")

@@ -68,7 +68,7 @@ def _most_apart(baseline: Arm, gaps: Sequence[tuple[int, float]]) -> float:
 
 
 def _mean_gap_at(baseline: Arm, arm: Arm, step: int, most_apart: float) -> float | None:
-    """The mean gap at a step at which the arm was validated; None where the baseline was not validated near the step."""
+    """The mean gap at a step at which the arm was validated; None where the baseline was not near it."""
     theirs, gaps = by_seed(reference(baseline)), []
     for seed, run in by_seed(reference(arm)).items():
         base, ours = _losses(theirs.get(seed, {})), _losses(run)
