@@ -88,10 +88,9 @@ def _saving(
                 if (each["arm"], each["read_at"], each["unit"]) == (best, "baseline_end", "flops")
             )
             if flops is not None and found["speedup"] > MUCH_FASTER * flops:
-                times = found["speedup"] / flops
                 return None, (
-                    f"the baseline’s steps took {times:.2f} times as long as superposition’s, which the method does not "
-                    "explain, so the machine was busier with them"
+                    f"the baseline’s steps took {found['speedup'] / flops:.2f} times as long as superposition’s, which "
+                    "the method does not explain, so the machine was busier with them"
                 )
             whole, ends = found["baseline_cost"] / 3600, found["confidence_interval"]
             share = 1 - 1 / found["speedup"]

@@ -163,8 +163,14 @@ def _read_arms(
     arms: Any, values: dict[str, Any], overrides: dict[str, Any], source: str, lines: yaml.Node | None
 ) -> dict[str, RunConfig]:
     """The configurations of named arms, the baseline's first."""
-    if not isinstance(arms, dict) or len(arms) < 2 or not all(isinstance(a, dict) for a in arms.values()):
-        raise UserError(f"{source}: arms: is a list of at least two names, each with the keys it changes")
+    if not isinstance(arms, dict) or len(arms) < 2:
+        raise UserError(f"{source}: arms: needs at least two names, each with the keys it changes")
+    for name, keys in arms.items():
+        if not isinstance(keys, dict):
+            raise UserError(
+                f"{source}: arms.{name}: needs the keys that the arm changes, such as {{superposition.bag_size: 2}}, "
+                f"not {str(keys)[:60]!r}"
+            )
     for name in arms:  # it will be a folder's
         if not isinstance(name, str) or not re.fullmatch(r"[\w=,+-][\w.=,+ -]{0,99}", name):
             raise UserError(
@@ -198,7 +204,12 @@ def _read_arms(
     }
     baseline = [name for name, config in configs.items() if config.schedule().switch_step == 0]
     if len(baseline) != 1:
-        raise UserError(f"{source}: arms: exactly one has no superposition (bag_size 1); {len(baseline)} have none")
+        listed = " and ".join(f"arms.{name}" for name in baseline) or "no arm"
+        steps = next(iter(configs.values())).train.total_steps
+        raise UserError(
+            f"{source}: arms: exactly one arm has no superposition (superposition.bag_size 1, or a "
+            f"superposition.ratio that gives no step of {steps:,}); here that is true of {listed}"
+        )
     configs = {baseline[0]: configs[baseline[0]], **configs}
     _check_equal(configs, source)
     return configs
