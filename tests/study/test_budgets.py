@@ -66,7 +66,7 @@ def tree(folder: Path) -> dict[str, int]:
 
 def without_times(report: Any) -> Any:
     if isinstance(report, dict):
-        times = ("wall_seconds", "peak_memory_bytes", "command")
+        times = ("wall_seconds", "peak_memory_bytes", "command", "cost", "runs_at_once", "shared_steps")
         return {key: without_times(value) for key, value in report.items() if key not in times}
     if isinstance(report, list):
         return [

@@ -28,7 +28,8 @@ The dictionary is the contract between what trains and what tells. Its keys:
     cost             optional: hours, and money where a price was given; see `study.costs.cost_of`
     equal_flops      at the longest budget, of the best arm (which decides the most: `study.decision`): baseline, arm
                      (names), delta_nats (mean over seeds of arm minus baseline; below zero is better),
-                     confidence_interval ([low, high] or null), confidence_level, deltas (one a seed), reason (null, or why there is no interval)
+                     confidence_interval ([low, high] or null), confidence_level, deltas (one a seed), reason (null,
+                     or why there is no interval)
     equal_flops_all  the same of every arm but the baseline, in a list; optional with two arms
     sweep            only where each arm was tuned: keys, values (of each key), num_seeds, arms: a list; each
         name         the arm's
