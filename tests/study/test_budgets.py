@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import itertools
 import json
 import os
@@ -17,7 +16,6 @@ from typing import Any
 
 import pytest
 import yaml
-from rich.console import Console
 
 from token_superposition.errors import TrainingDivergedError, UserError
 from token_superposition.files import write_json
@@ -25,13 +23,13 @@ from token_superposition.run.branch import branch_step
 from token_superposition.run.folder import RunFolder
 from token_superposition.study import queue, workers
 from token_superposition.study.compare import compare, load_study, make_study
-from token_superposition.study.display import Display
 from token_superposition.study.job import Job
 from token_superposition.study.machine import Share
 from token_superposition.study.queue import train_trials
 from token_superposition.study.study_file import Study
 from token_superposition.study.sweep import parse_sweep
 from token_superposition.study.trials import arm_trials, equal_data_steps, with_equal_data
+from token_superposition.train.optimizer import build_learning_rate
 
 
 @pytest.fixture
@@ -68,7 +66,7 @@ def tree(folder: Path) -> dict[str, int]:
 
 def without_times(report: Any) -> Any:
     if isinstance(report, dict):
-        times = ("wall_seconds", "peak_memory_bytes", "command")
+        times = ("wall_seconds", "peak_memory_bytes", "command", "cost", "runs_at_once", "shared_steps")
         return {key: without_times(value) for key, value in report.items() if key not in times}
     if isinstance(report, list):
         return [
@@ -326,21 +324,6 @@ def test_what_begins_as_a_lost_run_is_left_out_down_the_line(tmp_path: Path, mon
     assert started == ["first"]
 
 
-def test_the_display_counts_what_is_trained_and_says_who_waits(tmp_path: Path) -> None:
-    trunk = Job("trunk", tmp_path / "a.yaml", tmp_path / "a", 100)
-    leaf = Job("leaf", tmp_path / "b.yaml", tmp_path / "b", 60, 40, trunk)
-    assert leaf.last_step() == (40, "waits for trunk")
-    said = io.StringIO()
-    Display([trunk, leaf], quiet=False, console=Console(file=said, width=200)).update()
-    assert said.getvalue() == "0 of 120 steps\n"
-    bars = io.StringIO()
-    display = Display([trunk, leaf], quiet=False, console=Console(file=bars, width=200, force_terminal=True))
-    (tmp_path / "a" / "checkpoints" / "step-0000040").mkdir(parents=True)
-    display.update()
-    display.close()
-    assert leaf.last_step() == (40, "starting")
-
-
 BAD = [
     ({"budgets": [12, 12]}, "budgets: 12 is there twice"),
     ({"budgets": [12, 24, 9]}, "budgets: 9 steps are too few: a budget has at least 10"),
@@ -350,7 +333,6 @@ BAD = [
     ({"budgets": 12}, "budgets: needs numbers of steps"),
     ({"budgets": {"a": 1}}, "budgets: needs numbers of steps"),
     ({"budgets": [10**13]}, "train.total_steps"),
-    ({"budgets": [12, 24], "total": 30}, "train.total_steps: is 30, which is none of the budgets 12,24"),
     ({"budgets": [12, 24], "warmup": 10}, "budgets: 12 steps: train: warmup_steps 10 reach into the decay"),
     ({"equal_data": 1}, "equal_data: is true or false"),
 ]
@@ -358,7 +340,6 @@ BAD = [
 
 @pytest.mark.parametrize(("keys", "said"), BAD)
 def test_budgets_that_make_no_study_are_refused(values: dict[str, Any], keys: dict[str, Any], said: str) -> None:
-    values["train"]["total_steps"] = keys.pop("total", 24)
     values["train"]["warmup_steps"] = keys.pop("warmup", 2)
     with pytest.raises(UserError) as caught:
         make_study({**values, **keys}, source="study.yaml")
@@ -387,11 +368,25 @@ def test_budgets_are_sorted_and_the_largest_is_the_reference(values: dict[str, A
     assert {config.train.total_steps for config in study.arms.values()} == {40}
     assert [config.train.num_warmup_steps for config in study.at_budgets(study.arms["baseline"])] == [4, 4]
     assert make_study({**values, "budgets": [10]}, budgets="30,20").budgets == (20, 30)
-    values["train"]["total_steps"] = 20
-    assert study_of(values, budgets=[40, 20]).arms["baseline"].train.total_steps == 40
     assert make_study(values, {"train.total_steps": 20}, budgets="20,30").budgets == (20, 30)
     with pytest.raises(UserError, match="none of the budgets"):
         make_study(values, {"train.total_steps": 25}, budgets="20,30")
+
+
+@pytest.mark.parametrize("total", [10, 20, 160, 10_000])
+@pytest.mark.parametrize("warmup", [{"warmup_ratio": 0.1}, {"warmup_steps": 4}])
+def test_budgets_take_the_place_of_the_total_of_the_file(
+    values: dict[str, Any], total: int, warmup: dict[str, Any]
+) -> None:
+    del values["train"]["warmup_steps"]
+    values["train"] |= {"total_steps": total, **warmup}
+    for study in (study_of(values, budgets=[40, 20]), make_study(values, budgets="20,40")):
+        for arm, ratio in (("baseline", 0.0), ("superposition", 0.25)):
+            assert study.arms[arm].train.total_steps == 40
+            for config, steps in zip(study.at_budgets(study.arms[arm]), (20, 40), strict=True):
+                schedule, rate = config.schedule(), build_learning_rate(config.train)
+                assert (schedule.total_steps, schedule.switch_step) == (steps, ratio * steps)
+                assert (rate.warmup_steps, rate.decay_steps) == (4, 0.25 * steps)
 
 
 def test_equal_data_is_counted_by_arm(values: dict[str, Any], tmp_path: Path) -> None:

@@ -31,24 +31,24 @@ def test_every_study_has_a_whole_page_that_fetches_nothing(study: str, tmp_path:
 @pytest.mark.parametrize(
     ("study", "outcome", "words"),
     [
-        ("won", "won", "0.047 nats per byte below the baseline: it helped here."),
-        ("lost", "lost", "0.032 nats per byte above the baseline: it did not help here."),
-        ("split", "undecided", "these seeds do not decide it"),
-        ("won-one-seed", "undecided", "0.059 nats per byte below the baseline, but one seed does not decide it."),
-        ("lost-one-seed", "undecided", "0.029 nats per byte above the baseline, but one seed does not decide it."),
+        ("won", "won", "lower loss in all 5 seeds: 0.047 nats per byte better"),
+        ("lost", "lost", "higher loss in all 5 seeds: 0.032 nats per byte worse"),
+        ("split", "undecided", "These seeds do not decide"),
+        ("won-one-seed", "undecided", "One seed does not decide"),
+        ("lost-one-seed", "undecided", "One seed does not decide"),
     ],
 )
 def test_the_headline_says_what_came_out(study: str, outcome: str, words: str) -> None:
     said = verdict(STUDIES[study]())
     assert said.outcome == outcome
-    assert said.headline.startswith("At equal compute superposition ended")
+    assert "at the same compute" in said.headline
     assert words in said.headline
 
 
 def test_one_seed_is_told_what_to_do() -> None:
-    said = " ".join(verdict(two_arms(WON, 1)).details)
-    for words in ("no interval", "--seeds 5", "0.003", "0.02 to 0.04"):
-        assert words in said
+    words = verdict(two_arms(WON, 1))
+    assert "--seeds 5" in words.next_step
+    assert all(text in " ".join(words.details) for text in ("no interval", "0.003", "0.02 to 0.04"))
 
 
 def test_a_loss_says_whether_the_gap_was_still_closing() -> None:
@@ -65,7 +65,7 @@ def test_unequal_compute_is_not_called_equal() -> None:
     report = two_arms(WON, 5)
     for seed in report["arms"][1]["seeds"]:
         seed["flops"] *= 1.25
-    assert verdict(report).headline.startswith("With 1.25 times the baseline's compute")
+    assert "with 1.25 times the baseline's compute" in verdict(report).headline
     page = render_html(report)
     assert "Not at equal compute" in page
     assert "Equal compute: measured" not in page

@@ -65,12 +65,10 @@ def test_the_headline_and_the_box_give_the_difference_and_the_speedup() -> None:
     report = make_study()
     number = f"{report['iso_loss']['speedup']:.2f}"
     low, high = report["iso_loss"]["confidence_interval"]
-    assert verdict(report).headline.endswith(
-        f"and it reached the baseline’s loss with {number} times less compute: it helped here."
-    )
+    assert verdict(report).headline.endswith(f"and it reached the baseline’s loss with {number} times less compute.")
     text = text_of(report)
     assert f"Compute for the baseline’s loss {number}× less its loss at 4,000 steps 95% interval {low:.2f} to" in text
-    assert "Difference at equal compute −0.052" in text
+    assert "Difference at equal compute 0.052 better" in text
     assert f"with {number} times less compute (95% interval {low:.2f} to {high:.2f}) and " in said(report)
     assert "times less measured time" in said(report)
     assert "busier" not in said(report)
@@ -174,12 +172,12 @@ def test_budgets_have_a_table_with_differences_tokens_and_rates() -> None:
         "7,600 steps, for equal data",
     ]
     assert rows[3][0] == "superposition"
-    assert rows[3][2].startswith("+0.13")
+    assert rows[3][2].startswith("0.1391 worse")
     assert rows[3][3:5] == ["0.002", "3.89 million"]
     assert rows[-1][0].split() == ["superposition", "of", "4,000", "steps"]
     report = make_study(LATE)
     data = report["equal_data"]
-    assert table(report, 2)[-1][2].startswith(f"+{data['delta_nats']:.4f}")
+    assert table(report, 2)[-1][2].startswith(f"{data['delta_nats']:.4f} worse")
 
 
 def test_equal_data_says_what_was_bought_with_text() -> None:
@@ -203,12 +201,12 @@ def test_equal_data_within_the_noise_is_level(sign: int) -> None:
     longer = next(budget for budget in report["arms"][0]["budgets"] if budget["kind"] == "equal_data")
     for number, (theirs, ours) in enumerate(zip(longer["seeds"], report["arms"][1]["seeds"], strict=True)):
         theirs["final_validation_loss"] = ours["final_validation_loss"] - sign * (0.001 + 0.00001 * number)
-    side, written = ("below", "−0.0010") if sign < 0 else ("above", "+0.0010")
+    side = "better" if sign < 0 else "worse"
     words = said(finish(report))
-    assert f"superposition ended level with it, 0.0010 nats per byte {side} it (95% interval {written[:4]}" in words
+    assert f"superposition ended level with it (0.0010 nats per byte {side}, which is within the noise" in words
     assert "what it gained at equal compute, it bought with text" in words
     assert "its gain is more than the additional text" not in words
-    assert f"Difference at equal data {written}" in text_of(report)
+    assert f"Difference at equal data 0.0010 {side}" in text_of(report)
 
 
 def test_equal_data_of_the_best_of_several_arms_is_held_to_a_wider_interval() -> None:
@@ -217,13 +215,18 @@ def test_equal_data_of_the_best_of_several_arms_is_held_to_a_wider_interval() ->
     for theirs, delta, ours in zip(longer["seeds"], (-0.045, -0.085, -0.08), report["arms"][1]["seeds"], strict=True):
         theirs["final_validation_loss"] = ours["final_validation_loss"] - delta
     assert verdict(finish(report)).outcome == "won"
-    assert "(95% interval −0.124 to −0.016): as the best of 3 arms these seeds do not decide it." in said(report)
+    assert "(95% interval 0.016 to 0.124 better): for the best of 3 arms these seeds do not decide it." in said(report)
 
 
 def test_where_it_starts_to_win_is_said() -> None:
-    assert "Its interval lies below zero from 4,000 steps on." in said(make_study(LATE))
-    assert "Its interval lies below zero at every one." in said(make_study())
-    assert "+0.139 at 1,000 steps, +0.010 at 2,000, −0.038 at 4,000" in said(make_study(LATE))
+    late = said(make_study(LATE))
+    assert "It is clearly better from 4,000 steps on." in late
+    assert "It is clearly better at every budget." in said(make_study())
+    for words in (
+        "0.139 nats per byte worse at 1,000 steps (clearly worse)",
+        "0.038 nats per byte better at 4,000 steps",
+    ):
+        assert words in late
 
 
 def test_a_report_of_one_budget_stays_as_it_was() -> None:
@@ -249,9 +252,9 @@ def test_one_seed_claims_nothing() -> None:
     report = make_study(num_seeds=1)
     words = verdict(report)
     assert words.outcome == "undecided"
-    assert "one seed does not decide it" in words.headline
+    assert "One seed does not decide" in words.headline
     assert "One seed gives no interval." in said(report)
-    assert "below zero" not in said(report)
+    assert "clearly" not in said(report)
     assert "flatten" not in said(make_study(NEVER, num_seeds=1))
     assert "bought with text" not in said(report)
     figure = drawing(report, "budgets-loss")
@@ -264,20 +267,18 @@ def test_one_seed_claims_nothing() -> None:
 def test_a_speedup_that_may_be_none_is_not_claimed() -> None:
     report = STUDIES["noise"]()
     assert report["iso_loss"]["confidence_interval"][0] < 1
-    assert "The interval holds 1, so these seeds do not say that it saves compute." in said(report)
+    assert "these seeds do not decide whether it saves compute" in said(report)
     assert "times less compute" not in verdict(report).headline
     assert "bought with text" not in said(report)  # nothing was gained beyond doubt
 
 
 def test_the_switch_is_told_for_every_arm() -> None:
     text = text_of(STUDIES["four-arms"]())
-    assert text.count("superposition’s next-token loss stood") == 3
-    assert (
-        "“s=4, r=0.2”: At the switch (step 800) superposition’s next-token loss stood 1.99 nats per byte above" in text
-    )
-    assert "From step 1,200, 400 steps after the switch, its curve stayed at or below the baseline’s." in text
+    assert text.count("superposition’s next-token loss was") == 3
+    assert "“s=4, r=0.2”: At the switch (step 800) superposition’s next-token loss was 1.99 nats per byte worse" in text
+    assert "From step 1,200, 400 steps after the switch, its curve stayed as good as the baseline’s, or better." in text
     lost = make_study(NEVER)
-    assert "Superposition did not get ahead: at step 4,000 it was still 0.050 nats above." in text_of(lost)
+    assert "Superposition did not get ahead: at step 4,000 it was still 0.050 nats worse." in text_of(lost)
     assert "At no validation of the 2,800 steps after the switch did it get ahead and stay so." in said(lost)
 
 

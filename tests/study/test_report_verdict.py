@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,27 +17,26 @@ from token_superposition.study.report import render_html, verdict
 def test_won_says_by_how_much_and_that_it_helped() -> None:
     words = verdict(make_report(WON))
     assert words.outcome == "won"
-    assert "At equal compute superposition ended 0.052 nats per byte below the baseline" in words.headline
-    assert "it helped" in words.headline
+    assert "in all 5 seeds: 0.052 nats per byte better at the same compute" in words.headline
     assert "did not help" not in words.headline
-    assert "95% interval −0.059 to −0.045" in words.details[0]
+    assert "95% interval 0.045 to 0.059 better" in words.details[0]
     assert "5 seeds" in words.details[0]
 
 
 def test_lost_says_so_in_the_headline_and_why_it_may_be() -> None:
     words = verdict(make_report(LOST))
     assert words.outcome == "lost"
-    assert "0.052 nats per byte above the baseline" in words.headline
+    assert "in all 5 seeds: 0.052 nats per byte worse at the same compute" in words.headline
     assert "did not help" in words.headline
-    assert "interval +0.045 to +0.059" in words.details[0]
+    assert "interval 0.045 to 0.059 worse" in words.details[0]
     assert any(f"too few next-token steps follow it; here {STEPS - SWITCH} did" in text for text in words.details)
 
 
 def test_an_interval_that_holds_zero_decides_nothing() -> None:
     words = verdict(make_report(UNDECIDED))
     assert words.outcome == "undecided"
-    assert "do not decide it" in words.headline
-    assert "help" not in words.headline
+    assert "do not decide whether superposition helps" in words.headline
+    assert "level" not in words.headline
     assert "includes zero" in words.details[0]
 
 
@@ -44,17 +44,17 @@ def test_an_interval_that_holds_zero_decides_nothing() -> None:
 def test_one_seed_is_undecided_whatever_the_difference(delta: float) -> None:
     words = verdict(make_report([delta]))
     assert words.outcome == "undecided"
-    assert f"0.500 nats per byte {'below' if delta < 0 else 'above'} the baseline" in words.headline
-    assert "one seed does not decide it" in words.headline
-    assert "help" not in words.headline
+    assert f"0.500 nats per byte {'better' if delta < 0 else 'worse'}" in words.headline
+    assert "One seed does not decide" in words.headline
     assert any("no interval" in text for text in words.details)
-    assert any("--seeds 5" in text for text in words.details)
+    assert "--seeds 5" in words.next_step
 
 
 def test_more_seeds_are_asked_for_where_they_are_few() -> None:
     for deltas in (WON, LOST, UNDECIDED):
-        assert not any("--seeds" in text for text in verdict(make_report(deltas)).details)
-        assert any("--seeds 5" in text for text in verdict(make_report(deltas[:3])).details)
+        assert "--seeds 5" in verdict(make_report(deltas[:3])).next_step
+        asked = "--seeds 10" in verdict(make_report(deltas)).next_step
+        assert asked == (deltas == UNDECIDED)  # the others are decided
 
 
 @pytest.mark.parametrize("deltas", [WON, LOST, UNDECIDED, WON[:1]])
@@ -94,42 +94,34 @@ def test_a_difference_under_the_noise_is_called_that() -> None:
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
-@pytest.mark.parametrize(
-    ("size", "where"),
-    [
-        (0.0003, "ended level with the baseline, within 0.0005 nats per byte"),
-        (0.0029, "ended level with the baseline, 0.0029 nats per byte {side} it"),
-    ],
-)
-def test_a_tiny_difference_that_all_seeds_share_is_level(sign: int, size: float, where: str) -> None:
+@pytest.mark.parametrize("size", [0.0003, 0.0029])
+def test_a_tiny_difference_that_all_seeds_share_is_level(sign: int, size: float) -> None:
     report = make_report([sign * (size + number * 0.00001) for number in (-2, -1, 0, 1, 2)])
     words = verdict(report)
     assert words.outcome == "level"
-    side = "below" if sign < 0 else "above"
-    assert words.headline == (
-        f"At equal compute superposition {where.format(side=side)}: too little to count as a gain or a loss."
-    )
-    written = f"{'−' if sign < 0 else '+'}{size:.4f}"
-    assert f"The difference is {written} nats per byte" in words.details[0]
+    side = "better" if sign < 0 else "worse"
+    assert "ended level" in words.headline
+    assert f"{size:.4f} nats per byte {side}, which is within the noise" in words.headline
+    assert f"{size:.4f} nats per byte {side}" in words.details[0]
     assert "0.000 " not in words.details[0]
     assert "includes zero" not in words.details[0]
     assert any("noise" in text for text in words.details)
     assert not any("Superposition costs" in text for text in words.details)
-    assert f"Difference in validation loss {written}" in Page(render_html(report)).text
+    assert f"Difference in validation loss {size:.4f} {side}" in Page(render_html(report)).text
 
 
 @pytest.mark.parametrize("deltas", [[0.0001], [-0.02, 0.021, -0.0012]])
 def test_level_is_not_said_where_seeds_do_not_decide(deltas: Sequence[float]) -> None:
     words = verdict(make_report(deltas))
     assert words.outcome == "undecided"
-    assert "ended within 0.0005 nats per byte of the baseline, but" in words.headline
+    assert "not decide" in words.headline
     assert "level" not in words.headline
 
 
 def test_the_side_of_zero_that_an_interval_lies_on_can_be_read() -> None:
     words = verdict(make_report([-0.02793, -0.02, -0.01207]))
     assert words.outcome == "won"
-    assert "95% interval −0.0397 to −0.0003" in words.details[0]
+    assert "95% interval 0.0003 to 0.0397 better" in words.details[0]
 
 
 def test_the_best_of_several_arms_was_chosen() -> None:
@@ -152,11 +144,11 @@ def test_an_arm_that_won_is_not_hidden_by_a_lower_one_whose_seeds_lie_apart() ->
     report = of_arms(a=[-0.136, -0.016, -0.016], b=[-0.0445, -0.045, -0.0455], c=[-0.0402, -0.04, -0.0398])
     words = verdict(report)
     assert words.outcome == "won"
-    assert "(“b”) ended 0.045 nats per byte below" in words.headline
-    assert "Of the other arms, “c” (−0.040) ended clearly below the baseline." in words.details
-    assert "Lower on average, but not decided by these seeds: “a” (−0.056)." in words.details
+    assert "(“b”) reached a lower loss in all 3 seeds: 0.045 nats per byte better" in words.headline
+    assert "Other arms that are clearly better than the baseline: “c” (0.040 better)." in words.details
+    assert "Better on average, but undecided with these seeds: “a” (0.056 better)." in words.details
     alone = verdict(of_arms(b=[-0.0445, -0.045, -0.0455])).details
-    assert not any("other arms" in text or "Lower on average" in text for text in alone)
+    assert not any("Other arms" in text or "Better on average" in text for text in alone)
 
 
 def test_the_best_of_several_arms_is_held_to_a_wider_interval() -> None:
@@ -164,15 +156,15 @@ def test_the_best_of_several_arms_is_held_to_a_wider_interval() -> None:
     assert verdict(of_arms(a=barely)).outcome == "won"
     words = verdict(of_arms(a=barely, b=LOST[:3], c=LOST[:3]))
     assert words.outcome == "undecided"
-    assert words.headline.endswith("below the baseline, but as the best of 3 arms these seeds do not decide it.")
-    assert "95% interval −0.124 to −0.016" in words.details[0]
+    assert words.headline.startswith("For the best of 3 arms these seeds do not decide")
+    assert "95% interval 0.016 to 0.124 better" in words.details[0]
     assert "includes zero" not in words.details[0]
     said = " ".join(words.details)
     assert "best of 3 superposition arms, chosen by its result, so it counts as a gain only where a wider" in said
-    assert "the 98.3% interval, −0.166 to +0.026, does not." in said
+    assert "the 98.3% interval, 0.166 better to 0.026 worse, is not." in said
     sure = verdict(of_arms(a=WON, b=LOST))
     assert sure.outcome == "won"
-    assert any("the 97.5% interval, −0.061 to −0.044, does." in text for text in sure.details)
+    assert any("the 97.5% interval, 0.044 to 0.061 better, is." in text for text in sure.details)
     assert not any("wider" in text for text in verdict(of_arms(a=LOST, b=LOST)).details)
 
 
@@ -181,4 +173,63 @@ def test_a_run_that_diverged_is_not_compared() -> None:
     words = verdict(report)
     assert words.outcome == "undecided"
     assert "cannot be compared" in words.headline
+    assert "diverged" in words.headline
+    assert "learning rate" in words.next_step
     Page(render_html(report))
+
+
+def test_a_run_that_has_not_finished_is_to_be_continued() -> None:
+    report = make_report(WON)
+    report["arms"][1]["seeds"][2]["final_validation_loss"] = None
+    report["command"] = "tst compare study.yaml --seeds 5"
+    words = verdict(report)
+    assert "cannot be compared" in words.headline
+    assert "not finished" in words.headline
+    assert "same command again" in words.next_step
+    assert report["command"] in words.next_step
+
+
+@pytest.mark.parametrize(
+    ("at_once", "time"), [(1, "about 10 minutes"), (4, "about 3 minutes"), (100, "about 1 minute")]
+)
+def test_the_next_step_is_a_command_with_the_time_it_takes(at_once: int, time: str) -> None:
+    report = make_report(WON[:1])  # both arms took 75.25 s: four seeds more are 602 s of runs
+    report |= {"command": "tst compare 'my study.yaml' --seeds 1 --out runs/x", "runs_at_once": at_once}
+    words = verdict(report).next_step
+    assert words.endswith("tst compare 'my study.yaml' --seeds 5 --out runs/x")
+    assert f"({time} on this machine)" in words
+
+
+def test_steps_that_are_shared_are_not_trained_again_in_the_next_step() -> None:
+    report = make_report(WON[:1])
+    for arm in report["arms"]:
+        arm["seeds"][0] |= {"wall_seconds": 3600.0, "shared_steps": STEPS // 2}
+    assert "about 4 hours" in verdict(report).next_step
+    del report["arms"][0]["seeds"][0]["wall_seconds"]
+    assert "about" not in verdict(report).next_step
+
+
+def test_people_read_no_signs_of_differences() -> None:
+    for deltas in (WON, LOST, UNDECIDED, WON[:1], (0.001, 0.0011, 0.0012)):
+        report = make_report(deltas)
+        words = verdict(report)
+        shown = re.sub(r"<(script|style|pre).*?</\1>", "", render_html(report), flags=re.S)
+        for text in (words.headline, words.next_step, *words.details, Page(shown).text):
+            assert not re.search(r"[+\-−]\d*\.\d", text)
+
+
+@pytest.mark.parametrize(
+    ("deltas", "said", "not_said"),
+    [
+        (WON, "clearly better", "undecided"),
+        (LOST, "clearly worse", "undecided"),
+        (UNDECIDED, "undecided", "level, within noise"),
+        (WON[:1], "undecided", "clearly"),
+        ((0.0010, 0.0011, 0.0012), "level, within noise", "undecided"),
+    ],
+)
+def test_the_table_says_undecided_and_level_by_name(deltas: Sequence[float], said: str, not_said: str) -> None:
+    page = Page(render_html(make_report(deltas))).text
+    row = page[page.index("Difference to the baseline") :].partition("Bits per byte")[0]
+    assert said in row
+    assert not_said not in row

@@ -204,7 +204,11 @@ def test_no_bound_is_claimed_where_seeds_do_not_tell_two_ends_apart(read_at: str
     ends = {"baseline_end": [1.9, 1.8, 1.601], "superposition_end": [1.7, 1.65, 1.599]}[read_at]
     found = read(with_losses([2.0, 1.8, 1.6], ends, (-0.01, 0.0, 0.01)), read_at)
     assert (found["speedup"], found["bounds"]) == (None, None)
-    assert "these seeds do not tell the two apart" in found["reason"]
+    assert "these seeds do not decide" in found["reason"]
+    level = read(with_losses([2.0, 1.8, 1.6], ends, (-0.0007, 0.0, 0.0007)), read_at)
+    assert level["bounds"] is None
+    assert "level" in level["reason"]
+    assert "decide" not in level["reason"]
     sure = read(with_losses([2.0, 1.8, 1.6], ends, (-0.0001, 0.0, 0.0001)), read_at)
     assert sure["bounds"] is not None
     one = read(with_losses([2.0, 1.8, 1.6], ends), read_at)  # which cannot tell how far apart seeds lie

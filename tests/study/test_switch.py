@@ -39,6 +39,7 @@ def test_spike_and_crossing_by_hand() -> None:
         "spike_steps": 400,  # 0.5 at 1,400 is more than a tenth of 2.0; 0.1 at 1,600 is less
         "crossing_step": 2000,
         "crossing_recovery_steps": 800,
+        "ahead_at_end": True,
         "reason": None,
     }
 
@@ -54,7 +55,7 @@ def test_a_dip_that_does_not_stay_is_no_crossing() -> None:
     assert found["crossing_step"] is None
     assert found["crossing_recovery_steps"] is None
     assert found["reason"] == (
-        "superposition did not get ahead: at step 2,400 it was still 0.030 nats above (it was ahead at step 2,000, "
+        "superposition did not get ahead: at step 2,400 it was still 0.030 nats worse (it was ahead at step 2,000, "
         "and did not stay so)"
     )
 
@@ -63,7 +64,7 @@ def test_a_spike_that_lasts_is_said() -> None:
     found = facts({1200: 2.0, 1400: 1.0, 1600: 0.9})
     assert (found["spike_nats"], found["spike_steps"]) == (2.0, None)
     assert "did not fall below 10% of its height" in found["reason"]
-    assert "at step 1,600 it was still 0.900 nats above" in found["reason"]
+    assert "at step 1,600 it was still 0.900 nats worse" in found["reason"]
 
 
 def test_no_spike() -> None:
@@ -85,7 +86,7 @@ def test_the_baseline_need_not_be_validated_at_the_switch() -> None:
     arms[0]["seeds"][0]["curve"] = [point for point in curve if point["step"] > SWITCH]
     (beyond,) = switch_facts(arms)
     assert beyond["spike_nats"] is None
-    assert "or the baseline not around it" in beyond["reason"]
+    assert "or the baseline not near it" in beyond["reason"]
 
 
 def test_no_other_step_is_interpolated() -> None:
@@ -96,6 +97,28 @@ def test_no_other_step_is_interpolated() -> None:
     assert "superposition was not validated at step 1,200, the switch" in found["reason"]
     assert found["crossing_step"] == 2000
     assert facts(GAPS, {**GAPS, 2000: None})["crossing_step"] == 2200  # a seed has no loss there
+
+
+@pytest.mark.parametrize("steps", [(0, 4000), (0, 1100, 4000), (0, 1300, 4000), (0, 1400, 1500, 1600, 4000), (0, 200)])
+def test_no_spike_is_read_off_a_line_between_distant_validations(steps: Sequence[int]) -> None:
+    arms = with_gaps(dict.fromkeys(range(0, 4001, 100), 0.5))
+    curve = arms[0]["seeds"][0]["curve"]
+    arms[0]["seeds"][0]["curve"] = [point for point in curve if point["step"] in steps]
+    (found,) = switch_facts(arms)
+    assert (found["spike_nats"], found["spike_steps"]) == (None, None)
+    assert "the spike is not known" in found["reason"]
+
+
+@pytest.mark.parametrize(
+    "gaps", [{0: 0.0, 1200: 2.0, 4000: -0.1}, {1000: 0.5, 1100: 0.5, 1200: 2.0, 1300: 0.9, 4000: -1.0}]
+)
+def test_no_crossing_and_no_end_of_the_spike_are_named_where_no_validation_is_near(gaps: Mapping[int, float]) -> None:
+    found = facts(gaps)
+    assert found["spike_nats"] == 2.0
+    assert (found["spike_steps"], found["crossing_step"], found["crossing_recovery_steps"]) == (None, None, None)
+    assert found["ahead_at_end"] is True
+    assert "how long the spike lasted is not known" in found["reason"]
+    assert "where superposition got ahead is not known" in found["reason"]
 
 
 def test_no_recovery_and_no_curves_have_their_reasons() -> None:

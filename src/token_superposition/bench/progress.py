@@ -18,7 +18,7 @@ class Progress:
         self._console = Console(stderr=True, quiet=quiet)
         self._task: TaskID | None = None
         self._bar: Bar | None = None
-        if self._console.is_terminal and not quiet:
+        if self._console.is_terminal and not self._console.is_dumb_terminal and not quiet:
             self._bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(),

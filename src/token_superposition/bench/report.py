@@ -16,9 +16,10 @@ from rich.table import Table
 
 from token_superposition.bench.rounds import LEAST_ROUNDS, Rounds, median_interval, middle_80
 from token_superposition.plan.stages import Stage
-from token_superposition.study.report.numbers import count_in_words, memory, plural
+from token_superposition.study.report.numbers import count_in_words, memory, plural, wrapped
 
 _MOST_WAIT = 0.01
+_LEVEL = 0.05  # an interval around 1 that goes no further says that two steps cost the same
 
 
 def row_of(
@@ -70,18 +71,30 @@ def reading(result: dict[str, Any]) -> str:
         text = f"A step at s={last['bag_size']} takes {last['step_seconds']:.3g} s on this machine"
         text += ", and there is nothing to compare it with: measure at bag size 1 too." if last["bag_size"] > 1 else "."
     else:
-        text = f"A superposition step at s={last['bag_size']} costs {last['ratio']:.2f} times an ordinary step "
-        text += "on this machine"
-        if last["ratio_interval"]:
-            low, high = last["ratio_interval"]
-            text += f" (95% interval {low:.2f} to {high:.2f})"
+        text = _compared_step(last)
         times = round(last["raw_tokens_per_second"] / last["positions_per_second"])
-        text += f" and reads {times} times the tokens." if times > 1 else " and reads as many tokens."
+        text += f" It reads {times} times the tokens." if times > 1 else " It reads as many tokens."
     waits = [row for row in rows if row["data_wait_fraction"] > _MOST_WAIT]
     if waits:
         worst = max(waits, key=lambda row: row["data_wait_fraction"])
         text += f" At s={worst['bag_size']} it waits for data {worst['data_wait_fraction']:.1%} of the time."
     return text
+
+
+def _compared_step(row: dict[str, Any]) -> str:
+    """Whether a superposition step costs more than an ordinary step, in a sentence; no ratio without an interval."""
+    start = f"A superposition step at s={row['bag_size']}"
+    if not row["ratio_interval"]:
+        return (
+            f"Too few steps to say whether {start[0].lower()}{start[1:]} costs more than an ordinary step: measure "
+            "longer (--seconds), or leave --steps out."
+        )
+    low, high = row["ratio_interval"]
+    times = f"{row['ratio']:.2f} times an ordinary step (95% interval {low:.2f} to {high:.2f})"
+    if low <= 1 <= high:
+        near = "costs about as much as an ordinary step; " if max(1 - low, high - 1) < _LEVEL else ""
+        return f"{start}: {near}too few steps to say which of the two costs more: {times}."
+    return f"{start} costs {times} on this machine."
 
 
 def table(result: dict[str, Any]) -> str:
@@ -116,7 +129,7 @@ def table(result: dict[str, Any]) -> str:
     text = io.StringIO()
     Console(file=text, width=200).print(grid)
     drawn = [line.rstrip() for line in text.getvalue().splitlines()]
-    return "\n".join([*lines, "", *drawn, "", result["reading"]])
+    return "\n".join([*map(wrapped, lines), "", *drawn, "", wrapped(result["reading"])])
 
 
 def batch_lines(found: dict[str, Any]) -> str:
@@ -129,7 +142,7 @@ def batch_lines(found: dict[str, Any]) -> str:
             f"Micro-batches of {found['micro_batch_size']} rows are the largest part of {found['batch_size']} "
             f"that fits at s={found['bag_size']} ({taken})."
         )
-    return f"{first} For the configuration:\ntrain:\n  micro_batch_size: {found['micro_batch_size']}"
+    return f"{wrapped(f'{first} For the configuration:')}\ntrain:\n  micro_batch_size: {found['micro_batch_size']}"
 
 
 def device_name(device: torch.device) -> str:

@@ -40,6 +40,19 @@ def num_threads(arms: Sequence[Arm]) -> list[int]:
     return sorted({int(run["num_threads"]) for run in runs if run.get("num_threads") is not None})
 
 
+def why_seconds_differ(arms: Sequence[Arm]) -> str | None:
+    """Why the measured seconds of the runs cannot be compared, where they cannot: other threads, or other machines."""
+    threads = num_threads(arms)
+    if len(threads) > 1:
+        listed = f"{', '.join(map(str, threads[:-1]))} or {threads[-1]}"
+        return f"the runs had different numbers of threads ({listed})"
+    runs = [run for arm in arms for budget in budgets(arm) for run in budget["seeds"]]
+    machines = sorted({str(run["machine"]) for run in runs if run.get("machine") is not None})
+    if len(machines) > 1:
+        return f"the runs were trained on different machines ({'; '.join(machines)})"
+    return None
+
+
 def by_seed(budget: Budget) -> dict[int, Mapping[str, Any]]:
     """A budget's runs by their seed."""
     return {int(run["seed"]): run for run in budget["seeds"]}

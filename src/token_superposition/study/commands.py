@@ -10,6 +10,7 @@ import json
 import shlex
 from collections.abc import Callable
 from importlib.resources import files
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -64,6 +65,9 @@ def add_study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     compare.add_argument("--seeds", type=int, help="seeds of each arm (default: the file's, or 1)")
     compare.add_argument("--jobs", type=int, help="runs at once (default: as the machine bears)")
     compare.add_argument("--dry-run", action="store_true", help="say what would be trained, train and write nothing")
+    compare.add_argument(
+        "--price-per-hour", metavar="P", help="of a GPU or machine, such as 2.5: the report then has the cost in money"
+    )
     _add_budgets(compare)
     _add_sweep(compare)
 
@@ -153,9 +157,12 @@ def _guarded(options: argparse.Namespace, config: RunConfig, folder: Path) -> Gu
 def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
     from token_superposition.study.budgets import budget_words
     from token_superposition.study.compare import compare, load_study
+    from token_superposition.study.costs import parse_price
     from token_superposition.study.sweep import parse_sweep, sweep_words
 
     study = load_study(options.config, _values(overrides), budgets=options.budgets, equal_data=options.equal_data)
+    if options.price_per_hour is not None:
+        study = replace(study, price_per_hour=parse_price(options.price_per_hour, "--price-per-hour"))
     num_seeds = options.seeds if options.seeds is not None else study.num_seeds or 1
     num_sweep_seeds = _sweep_seeds(options)
     sweep = None
@@ -177,6 +184,7 @@ def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[di
     keys = [word for name, text in overrides.items() for word in (f"--{name}", text)]
     words = ["tst", "compare", str(options.config), "--seeds", str(num_seeds), "--out", str(folder)]
     words += budget_words(options.budgets, options.equal_data)
+    words += [] if options.price_per_hour is None else ["--price-per-hour", options.price_per_hour]
     words += [*sweep_words(options.sweep, num_sweep_seeds, options.sweep_budget), *keys]
     report = compare(
         study,
@@ -217,9 +225,12 @@ def _sweep_seeds(options: argparse.Namespace) -> int:
 
 def _with_verdict(report: dict[str, Any], folder: Path) -> tuple[dict[str, Any], str]:
     from token_superposition.study.report import verdict
+    from token_superposition.study.report.numbers import wrapped
 
     words = verdict(report)
-    return report, "\n".join([words.headline, *words.details, "", f"report: {folder / 'report.html'}"])
+    lines = [wrapped(line) for line in (words.headline, words.next_step)]
+    lines += ["", *(wrapped(f"- {line}", "  ") for line in words.details)]
+    return report, "\n".join([*lines, "", f"report: {folder / 'report.html'}"])
 
 
 def _values(overrides: dict[str, str]) -> dict[str, Any]:

@@ -71,13 +71,14 @@ def compare(
     tuned = None
     with _alone(folder):
         if sweep is None:
-            train_trials(trials, range(num_seeds), branches=study.branches, jobs=jobs, quiet=quiet)
+            runs_at_once = train_trials(trials, range(num_seeds), branches=study.branches, jobs=jobs, quiet=quiet)
         else:
             tuned = tune(study, sweep, folder, num_seeds=num_seeds, jobs=jobs, quiet=quiet)
-            trials = tuned.trials
+            trials, runs_at_once = tuned.trials, tuned.runs_at_once
             # What a value of the sweep brought.
             _warn_all([text for text in what_is_odd_in(trials, ready.sources) if text not in ready.odd])
         report = build_report(study, trials, num_seeds, longer)
+        report["runs_at_once"] = runs_at_once
         if tuned is not None:
             report["sweep"] = tuned.report
         if ready.measured:

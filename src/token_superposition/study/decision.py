@@ -23,6 +23,12 @@ from token_superposition.study.statistics import t_interval
 
 Difference = Mapping[str, Any]  # an entry of the report's `equal_flops_all`
 Outcome = Literal["won", "lost", "level", "undecided"]
+OUTCOME_WORDS: Mapping[Outcome, str] = {
+    "won": "clearly better",
+    "lost": "clearly worse",
+    "level": "level, within noise",
+    "undecided": "undecided",
+}
 NOISE = 0.003  # nats; what the paper takes for noise, for runs of 270 million parameters and more
 
 

@@ -60,10 +60,7 @@ def demo(
     overrides: dict[str, Any] = {"data.path": str(data)}
     if steps is not None:
         overrides["train.total_steps"] = steps
-    values = demo_config()
-    if budgets is not None:
-        del values["train"]["total_steps"]
-    study = make_study(values, overrides, source="demo.yaml", budgets=budgets, equal_data=equal_data)
+    study = make_study(demo_config(), overrides, source="demo.yaml", budgets=budgets, equal_data=equal_data)
     tried = None
     if sweep:
         tried = parse_sweep(

@@ -14,7 +14,7 @@ from token_superposition.model.build import model_cost
 from token_superposition.model.memory import abstract
 from token_superposition.study.compare import make_ready, what_is_odd_in
 from token_superposition.study.queue import plan_runs
-from token_superposition.study.report.numbers import count_in_words
+from token_superposition.study.report.numbers import count_in_words, wrapped
 from token_superposition.study.study_file import Study
 from token_superposition.study.sweep import Sweep
 from token_superposition.study.trials import Trial
@@ -99,10 +99,11 @@ def describe(result: dict[str, Any]) -> str:
         )
         longest = max(arm["budgets"], key=lambda each: each["total_steps"])
         bags = " then ".join(str(stage["bag_size"]) for stage in longest["stages"])
-        lines.append(
+        line = (
             f"{arm['name']:{width}}  bags of {bags}; {steps} steps; the longest run reads "
             f"{count_in_words(longest['raw_tokens'])} raw tokens, {longest['epochs']:.2f} epochs"
         )
+        lines.append(wrapped(line, " " * (width + 2)))
     seeds = "1 seed" if result["num_seeds"] == 1 else f"{result['num_seeds']} seeds"
     return "\n".join(
         [
@@ -111,7 +112,7 @@ def describe(result: dict[str, Any]) -> str:
             f"{'steps':{width}}  {result['steps_to_train']:,} to train: {result['steps']:,} in all, less "
             f"{result['steps_shared']:,} that runs share and {result['steps_done']:,} that are done",
             f"{'FLOPs':{width}}  {result['flops_to_train']:.3g}",
-            *(f"warning: {text}" for text in result["warnings"]),
+            *(wrapped(f"warning: {text}", "  ") for text in result["warnings"]),
             "nothing was trained or written",
         ]
     )

@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from token_superposition.run.branch import branch_diverged, make_branch
 from token_superposition.run.checkpoint import checkpoint_path
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig, load_config
+from token_superposition.train.progress import phase_words
 from token_superposition.train.resume import branch_config
 
 
@@ -60,6 +62,21 @@ class Job:
         return checkpoint_path(RunFolder(self.parent.folder).checkpoints, self.branch_step).exists()
 
     @property
+    def standing(self) -> str:
+        """What to say of the run while no process trains it."""
+        if self.done or self.diverged:
+            return "done" if self.done else "diverged"
+        if not self.ready and self.parent is not None:
+            return f"waits for {self.parent.name}"
+        return "queued"
+
+    @cached_property
+    def _superposed(self) -> bool:
+        """Whether a run that has begun has a superposition phase."""
+        fixed = RunFolder(self.folder).read_fixed()
+        return fixed is not None and any(stage["bag_size"] > 1 for stage in fixed["stages"])
+
+    @property
     def _begun(self) -> bool:
         return RunFolder(self.folder).config_file.exists()
 
@@ -100,5 +117,5 @@ class Job:
                 if "loss" in line:
                     # A branch may have been made after the last line of the run that it comes from.
                     step = max(int(line["step"]), self.branch_step)
-                    return step, f"{line['phase']}, loss {line['loss']:.3f}"
+                    return step, f"{phase_words(line, superposed=self._superposed)}, loss {line['loss']:.3f}"
         return self.branch_step, "starting"

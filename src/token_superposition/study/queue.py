@@ -50,8 +50,8 @@ def train_trials(
     jobs: int | None,
     quiet: bool,
     may_diverge: bool = False,
-) -> None:
-    """Train every trial with every seed, in one queue; see `run_jobs`.
+) -> int:
+    """Train every trial with every seed, in one queue; see `run_jobs`. Returns how many were trained at once.
 
     Args:
         trials: all that is to be trained.
@@ -65,6 +65,7 @@ def train_trials(
         planned.write()
     share = share_machine([trial.config for trial in trials], len(queue), jobs)
     run_jobs([planned.job for planned in queue], share=share, quiet=quiet, may_diverge=may_diverge)
+    return min(share.at_once, len(queue))
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ from typing import Any
 
 from token_superposition.errors import UserError
 from token_superposition.plan.stages import Schedule
+from token_superposition.run.branch import branch_step
 from token_superposition.run.folder import RunFolder
 from token_superposition.run.metrics import read_metrics
 from token_superposition.study.alike import check_lengths, check_machines, trained_steps
-from token_superposition.study.arms import num_threads
+from token_superposition.study.arms import num_threads, why_seconds_differ
+from token_superposition.study.costs import cost_of
 from token_superposition.study.decision import headline_of
 from token_superposition.study.speedup import choose_headline, iso_loss_all
 from token_superposition.study.statistics import paired_difference
@@ -62,8 +64,9 @@ def build_report(
     longer = [_equal_data(arms[0], arm, equal_data_steps[arm["name"]]) for arm in arms[1:] if equal_data_steps]
     best = headline_of(differences)
     threads = num_threads(arms)
-    # Seconds of runs with other numbers of threads say nothing of their arms.
-    speedups = [each for each in iso_loss_all(arms) if each["unit"] == "flops" or len(threads) < 2]
+    # Seconds of runs with other numbers of threads, or on other machines, say nothing of their arms.
+    comparable = why_seconds_differ(arms) is None
+    speedups = [each for each in iso_loss_all(arms) if each["unit"] == "flops" or comparable]
     iso_loss, no_iso_loss = choose_headline(speedups, best["arm"])
     reasons = {"iso_loss": no_iso_loss, "equal_data": None if longer else _NO_EQUAL_DATA}
     return {
@@ -106,6 +109,7 @@ def build_report(
         "iso_loss": iso_loss,
         "iso_loss_all": speedups,
         "switch": switch_facts(arms),
+        "cost": cost_of(arms, speedups, best["arm"], stored.get("train", {}).get("device"), study.price_per_hour),
         "reasons": {key: reason for key, reason in reasons.items() if reason is not None},
     }
 
@@ -143,6 +147,8 @@ def _figures(trial: Trial, num_seeds: int) -> dict[str, Any]:
                 "seed": trial.config.train.seed + seed,
                 **{key: summary[key] for key in keys + more},
                 "skipped_steps": summary.get("skipped_steps"),
+                "machine": summary.get("machine"),
+                "shared_steps": branch_step(run),
                 "num_threads": (run.read_config() or {}).get("train", {}).get("num_threads"),
                 "first_total_steps": first_total_steps(fixed) if fixed else None,
                 "curve": _curve(run),

@@ -254,7 +254,12 @@ def _bound(end: _Point, point: _Point, at_baseline: bool, *, more: bool) -> tupl
         return f"so in this one seed, which gives no interval, the speed-up is {limit}", bounds
     low, high = t_interval(apart, LEVEL)
     if low <= 0 <= high:
-        return "but by so little that these seeds do not tell the two apart, so no bound is sure", None
+        if low > -NOISE and high < NOISE:
+            return f"but the two losses are level there, within the noise of {NOISE} nats, so no bound is sure", None
+        return (
+            f"but these seeds do not decide it (the losses differ by {_mean(apart):.3f} nats, "
+            f"uncertain by {(high - low) / 2:.3f}), so no bound is sure"
+        ), None
     return f"so the speed-up is {limit}", bounds
 
 

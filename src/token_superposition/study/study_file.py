@@ -6,9 +6,10 @@
     budgets: [1000, 2000, 4000]
     equal_data: true
     seeds: 5
+    price_per_hour: 2.5
 
 Without `arms` they are the run as it stands and the same run without its `superposition` section. Without `budgets`
-there is one, `train.total_steps`; without `seeds` there is one.
+there is one, `train.total_steps`; without `seeds` there is one. `price_per_hour` is what a device costs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import yaml
 
 from token_superposition.errors import UserError
 from token_superposition.study.budgets import at_budget, parse_budgets
+from token_superposition.study.costs import parse_price
 from token_superposition.train.config import RunConfig, changed_keys, parse_config, read_yaml, with_keys
 from token_superposition.yaml_keys import child
 
@@ -50,6 +52,7 @@ class Study:
         budgets: numbers of steps, in rising order; empty where `train.total_steps` is the only one.
         equal_data: whether the baseline is trained on the raw tokens of each other arm too.
         num_seeds: of each arm; None where the file does not say.
+        price_per_hour: of a device, for the cost in the report; None where no price was given.
     """
 
     arms: Mapping[str, RunConfig]
@@ -57,6 +60,7 @@ class Study:
     budgets: tuple[int, ...] = ()
     equal_data: bool = False
     num_seeds: int | None = None
+    price_per_hour: float | None = None
 
     @property
     def branches(self) -> bool:
@@ -97,6 +101,8 @@ def make_study(
     steps, values, overrides = _take_budgets(values, overrides, budgets, source)
     equal_data = _take_equal_data(values, source) or equal_data
     num_seeds = _take_seeds(values, source)
+    price = values.pop("price_per_hour", None)
+    price = None if price is None else parse_price(price, f"{source}: price_per_hour")
     given = {key: f"--{key}" for key in overrides}
     shared = parse_config(values, overrides, source=source, lines=lines)
     if arms is None:
@@ -105,11 +111,11 @@ def make_study(
                 f"{source}: nothing to compare: the run has no superposition (set superposition.bag_size, or name arms)"
             )
         plain = parse_config(values, {**overrides, "superposition": {}}, source=source)
-        study = Study({"baseline": plain, "superposition": shared}, given, steps, equal_data, num_seeds)
+        study = Study({"baseline": plain, "superposition": shared}, given, steps, equal_data, num_seeds, price)
     else:
         configs = _read_arms(arms, values, overrides, source, lines)
         given = {str(key): f"{source}: arms.{name}" for name, keys in arms.items() for key in keys} | given
-        study = Study(configs, given, steps, equal_data, num_seeds)
+        study = Study(configs, given, steps, equal_data, num_seeds, price)
     for name, config in study.arms.items():
         for budget in steps:
             at_budget(config, budget, f"{name}, budgets")
@@ -120,19 +126,21 @@ def make_study(
 def _take_budgets(
     values: dict[str, Any], overrides: dict[str, Any], option: str | None, source: str
 ) -> tuple[tuple[int, ...], dict[str, Any], dict[str, Any]]:
-    """The budgets, and the keys with the largest as the total."""
+    """The budgets, and the keys with the largest budget as `train.total_steps`, whatever the file says there.
+
+    A `--train.total_steps` that is none of the budgets contradicts them, and is refused.
+    """
     given = values.pop("budgets", None)
     if option is None and given is None:
         return (), values, overrides
-    budgets = parse_budgets(given, f"{source}: budgets") if option is None else parse_budgets(option, "--budgets")
-    train = values.get("train")
-    in_file = train.get("total_steps") if isinstance(train, dict) else None
-    total = overrides.pop("train.total_steps", in_file)
-    if total is not None and total not in budgets:
+    place = f"{source}: budgets" if option is None else "--budgets"
+    budgets = parse_budgets(given if option is None else option, place)
+    total = overrides.pop("train.total_steps", budgets[-1])
+    if total not in budgets:
         listed = ",".join(map(str, budgets))
         raise UserError(
-            f"{source}: train.total_steps: is {str(total)[:60]}, which is none of the budgets {listed}; list it "
-            f"there, or give one of them (--train.total_steps {budgets[-1]})"
+            f"--train.total_steps: is {str(total)[:60]}, which is none of the budgets {listed} ({place}); remove "
+            "--train.total_steps, or add its value to the budgets"
         )
     return budgets, with_keys(values, {"train.total_steps": budgets[-1]}, f"{source}: "), overrides
 
@@ -155,8 +163,14 @@ def _read_arms(
     arms: Any, values: dict[str, Any], overrides: dict[str, Any], source: str, lines: yaml.Node | None
 ) -> dict[str, RunConfig]:
     """The configurations of named arms, the baseline's first."""
-    if not isinstance(arms, dict) or len(arms) < 2 or not all(isinstance(a, dict) for a in arms.values()):
-        raise UserError(f"{source}: arms: is a list of at least two names, each with the keys it changes")
+    if not isinstance(arms, dict) or len(arms) < 2:
+        raise UserError(f"{source}: arms: needs at least two names, each with the keys it changes")
+    for name, keys in arms.items():
+        if not isinstance(keys, dict):
+            raise UserError(
+                f"{source}: arms.{name}: needs the keys that the arm changes, such as {{superposition.bag_size: 2}}, "
+                f"not {str(keys)[:60]!r}"
+            )
     for name in arms:  # it will be a folder's
         if not isinstance(name, str) or not re.fullmatch(r"[\w=,+-][\w.=,+ -]{0,99}", name):
             raise UserError(
@@ -190,7 +204,12 @@ def _read_arms(
     }
     baseline = [name for name, config in configs.items() if config.schedule().switch_step == 0]
     if len(baseline) != 1:
-        raise UserError(f"{source}: arms: exactly one has no superposition (bag_size 1); {len(baseline)} have none")
+        listed = " and ".join(f"arms.{name}" for name in baseline) or "no arm"
+        steps = next(iter(configs.values())).train.total_steps
+        raise UserError(
+            f"{source}: arms: exactly one arm has no superposition (superposition.bag_size 1, or a "
+            f"superposition.ratio that gives no step of {steps:,}); here that is true of {listed}"
+        )
     configs = {baseline[0]: configs[baseline[0]], **configs}
     _check_equal(configs, source)
     return configs

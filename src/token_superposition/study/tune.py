@@ -45,10 +45,12 @@ class Tuned:
     Attributes:
         trials: each arm at its best setting, budget by budget.
         report: the sweep, as in `report.json`.
+        runs_at_once: how many of the compared runs were trained at a time.
     """
 
     trials: list[Trial]
     report: dict[str, Any]
+    runs_at_once: int
 
 
 def tune(study: Study, sweep: Sweep, folder: Path, *, num_seeds: int, jobs: int | None, quiet: bool) -> Tuned:
@@ -73,7 +75,7 @@ def tune(study: Study, sweep: Sweep, folder: Path, *, num_seeds: int, jobs: int 
         best = [choice.best(sweep_seeds, compared) for choice in choices]
         chosen = [trial for choice, number in zip(choices, best, strict=True) for trial in choice.taken[number]]
         chosen.sort(key=lambda trial: trial.kind != "budget")  # equal data comes last
-        train(chosen, compared)
+        runs_at_once = train(chosen, compared)
         if not any(trial.diverged(compared) for trial in chosen):
             break
     report = _report(choices, best, sweep, sweep_seeds, compared)
@@ -84,7 +86,7 @@ def tune(study: Study, sweep: Sweep, folder: Path, *, num_seeds: int, jobs: int 
         for arm in budget["arms"]:
             for key, end in arm["at_edge"].items():
                 warn(f"{arm['name']}: the best {key}{at} is the {end} tried: the best may lie outside; widen the sweep")
-    return Tuned(chosen, report)
+    return Tuned(chosen, report, runs_at_once)
 
 
 def sweep_runs(study: Study, sweep: Sweep, folder: Path, *, num_seeds: int) -> tuple[list[Trial], range, list[Trial]]:

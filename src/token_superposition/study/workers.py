@@ -26,7 +26,8 @@ from token_superposition.run.folder import RunFolder
 from token_superposition.study.display import Display
 from token_superposition.study.job import Job
 from token_superposition.study.machine import Share
-from token_superposition.train.progress import warn
+from token_superposition.study.report.numbers import plural
+from token_superposition.train.progress import say, warn
 from token_superposition.train.resume import stored_config
 
 
@@ -67,7 +68,7 @@ def run_jobs(jobs: Sequence[Job], *, share: Share, quiet: bool, may_diverge: boo
                 devices[ready] = None if _names_device(ready) else share.free_device(devices.values())
                 running[ready] = _start(ready, share.threads, devices[ready])
             time.sleep(0.3)
-            display.update()
+            display.update(running)
             for job, process in list(running.items()):
                 if process.poll() is not None:
                     del running[job], devices[job]
@@ -78,6 +79,11 @@ def run_jobs(jobs: Sequence[Job], *, share: Share, quiet: bool, may_diverge: boo
                     except TrainingDivergedError as error:
                         lost = lost or error
         display.update()
+    except KeyboardInterrupt:
+        display.close()
+        done = sum(job.done for job in jobs)
+        say(f"{done} of {plural(len(jobs), 'run')} done; start the same command again, and the study continues")
+        raise
     finally:
         display.close()
         for process in running.values():  # reached with any only when something went wrong

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import resource
 import sys
 import time
@@ -51,6 +52,18 @@ def matrix_speeds(device: torch.device, dtype: torch.dtype, size: int, seconds: 
         wait_for(device)
         speeds.append(2 * size**3 / (time.perf_counter() - start))
     return speeds
+
+
+def machine_name(device: torch.device) -> str:
+    """The hardware that computes, so that the seconds of two runs can be compared: the GPU, or the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return f"{value.strip()}, {os.cpu_count()} cores"
+    return f"{platform.machine()}, {os.cpu_count()} cores"
 
 
 def peak_memory_bytes(device: torch.device) -> int:

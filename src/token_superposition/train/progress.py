@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -26,10 +27,11 @@ class ProgressSink:
         total_steps: of the run.
         first_step: completed steps at the start (a resumed run's are not 0).
         quiet: show nothing.
+        superposed: whether the run has a superposition phase.
     """
 
-    def __init__(self, total_steps: int, first_step: int, *, quiet: bool) -> None:
-        self.total_steps = total_steps
+    def __init__(self, total_steps: int, first_step: int, *, quiet: bool, superposed: bool = True) -> None:
+        self.total_steps, self.superposed = total_steps, superposed
         self.console = Console(stderr=True, quiet=quiet)
         self.validation = ""
         self._next_line = 0.0
@@ -57,7 +59,7 @@ class ProgressSink:
             self.validation = f" · validation {line['validation_loss']:.3f}"
         if "loss" not in line:
             return
-        phase = line["phase"] if line["bag_size"] == 1 else f"{line['phase']} s={line['bag_size']}"
+        phase = phase_words(line, superposed=self.superposed)
         text = f"loss {line['loss']:.3f} · {_short(line['positions_per_second'])} positions/s{self.validation}"
         if self._bar:
             self._bar.update(self._task, completed=step, description=phase, text=text)
@@ -70,6 +72,18 @@ class ProgressSink:
         """Leave the terminal as it was."""
         if self._bar:
             self._bar.stop()
+
+
+def phase_words(line: Mapping[str, Any], *, superposed: bool) -> str:
+    """The phase of a line of the metrics, for people: a run without superposition has nothing to recover from.
+
+    Args:
+        line: with the metrics' own `phase`, `superposition` or `recovery`, and `bag_size`.
+        superposed: whether the run has a superposition phase.
+    """
+    if line["phase"] == "recovery":
+        return "recovery" if superposed else "next-token"
+    return f"{line['phase']} s={line['bag_size']}"
 
 
 def say(text: str) -> None:

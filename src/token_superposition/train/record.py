@@ -24,7 +24,7 @@ from token_superposition.model.validation import ValidationResult
 from token_superposition.run.checkpoint import save_checkpoint
 from token_superposition.run.folder import RunFolder
 from token_superposition.run.metrics import read_metrics
-from token_superposition.train.device import matrix_peak, peak_memory_bytes
+from token_superposition.train.device import machine_name, matrix_peak, peak_memory_bytes
 from token_superposition.train.progress import ProgressSink, warn
 from token_superposition.train.trackers import MetricsSink, open_tracker
 from token_superposition.train.trainer import StepResult, Trainer
@@ -80,7 +80,8 @@ class Recorder:
         except BaseException:
             self._close_trackers()
             raise
-        self.progress = ProgressSink(self.schedule.total_steps, self.done, quiet=quiet)
+        superposed = any(stage.bag_size > 1 for stage in self.schedule.stages)
+        self.progress = ProgressSink(self.schedule.total_steps, self.done, quiet=quiet, superposed=superposed)
 
     def close(self) -> None:
         """Close the progress bar and the trackers; the metrics close with the folder."""
@@ -266,6 +267,7 @@ class Recorder:
             "parameters": trainer.num_parameters,
             "loss_backend": trainer.loss_backend,
             "wall_seconds": self.wall_seconds(),
+            "machine": machine_name(trainer.device),
             "peak_memory_bytes": peak_memory_bytes(trainer.device),
             "data_fingerprint": trainer.corpora.fingerprint,
             "init_from": self.init_from,

@@ -17,15 +17,19 @@ The dictionary is the contract between what trains and what tells. Its keys:
         switch_step  the first next-token step; 0 for the baseline
         seeds        a list; each has seed, final_validation_loss, bits_per_byte, steps, positions, raw_tokens,
                      unique_raw_tokens, flops, wall_seconds, peak_memory_bytes, and `curve`: a list of
-                     step, phase, bag_size, flops, raw_tokens, validation_loss; optional: num_threads, skipped_steps
+                     step, phase, bag_size, flops, raw_tokens, validation_loss; optional: machine, shared_steps (trained
+                     once for several runs), num_threads, skipped_steps
                      (whose loss or gradient was no number), first_total_steps (what it was started with; others than
                      `steps` where it was made longer or shorter on its way)
         budgets*     optional: all that the arm was trained at, the shortest first: total_steps, kind (`budget`, or
                      `equal_data` for the baseline at the raw tokens another arm reads), stages, switch_step, ratio,
                      learning_rate, seeds (as above). The arm's own seeds are those of the longest `budget`
+    runs_at_once     optional: how many runs were trained at a time
+    cost             optional: hours, and money where a price was given; see `study.costs.cost_of`
     equal_flops      at the longest budget, of the best arm (which decides the most: `study.decision`): baseline, arm
-                     (names), delta_nats (mean over seeds of arm less baseline), confidence_interval ([low, high] or
-                     null), confidence_level, deltas (one a seed), reason (null, or why there is no interval)
+                     (names), delta_nats (mean over seeds of arm minus baseline; below zero is better),
+                     confidence_interval ([low, high] or null), confidence_level, deltas (one a seed), reason (null,
+                     or why there is no interval)
     equal_flops_all  the same of every arm but the baseline, in a list; optional with two arms
     sweep            only where each arm was tuned: keys, values (of each key), num_seeds, arms: a list; each
         name         the arm's

@@ -9,15 +9,17 @@ from typing import Any
 
 from token_superposition.study.arms import Arm
 from token_superposition.study.report.budgets import (
+    as_difference,
     budget_at,
     compared_steps,
     difference_at,
     difference_at_equal_data,
     equal_data_steps,
 )
-from token_superposition.study.report.facts import Report, mean, token_word, unit
+from token_superposition.study.report.facts import Report, mean, outcome_words, token_word, unit
 from token_superposition.study.report.findings import Reading, readings, saving, saving_interval
 from token_superposition.study.report.numbers import (
+    compared,
     count,
     count_in_words,
     decimal,
@@ -25,7 +27,6 @@ from token_superposition.study.report.numbers import (
     interval,
     plain,
     power_of_ten,
-    signed,
 )
 from token_superposition.study.report.tables import arm_heading, more
 
@@ -61,7 +62,7 @@ def _group(report: Report, steps: int, title: str, *, equal_data: bool) -> str:
                 longest = budget_at(arm, compared_steps(report)[-1])
                 if longest is not None:
                     note = f"of {count(longest['total_steps'])} steps"
-                    cell = _interval_cell(data["delta_nats"], data["confidence_interval"])
+                    cell = _interval_cell(report, data)
                     rows.append(_row(report, index, arm, longest, cell, note))
     heading = f'<tr class="group"><th scope="rowgroup" colspan="{len(_HEADS) + 1}">{escape(title)}</th></tr>'
     return f"<tbody>{heading}{''.join(rows)}</tbody>"
@@ -88,11 +89,16 @@ def _difference(report: Report, arm: Arm, steps: int) -> str:
     found = difference_at(report, arm, steps)
     if found is None or not math.isfinite(found.mean):
         return "–"
-    return _interval_cell(found.mean, found.interval)
+    return _interval_cell(report, as_difference(found))
 
 
-def _interval_cell(value: float | None, ends: Any) -> str:
-    return signed(value, 4) + (more(interval(ends)) if ends else more("no interval"))
+def _interval_cell(report: Report, found: Mapping[str, Any]) -> str:
+    ends = found["confidence_interval"]
+    return (
+        compared(found["delta_nats"], 4)
+        + more(interval(ends) if ends else "no interval")
+        + more(outcome_words(report, found))
+    )
 
 
 def speedup_table(report: Report, number: int) -> str:

@@ -79,6 +79,16 @@ def difference_at(report: Report, arm: Arm, steps: int) -> PairedDifference | No
     return _paired(by_seed(ours), by_seed(theirs))
 
 
+def as_difference(found: PairedDifference) -> Mapping[str, Any]:
+    """The same as an entry of the report's `equal_flops_all`, for what decides who won."""
+    return {
+        "delta_nats": found.mean,
+        "confidence_interval": found.interval,
+        "confidence_level": 0.95,
+        "deltas": found.differences,
+    }
+
+
 def difference_at_equal_data(report: Report, arm: Arm) -> Mapping[str, Any] | None:
     """The report's own entry: the arm less the baseline that read as much text."""
     listed = report.get("equal_data_all") or [report.get("equal_data")]

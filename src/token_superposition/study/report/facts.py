@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from token_superposition.study.arms import Arm, Budget
-from token_superposition.study.decision import Outcome, outcome_of
+from token_superposition.study.decision import OUTCOME_WORDS, Outcome, outcome_of
 
 Report = Mapping[str, Any]
 
@@ -46,6 +46,11 @@ def differences(report: Report) -> list[Mapping[str, Any]]:
 def outcome(report: Report) -> Outcome:
     """What the headline says of its arm."""
     return outcome_of(report["equal_flops"], len(differences(report)))
+
+
+def outcome_words(report: Report, difference: Mapping[str, Any]) -> str:
+    """What these seeds say of any difference to the baseline: `clearly better`, `level, within noise`, `undecided`."""
+    return OUTCOME_WORDS[outcome_of(difference, len(differences(report)))]
 
 
 def num_seeds(report: Report) -> int:

@@ -123,11 +123,11 @@ def panel(
     return "\n".join(parts)
 
 
-def y_grid(x: Scale, y: Scale) -> list[str]:
+def y_grid(x: Scale, y: Scale, *, unsigned: bool = False) -> list[str]:
     """Lines across at round values of y, and their labels."""
     parts = []
     values = ticks(y.low, y.high, 5)
-    for value, label in zip(values, tick_labels(values), strict=True):
+    for value, label in zip(values, tick_labels(values, unsigned=unsigned), strict=True):
         parts.append(f'<line class="grid" x1="{x.start:g}" x2="{x.end:.1f}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         parts.append(f'<text class="tick" x="{x.start - 7:g}" y="{y(value) + 4:.1f}" text-anchor="end">{label}</text>')
     return parts

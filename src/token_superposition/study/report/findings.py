@@ -11,10 +11,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from token_superposition.formatting import better_or_worse
 from token_superposition.study.arms import Arm, quoted
-from token_superposition.study.decision import Difference, outcome_of, would_have_won
+from token_superposition.study.costs import MUCH_FASTER
+from token_superposition.study.decision import NOISE, Difference, outcome_of, would_have_won
 from token_superposition.study.report.budgets import (
     FEWEST_FOR_INTERVAL,
+    as_difference,
     compared_steps,
     difference_at,
     difference_at_equal_data,
@@ -24,14 +27,12 @@ from token_superposition.study.report.budgets import (
     placed,
     shortest_in_full,
 )
-from token_superposition.study.report.facts import Report, baseline, best, differences, outcome, unit
-from token_superposition.study.report.numbers import count, decimal, digits_of, in_nats, interval, three_figures
+from token_superposition.study.report.facts import Report, baseline, best, differences, outcome, outcome_words, unit
+from token_superposition.study.report.numbers import count, decimal, in_nats, interval, three_figures
 from token_superposition.study.statistics import ONE_SEED, PairedDifference
 
 Reading = Mapping[str, Any]
 _CLOSES, _STAYS = 2 / 3, 0.9  # of how far behind it was one budget before
-_AS_GOOD_AS_NONE = 0.0005  # nats
-_MUCH_FASTER = 1.1  # seconds a step from arm to arm: on a quiet machine they are within a few percent
 
 
 def saving(reading: Reading) -> tuple[str, str]:
@@ -113,12 +114,12 @@ def _busyness(found: Mapping[str, Reading]) -> str:
     if not seconds or seconds["speedup"] is None:
         return ""
     faster = seconds["speedup"] / found["flops"]["speedup"]
-    if faster > _MUCH_FASTER:
+    if faster > MUCH_FASTER:
         return (
             f" The baseline’s steps took {decimal(faster, 2)} times as long as superposition’s, which the method does "
             "not explain: the machine was busier with them. Go by the compute."
         )
-    if faster < 1 / _MUCH_FASTER:
+    if faster < 1 / MUCH_FASTER:
         return (
             f" Superposition’s steps took {decimal(1 / faster, 2)} times as long as the baseline’s: the machine was "
             "busier with them, or bags cost time there (tst bench measures both)."
@@ -132,24 +133,72 @@ def _sureness(reading: Reading) -> str:
         return (
             " One seed gives no interval." if reading["reason"] == ONE_SEED else f" No interval: {reading['reason']}."
         )
-    return " The interval holds 1, so these seeds do not say that it saves compute." if ends[0] <= 1 <= ends[1] else ""
+    return (
+        " The interval includes 1, so these seeds do not decide whether it saves compute."
+        if ends[0] <= 1 <= ends[1]
+        else ""
+    )
 
 
 def ending(report: Report, difference: Difference, other: str) -> str:
-    """Where superposition ended: `0.052 nats per byte below it`, `level with it, within 0.0005 nats per byte`."""
+    """Where superposition ended: `0.052 nats per byte better than it`, `level with it (...)`."""
     delta, level = difference["delta_nats"], outcome_of(difference, len(differences(report))) == "level"
-    if abs(delta) < _AS_GOOD_AS_NONE:
-        near = f"within {_AS_GOOD_AS_NONE} {unit(report)}"
-        return f"level with {other}, {near}" if level else f"{near} of {other}"
-    far = f"{decimal(abs(delta), digits_of(delta))} {unit(report)} {'above' if delta > 0 else 'below'}"
-    return f"level with {other}, {far} it" if level else f"{far} {other}"
+    size = in_nats(delta, unit(report))
+    if level:
+        return f"level with {other} ({size}, which is within the noise of {NOISE} nats)"
+    return f"{size} from {other}" if size.endswith("apart") else f"{size} than {other}"
+
+
+def cost_sentences(report: Report) -> list[str]:
+    """Hours and money of one run of every arm, and what the best arm saves; nothing in a report of before."""
+    cost = report.get("cost")
+    if not cost:
+        return []
+    arms = [
+        f"{quoted(arm['name'])} {_hours_and_money(arm['hours'], arm['money'], cost['unit'])}"
+        for arm in cost["arms"]
+        if arm["hours"] is not None
+    ]
+    lines = [f"One run took: {', '.join(arms)}."] if arms else []
+    saving = cost["saving"]
+    if saving is not None:
+        verb = "saves" if saving["hours"] >= 0 else "costs"
+        amount = _hours_and_money(abs(saving["hours"]), saving["money"] and abs(saving["money"]), cost["unit"])
+        more = "" if verb == "saves" else " more"
+        lines.append(
+            f"For the baseline’s final loss superposition {verb} {amount}{more} a run, {abs(saving['share']):.0%} of "
+            f"the baseline’s cost ({_saving_range(saving)})."
+        )
+    elif cost["price_per_hour"] is not None:
+        lines.append(f"What superposition saves in money is not known: {cost['reason']}.")
+    return lines
+
+
+def _saving_range(saving: Mapping[str, Any]) -> str:
+    """`95% interval: saves 12% to 30%`, or why there is none."""
+    ends = saving["share_interval"]
+    if not ends:
+        return "no interval, so it may be luck"
+    low, high = ends
+    if low < 0 < high:
+        return f"undecided: the 95% interval goes from {-low:.0%} more to {high:.0%} less"
+    ends = sorted(map(abs, ends))
+    return f"95% interval {ends[0]:.0%} to {ends[1]:.0%} {'less' if low >= 0 else 'more'}"
+
+
+def _hours_and_money(hours: float, money: float | None, unit_words: str) -> str:
+    """`1.25 GPU-hours ($3.13)`."""
+    text = f"{hours:.2g} {unit_words}" if hours < 0.1 else f"{three_figures(hours)} {unit_words}"
+    if money is None:
+        return text
+    return f"{text} (${money:,.2f})" if money >= 0.1 else f"{text} (${money:.2g})"
 
 
 def not_decided(report: Report, difference: Difference) -> str:
     """Why it is not said that superposition won or lost."""
     if would_have_won(difference):
-        return f"as the best of {len(differences(report))} arms these seeds do not decide it"
-    return f"{'one seed does' if len(difference['deltas']) == 1 else 'these seeds do'} not decide it"
+        return f"for the best of {len(differences(report))} arms these seeds do not decide"
+    return f"{'one seed does' if len(difference['deltas']) == 1 else 'these seeds do'} not decide"
 
 
 def equal_data_sentences(report: Report) -> list[str]:
@@ -165,7 +214,7 @@ def equal_data_sentences(report: Report) -> list[str]:
     if came_out in ("lost", "level"):
         gained = outcome(report) == "won"
         return [start + (": what it gained at equal compute, it bought with text." if gained else ".")]
-    return [start + (f": {not_decided(report, found)}." if ends else ".")]
+    return [f"{start}: {not_decided(report, found)} it."]
 
 
 def _longer(report: Report, found: Mapping[str, Any]) -> str:
@@ -185,15 +234,17 @@ def budget_sentences(report: Report) -> list[str]:
     known = [(steps, each) for steps, each in found if each is not None and math.isfinite(each.mean)]
     if len(known) < 2:
         return []
-    (first, start), *others = known
-    more = ", ".join(f"{in_nats(each.mean)} at {count(steps)}" for steps, each in others)
-    line = f"Budget by budget, superposition less the baseline: {in_nats(start.mean)} at {count(first)} steps, {more}."
-    won = [each.interval is not None and each.interval[1] < 0 for _, each in known]
+    words = [
+        f"{in_nats(each.mean, unit(report))} at {count(steps)} steps ({outcome_words(report, as_difference(each))})"
+        for steps, each in known
+    ]
+    line = f"Budget by budget, superposition ended {', '.join(words)}."
+    won = [outcome_of(as_difference(each), len(differences(report))) == "won" for _, each in known]
     if all(won):
-        line += " Its interval lies below zero at every one."
+        line += " It is clearly better at every budget."
     elif won[-1]:
         since = len(won) - won[::-1].index(False)
-        line += f" Its interval lies below zero from {count(known[since][0])} steps on."
+        line += f" It is clearly better from {count(known[since][0])} steps on."
     elif not any(won) and all(each.interval is not None for _, each in known):
         line += _trend(report, known)
     return [line]
@@ -231,13 +282,13 @@ def switch_sentences(report: Report) -> list[str]:
         if spike is not None and spike > 0:
             over = f"; after {count(lasted)} steps less than a tenth of that was left" if lasted is not None else ""
             words.append(
-                f"At the switch (step {count(found['switch_step'])}) superposition’s next-token loss stood {spike:.2f} "
-                f"{unit(report)} above the baseline’s{over}."
+                f"At the switch (step {count(found['switch_step'])}) superposition’s next-token loss was "
+                f"{better_or_worse(spike, unit(report), 2)} than the baseline’s{over}."
             )
         if crossing is not None:
             words.append(
                 f"From step {count(crossing)}, {count(found['crossing_recovery_steps'])} steps after the switch, its "
-                "curve stayed at or below the baseline’s."
+                "curve stayed as good as the baseline’s, or better."
             )
         if found["reason"]:
             words.append(f"{found['reason'][:1].upper()}{found['reason'][1:]}.")

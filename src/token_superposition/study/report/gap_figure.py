@@ -35,7 +35,7 @@ from token_superposition.study.report.figure import (
     y_grid,
 )
 from token_superposition.study.report.marks import arm_class, marker, short_names
-from token_superposition.study.report.numbers import count, finite, in_nats, interval
+from token_superposition.study.report.numbers import compared, count, digits_of, finite, interval
 from token_superposition.study.report.scale import Scale
 
 _INSET = 22.0  # between the frame and the first and last points
@@ -53,7 +53,9 @@ class _Gap:
     @property
     def words(self) -> str:
         """What is read out."""
-        return f"{self.where}: {in_nats(self.mean)}" + (f" ({interval(self.ends)})" if self.ends else "")
+        return f"{self.where}: {compared(self.mean, digits_of(self.mean))}" + (
+            f" ({interval(self.ends)})" if self.ends else ""
+        )
 
 
 @dataclass(frozen=True)
@@ -109,12 +111,14 @@ def gaps_panel(report: Report) -> str:
     ends = [(at(number, row.gaps[-1]), row, name) for number, (row, name) in enumerate(zip(rows, names, strict=True))]
     parts = [
         *opening(
-            "budgets-gap", "Difference to the baseline", f"Final loss less the baseline’s in {unit(report)}. {said}."
+            "budgets-gap",
+            "Difference to the baseline",
+            f"Difference to the baseline’s final loss in {unit(report)}. {said}.",
         ),
         clip("budgets-gap", right),
-        f'<text class="axis" x="0" y="32">Final loss less the baseline’s ({escape(unit(report))}); below zero is better'
-        "</text>",
-        *y_grid(Scale(0, 1, LEFT, right), y),
+        f'<text class="axis" x="0" y="32">Difference to the baseline ({escape(unit(report))}): better below the line, '
+        "worse above</text>",
+        *y_grid(Scale(0, 1, LEFT, right), y, unsigned=True),
         f'<line class="zero" x1="{LEFT:g}" x2="{right:.1f}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>',
         *_steps_axis(steps, layout.places, right, layout.data_at if layout.has_data else None),
         *(

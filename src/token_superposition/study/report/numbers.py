@@ -6,11 +6,14 @@ Every function gives plain text; what goes into HTML or SVG is escaped there.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
+from token_superposition.formatting import better_or_worse
 from token_superposition.study.decision import NOISE
 
 MINUS = "\u2212"
+WIDTH = 118  # of text on a terminal
 NOT_RECORDED = "not recorded"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _SCALES = ((1e12, "trillion"), (1e9, "billion"), (1e6, "million"))
@@ -39,9 +42,20 @@ def signed(value: float | None, digits: int = 3) -> str:
     return f"+{text}" if text[0].isdigit() and float(text) > 0 else text
 
 
-def in_nats(delta: float | None) -> str:
-    """A difference of losses: a fourth decimal where it is noise, which three may show as none, or as more."""
-    return signed(delta, digits_of(delta))
+def compared(value: float | None, digits: int = 3) -> str:
+    """A difference to the baseline where its unit is said elsewhere: `0.0520 better`, `0.0210 worse`, `0.0000`."""
+    text = decimal(None if value is None else abs(value), digits)
+    if value is None or not math.isfinite(value) or float(text) == 0:
+        return text
+    return f"{text} {'better' if value < 0 else 'worse'}"
+
+
+def in_nats(delta: float, unit: str) -> str:
+    """`0.052 nats per byte better`: a fourth decimal where it is noise, which three may show as none, or as more."""
+    digits = digits_of(delta)
+    if abs(delta) < 0.5 * 10**-digits:  # no "level", which is said of what is known to be level only
+        return f"less than {10**-digits:.{digits}f} {unit} apart"
+    return better_or_worse(delta, unit, digits)
 
 
 def digits_of(delta: float | None) -> int:
@@ -50,9 +64,15 @@ def digits_of(delta: float | None) -> int:
 
 
 def interval(ends: tuple[float, float] | list[float]) -> str:
-    """`−0.087 to −0.009`; a fourth decimal where an end would read as zero, as its side of zero is what counts."""
+    """`0.009 to 0.087 better`, or `0.012 better to 0.030 worse` where it holds zero.
+
+    A fourth decimal where an end would read as zero, as its side of zero is what counts.
+    """
     digits = 4 if any(abs(end) < 0.0005 for end in ends) else 3
-    return f"{signed(ends[0], digits)} to {signed(ends[1], digits)}"
+    low, high = (f"{abs(end):.{digits}f}" for end in ends)
+    if ends[1] <= 0:
+        return f"{high} to {low} better"
+    return f"{low} to {high} worse" if ends[0] >= 0 else f"{low} better to {high} worse"
 
 
 def count(value: float | None) -> str:
@@ -111,6 +131,14 @@ def duration(seconds: float | None) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def about_duration(seconds: float) -> str:
+    """`about 40 seconds`, `about 12 minutes`, `about 2 hours`: for an estimate."""
+    for size, noun in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= 0.95 * size * (1 if noun == "minute" else 1.5):
+            return f"about {plural(max(1, round(seconds / size)), noun)}"
+    return f"about {plural(max(1, round(seconds)), 'second')}"
+
+
 def memory(num_bytes: float | None) -> str:
     """`612 MiB`, `1.42 GiB`."""
     if num_bytes is None or not math.isfinite(num_bytes):
@@ -145,3 +173,9 @@ def joined(names: Sequence[str]) -> str:
 def plural(number: int, noun: str) -> str:
     """`1 seed`, `5 seeds`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def wrapped(text: str, indent: str = "") -> str:
+    """Text for a terminal, in lines of at most 118 characters; the lines after the first begin with `indent`."""
+    lines = textwrap.wrap(text, WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines)

@@ -43,10 +43,11 @@ from token_superposition.study.report.findings import (
 from token_superposition.study.report.gap_figure import gaps_panel
 from token_superposition.study.report.numbering import figure_number, table_number
 from token_superposition.study.report.numbers import (
+    compared,
     count,
     count_in_words,
     decimal,
-    in_nats,
+    digits_of,
     interval,
     plural,
     power_of_ten,
@@ -90,7 +91,8 @@ def _head(report: Report) -> str:
     return (
         f"<header><h1>{escape(report['title'])}</h1>\n"
         f'<p class="byline">{escape(report["created"])} · {model} · {plural(seeds, "seed")} an arm</p>\n'
-        f'<p class="headline">{_unbroken(escape(words.headline))}</p>\n{_big_numbers(report)}\n'
+        f'<p class="headline">{_unbroken(escape(words.headline))}</p>\n'
+        f'<p class="next">{_unbroken(escape(words.next_step))}</p>\n{_big_numbers(report)}\n'
         f"<ul>{details}</ul></header>"
     )
 
@@ -113,7 +115,7 @@ def _big_numbers(report: Report) -> str:
         decimal(mean(arm, "bits_per_byte"), 3),
         f"baseline {decimal(mean(base, 'bits_per_byte'), 3)}",
     )
-    first = ("Difference in validation loss", in_nats(result["delta_nats"]), f"{unit(report)}\n{sure}")
+    first = ("Difference in validation loss", _big_difference(result["delta_nats"]), f"{unit(report)}\n{sure}")
     cells: list[tuple[str, str, str] | None] = [
         first,
         _speedup(report) or bits,
@@ -156,13 +158,17 @@ def _speedup(report: Report) -> tuple[str, str, str] | None:
     return title, f"{number}× {words.split()[0]}", f"its loss at {steps} steps\n{sure}"
 
 
+def _big_difference(delta: float | None) -> str:
+    return compared(delta, digits_of(delta))
+
+
 def _equal_data(report: Report) -> tuple[str, str, str] | None:
     found = difference_at_equal_data(report, best(report))
     if found is None:
         return None
     ends = found["confidence_interval"]
     sure = f"{found['confidence_level']:.0%} interval {interval(ends)}" if ends else "no interval"
-    return "Difference at equal data", in_nats(found["delta_nats"]), f"{unit(report)}\n{sure}"
+    return "Difference at equal data", _big_difference(found["delta_nats"]), f"{unit(report)}\n{sure}"
 
 
 def _lines(text: str) -> str:

@@ -8,10 +8,11 @@ from html import escape
 from typing import Any
 
 from token_superposition.objective.slot_weights import describe_slot_weights
-from token_superposition.study.arms import Arm, budgets, num_threads, quoted
+from token_superposition.study.arms import Arm, budgets, quoted, why_seconds_differ
 from token_superposition.study.report.budgets import compared_steps, equal_data_steps, has_budgets, reference_steps
 from token_superposition.study.report.facts import Report, num_seeds, ratio, recovery_steps
 from token_superposition.study.report.findings import equal_data_sentences, speedup_sentences
+from token_superposition.study.report.next_step import ENOUGH_SEEDS
 from token_superposition.study.report.numbering import table_number
 from token_superposition.study.report.numbers import (
     count,
@@ -21,7 +22,7 @@ from token_superposition.study.report.numbers import (
 )
 from token_superposition.study.report.sweep import runs_words, tuned_caveats
 from token_superposition.study.report.tables import arm_heading
-from token_superposition.study.report.verdict import BYTE_CAVEAT, ENOUGH_SEEDS
+from token_superposition.study.report.verdict import BYTE_CAVEAT
 
 
 def what_was_trained(report: Report) -> str:
@@ -116,10 +117,9 @@ def _settings(report: Report) -> str:
         f"{unless_swept('weight_decay', plain(s['weight_decay']))}. It computes in "
         f"{plain(s.get('dtype'))} on {plain(s.get('device'))}"
     )
-    several, threads = num_threads(report["arms"]), s.get("num_threads")
-    if len(several) > 1:
-        listed = f"{', '.join(map(str, several[:-1]))} or {several[-1]}"
-        return escape(f"{words} with {listed} threads, so the runs’ seconds are not compared.")
+    differ, threads = why_seconds_differ(report["arms"]), s.get("num_threads")
+    if differ:
+        return escape(f"{words}. Seconds are not compared: {differ}.")
     return escape(words + (f" with {plural(threads, 'thread')}." if isinstance(threads, int) else "."))
 
 

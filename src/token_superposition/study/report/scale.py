@@ -41,8 +41,10 @@ def log_ticks(low: float, high: float) -> list[float]:
     return ticks(low, high, 3)
 
 
-def tick_labels(values: list[float], divisor: float = 1.0) -> list[str]:
-    """The ticks over `divisor`, all with the decimals that tell them apart."""
+def tick_labels(values: list[float], divisor: float = 1.0, *, unsigned: bool = False) -> list[str]:
+    """The ticks over `divisor`, all with the decimals that tell them apart; `unsigned` where words say the side."""
+    if unsigned:
+        return [label.removeprefix(MINUS) for label in tick_labels(values, divisor)]
     if len(values) < 2:
         return [f"{value / divisor:.3g}" for value in values]
     step = (values[1] - values[0]) / divisor

@@ -9,7 +9,7 @@ from typing import Any
 
 from token_superposition.study.report.facts import Report, differences, unit
 from token_superposition.study.report.marks import arm_class, marker, short
-from token_superposition.study.report.numbers import in_nats, interval
+from token_superposition.study.report.numbers import compared, digits_of, interval
 from token_superposition.study.report.scale import Scale, tick_labels, ticks
 
 _WIDTH, _ROW, _TOP, _BOTTOM, _SIDE = 480.0, 62.0, 26.0, 46.0, 16.0
@@ -43,18 +43,14 @@ def _frame(x: Scale, height: float, unit_words: str) -> list[str]:
     bottom, zero = height - _BOTTOM, x(0)
     parts = []
     values = ticks(x.low, x.high, 6)
-    for value, label in zip(values, tick_labels(values), strict=True):
+    for value, label in zip(values, tick_labels(values, unsigned=True), strict=True):
         parts.append(f'<line class="grid" x1="{x(value):.1f}" x2="{x(value):.1f}" y1="{_TOP:g}" y2="{bottom:g}"/>')
         parts.append(f'<text class="tick" x="{x(value):.1f}" y="{bottom + 17:g}" text-anchor="middle">{label}</text>')
     parts += [
         f'<line class="zero" x1="{zero:.1f}" x2="{zero:.1f}" y1="4" y2="{bottom:g}"/>',
         f'<text class="axis" x="{_WIDTH / 2:g}" y="{height - 7:g}" text-anchor="middle">'
-        f"Final loss less the baseline’s ({escape(unit_words)})</text>",
+        f"← better than the baseline · difference ({escape(unit_words)}) · worse →</text>",
     ]
-    if zero - x.start > 140:
-        parts.append(f'<text class="note" x="{zero - 7:.1f}" y="14" text-anchor="end">← superposition better</text>')
-    if x.end - zero > 110:
-        parts.append(f'<text class="note" x="{zero + 7:.1f}" y="14">baseline better →</text>')
     return parts
 
 
@@ -81,4 +77,4 @@ def _row(row: Mapping[str, Any], index: int, top: float, x: Scale) -> str:
 def _words(row: Mapping[str, Any]) -> str:
     ends = row["confidence_interval"]
     level = f" ({row['confidence_level']:.0%} interval {interval(ends)})" if ends is not None else ""
-    return f"{short(row['arm'], 24)} {in_nats(row['delta_nats'])}{level}"
+    return f"{short(row['arm'], 24)} {compared(row['delta_nats'], digits_of(row['delta_nats']))}{level}"

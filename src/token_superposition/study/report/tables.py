@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from html import escape
+from typing import Any
 
 from token_superposition.objective.slot_weights import describe_slot_weights
-from token_superposition.study.arms import Arm, num_threads
+from token_superposition.study.arms import Arm, why_seconds_differ
 from token_superposition.study.report.budgets import difference_at_equal_data, has_budgets, reference_steps
 from token_superposition.study.report.facts import (
     Report,
@@ -14,6 +15,7 @@ from token_superposition.study.report.facts import (
     differences,
     mean,
     num_seeds,
+    outcome_words,
     ratio,
     unit,
 )
@@ -21,6 +23,7 @@ from token_superposition.study.report.findings import switch_of
 from token_superposition.study.report.marks import arm_class, marker
 from token_superposition.study.report.numbers import (
     as_typed,
+    compared,
     count,
     decimal,
     duration,
@@ -29,7 +32,6 @@ from token_superposition.study.report.numbers import (
     memory,
     plain,
     power_of_ten,
-    signed,
 )
 
 _Cell = Callable[[Arm], str]
@@ -79,18 +81,13 @@ def _results(report: Report) -> list[tuple[str, _Cell, str]]:
         result = found.get(arm["name"])
         if result is None:
             return "–"
-        ends = result["confidence_interval"]
-        level = f"{result['confidence_level']:.0%} interval"
-        return signed(result["delta_nats"], 4) + (
-            f"{more(level)}{more(interval(ends))}" if ends else more("no interval")
-        )
+        return _difference_cell(report, result, f"{result['confidence_level']:.0%} interval")
 
     def at_equal_data(arm: Arm) -> str:
         result = difference_at_equal_data(report, arm)
         if result is None:
             return "–"
-        ends = result["confidence_interval"]
-        return signed(result["delta_nats"], 4) + more(interval(ends) if ends else "no interval")
+        return _difference_cell(report, result)
 
     def span(arm: Arm) -> str:
         losses = [seed["final_validation_loss"] for seed in arm["seeds"]]
@@ -108,6 +105,14 @@ def _results(report: Report) -> list[tuple[str, _Cell, str]]:
     if num_seeds(report) > 1:
         rows.insert(1, ("Lowest to highest seed", span, ""))
     return rows
+
+
+def _difference_cell(report: Report, result: Mapping[str, Any], level: str = "") -> str:
+    """A difference, its interval, and what the seeds say of it."""
+    ends = result["confidence_interval"]
+    lines = [level, interval(ends)] if ends else ["no interval"]
+    lines.append(outcome_words(report, result))
+    return compared(result["delta_nats"], 4) + "".join(more(line) for line in lines if line)
 
 
 def more(text: str) -> str:
@@ -133,16 +138,18 @@ def _trained(report: Report) -> list[tuple[str, _Cell]]:
 
     def spike(arm: Arm) -> str:
         found = switch_of(report, arm)
-        return signed(found["spike_nats"], 2) if found and found["spike_nats"] is not None else "–"
+        return compared(found["spike_nats"], 2) if found and found["spike_nats"] is not None else "–"
 
     def crossing(arm: Arm) -> str:
         found = switch_of(report, arm)
         if found is None:
             return "–"
-        return count(found["crossing_step"]) if found["crossing_step"] is not None else "not reached"
+        if found["crossing_step"] is not None:
+            return count(found["crossing_step"])
+        return "not reached" if found.get("ahead_at_end") is False else "not known"
 
     at_switch: list[tuple[str, _Cell]] = [
-        ("Loss above the baseline’s at the switch", spike),
+        ("Loss against the baseline’s at the switch", spike),
         ("At or below the baseline’s from step", crossing),
     ]
     keys = [key for key in sweep["keys"] if key != "train.learning_rate"]  # which has its row in any case
@@ -159,7 +166,7 @@ def _trained(report: Report) -> list[tuple[str, _Cell]]:
 
 def _used(report: Report) -> list[tuple[str, _Cell]]:
     def wall_time(arm: Arm) -> str:
-        if len(num_threads(report["arms"])) > 1:
+        if why_seconds_differ(report["arms"]):
             return escape(duration(mean(arm, "wall_seconds")))
         return against("wall_seconds", duration)(arm)
 
@@ -199,12 +206,12 @@ def seeds_table(report: Report, number: int) -> str:
     rows = "".join(
         f'<tr><th scope="row">{escape(str(seed["seed"]))}</th>'
         + "".join(f"<td>{decimal(_at(column, place))}</td>" for column in losses)
-        + "".join(f"<td>{signed(_at(r['deltas'], place), 4)}</td>" for r in found)
+        + "".join(f"<td>{compared(_at(r['deltas'], place), 4)}</td>" for r in found)
         + "</tr>"
         for place, seed in enumerate(baseline(report)["seeds"])
     )
     means = "".join(f"<td>{decimal(mean(arm, 'final_validation_loss'))}</td>" for arm in report["arms"])
-    means += "".join(f"<td>{signed(r['delta_nats'], 4)}</td>" for r in found)
+    means += "".join(f"<td>{compared(r['delta_nats'], 4)}</td>" for r in found)
     return (
         f'<div class="scroll seeds"><table{_kind(report)}><caption><b>Table {number}.</b> Final validation loss of '
         f"every seed, {escape(unit(report))}. Arms share a seed’s initialisation, so differences are taken seed by "

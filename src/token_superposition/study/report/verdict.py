@@ -40,7 +40,7 @@ from token_superposition.study.report.facts import (
 )
 from token_superposition.study.report.findings import (
     budget_sentences,
-    ending,
+    cost_sentences,
     equal_data_sentences,
     not_decided,
     saves_compute,
@@ -48,7 +48,9 @@ from token_superposition.study.report.findings import (
     speedup_sentences,
     switch_of,
 )
+from token_superposition.study.report.next_step import ENOUGH_SEEDS, broken_runs, next_step
 from token_superposition.study.report.numbers import (
+    compared,
     count,
     count_in_words,
     decimal,
@@ -56,13 +58,11 @@ from token_superposition.study.report.numbers import (
     interval,
     joined,
     plural,
-    signed,
     three_figures,
 )
 from token_superposition.study.report.sweep import tuned_sentences
 from token_superposition.study.switch import mean_gaps
 
-ENOUGH_SEEDS = 5
 BYTE_CAVEAT = (
     "The tokens are bytes, which may flatter superposition: four bytes are about one BPE token, and bytes may "
     "gain more than subwords do. Do not rely on it for subword tokens."
@@ -74,12 +74,14 @@ class Verdict:
     """A comparison's result in words.
 
     Attributes:
-        headline: one sentence.
+        headline: what came out, in a sentence for a reader who knows nothing of the method.
+        next_step: what to do now, with the command and the time it takes.
         details: further sentences, the most important first.
         outcome: whether superposition won, lost or ended level, or none of these can be said.
     """
 
     headline: str
+    next_step: str
     details: list[str]
     outcome: Outcome
 
@@ -90,6 +92,7 @@ def verdict(report: Report) -> Verdict:
         *_certainty(report),
         *_choice(report),
         *speedup_sentences(report),
+        *cost_sentences(report),
         *equal_data_sentences(report),
         *budget_sentences(report),
         *_reasons_for_a_loss(report),
@@ -97,38 +100,41 @@ def verdict(report: Report) -> Verdict:
         *_data_read(report),
         *([BYTE_CAVEAT] if report["data"]["tokenizer"] == "bytes" else []),
     ]
-    return Verdict(_headline(report), details, outcome(report))
+    return Verdict(_headline(report), next_step(report), details, outcome(report))
 
 
 def compute_words(report: Report) -> str:
-    """`At equal compute`, where that is so."""
+    """`at the same compute`, where that is so."""
     relative = ratio(report, best(report), "flops")
     if relative is None or abs(relative - 1) < 0.01:
-        return "At equal compute"
-    return f"With {three_figures(relative)} times the baseline's compute"
-
-
-def _who(report: Report) -> str:
-    name = report["equal_flops"]["arm"]
-    return "superposition" if name == "superposition" and len(report["arms"]) == 2 else f"superposition (“{name}”)"
+        return "at the same compute"
+    return f"with {three_figures(relative)} times the baseline's compute"
 
 
 def _headline(report: Report) -> str:
-    delta = report["equal_flops"]["delta_nats"]
-    start, who, where = compute_words(report), _who(report), baseline(report)["name"]
-    than = "the baseline" if where == "baseline" else f"the baseline (“{where}”)"
-    if delta is None or not math.isfinite(delta):
-        return f"{start} {who} and {than} cannot be compared: a run ended without a finite loss."
-    ended = f"{start} {who} ended {ending(report, report['equal_flops'], than)}"
-    if outcome(report) == "won":
-        if saves_compute(report):
-            ended += f", and it reached the baseline’s loss with {' times '.join(saving(report['iso_loss']))}"
-        return f"{ended}: it helped here."
-    if outcome(report) == "lost":
-        return f"{ended}: it did not help here."
+    name, base, result = report["equal_flops"]["arm"], baseline(report)["name"], report["equal_flops"]
+    who = "superposition" if name == "superposition" and len(report["arms"]) == 2 else f"superposition (“{name}”)"
+    than = "the baseline" if base == "baseline" else f"the baseline (“{base}”)"
+    start, where = f"{who[:1].upper()}{who[1:]}", compute_words(report)
+    broken = broken_runs(report)
+    if broken is not None:
+        why = "a run has not finished" if broken == "unfinished" else "a run diverged, so it has no finite loss"
+        return f"{start} and {than} cannot be compared: {why}."
+    seeds, size = num_seeds(report), in_nats(result["delta_nats"], unit(report))
     if outcome(report) == "level":
-        return f"{ended}: too little to count as a gain or a loss."
-    return f"{ended}, but {not_decided(report, report['equal_flops'])}."
+        return f"{start} and {than} ended level {where}: {size}, which is within the noise of {NOISE} nats."
+    against = "" if base == "baseline" else f" than {than}"
+    if outcome(report) == "undecided":
+        undecided = not_decided(report, result)
+        mean_of = "it was" if seeds == 1 else "on average it was"
+        return f"{undecided[:1].upper()}{undecided[1:]} whether {who} helps: {mean_of} {size}{against} {where}."
+    won = outcome(report) == "won"
+    agree = sum((delta < 0) == won for delta in result["deltas"])
+    among = f"all {seeds} seeds" if agree == seeds else f"{agree} of {seeds} seeds"
+    ended = f"{start} reached a {'lower' if won else 'higher'} loss in {among}: {size}{against} {where}"
+    if won and saves_compute(report):
+        return f"{ended}, and it reached the baseline’s loss with {' times '.join(saving(report['iso_loss']))}."
+    return f"{ended}. It {'helped' if won else 'did not help'} here."
 
 
 def _certainty(report: Report) -> list[str]:
@@ -137,7 +143,7 @@ def _certainty(report: Report) -> list[str]:
     delta, ends = result["delta_nats"], result["confidence_interval"]
     if delta is None or not math.isfinite(delta):
         return [f"No interval: {result['reason']}." if result["reason"] else "No interval can be had."]
-    difference = f"The difference is {in_nats(delta)} {unit(report)}"
+    difference = f"Superposition was {in_nats(delta, unit(report))}"
     lines = []
     if ends is not None:
         level = f"{result['confidence_level']:.0%}"
@@ -145,16 +151,16 @@ def _certainty(report: Report) -> list[str]:
         if ends[0] <= 0 <= ends[1]:
             lines[0] += " The interval includes zero."
         if seeds < ENOUGH_SEEDS:
-            lines.append(f"A headline needs five seeds; this has {seeds}: run it again with --seeds 5.")
+            lines.append(f"A result that others should rely on needs five seeds; this one has {seeds}.")
     elif seeds == 1:
         lines += [
-            f"{difference}, from one seed, so no interval can be had: run it again with --seeds 5.",
+            f"{difference} in one seed, so there is no interval.",
             f"Below {NOISE} nats the paper speaks of noise, for runs of 270 million parameters and more. Small "
             "runs differ more: in our own study of 0.4 million parameters five seeds of one arm and length ended 0.01 "
             "to 0.03 apart, three of a prototype 0.02 to 0.04.",
         ]
     else:
-        lines.append(f"{difference}, with no interval: {result['reason']}.")
+        lines.append(f"{difference}, without an interval: {result['reason']}.")
     if seeds > 1 and abs(delta) < NOISE:
         lines.append(f"A difference below {NOISE} nats counts as noise even in the paper's large runs.")
     return lines
@@ -175,7 +181,7 @@ def _reasons_for_a_loss(report: Report) -> list[str]:
     gaps = [(step, gap) for step, gap in mean_gaps(baseline(report), arm) if step > arm["switch_step"]]
     if len(gaps) >= 4 and gaps[-1][1] > 0:
         (step, middle), (_, end) = gaps[len(gaps) // 2 - 1], gaps[-1]
-        change = f"{signed(middle)} at step {count(step)}, {signed(end)} at the curves’ end"
+        change = f"{middle:.3f} nats worse at step {count(step)}, {end:.3f} at the curves’ end"
         if middle > 1.5 * end:
             lines.append(f"The difference was still shrinking ({change}): a longer recovery may turn it.")
         elif middle < 1.1 * end:
@@ -200,21 +206,21 @@ def _choice(report: Report) -> list[str]:
     if would_have_won(result):
         ends, level = widened(result, number), 100 * widened_level(result, number)
         best_of += (
-            f", so it counts as a gain only where a wider interval lies below zero: the {level:.3g}% interval, "
-            f"{interval(ends)}, {'does' if ends[1] < 0 else 'does not'}"
+            f", so it counts as a gain only where a wider interval is all better: the {level:.3g}% interval, "
+            f"{interval(ends)}, {'is' if ends[1] < 0 else 'is not'}"
         )
     lines = [f"{best_of}. Choosing flatters the difference: confirm it with seeds that were not part of the choice."]
     won = [each for each in found if each["arm"] != result["arm"] and outcome_of(each, number) == "won"]
     lower = [each for each in found if each not in won and is_lower(each, result)]
     if won:
-        lines.append(f"Of the other arms, {_with_differences(won)} ended clearly below the baseline.")
+        lines.append(f"Other arms that are clearly better than the baseline: {_with_differences(won)}.")
     if lower:
-        lines.append(f"Lower on average, but not decided by these seeds: {_with_differences(lower)}.")
+        lines.append(f"Better on average, but undecided with these seeds: {_with_differences(lower)}.")
     return lines
 
 
 def _with_differences(found: Sequence[Difference]) -> str:
-    return joined([f"{quoted(each['arm'])} ({signed(each['delta_nats'])})" for each in found])
+    return joined([f"{quoted(each['arm'])} ({compared(each['delta_nats'])})" for each in found])
 
 
 def _data_read(report: Report) -> list[str]:

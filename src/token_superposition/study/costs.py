@@ -1,0 +1,115 @@
+"""What the runs of a study cost: hours of a device, and money where its price is given.
+
+Hours are measured: a run's `wall_seconds`, with validations and checkpoints. A run uses one device: a GPU, or on other
+devices the machine. The hours of an arm are those of one run at the longest budget, as a mean over seeds; a run that
+shares steps with another run counts these steps too. The saving is that of the speed-up in measured seconds at the
+baseline's final loss: what one run of the baseline takes, minus what superposition takes for the same loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from token_superposition.errors import UserError
+from token_superposition.study.arms import Arm, reference, why_seconds_differ
+
+MUCH_FASTER = 1.1  # seconds a step from arm to arm: on a quiet machine they are within a few percent
+_MOST = 1e9
+
+
+def parse_price(given: Any, place: str) -> float:
+    """The price of an hour of a device.
+
+    Args:
+        given: a number, or what the command line has of it.
+        place: where it was given, for messages.
+
+    Raises:
+        UserError: if it is not a finite number above 0.
+    """
+    try:
+        price = math.nan if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError):
+        price = math.nan
+    if not 0 < price <= _MOST:
+        raise UserError(f"{place}: is the price of an hour, a number above 0 such as 2.5, not {str(given)[:60]!r}")
+    return price
+
+
+def cost_of(
+    arms: Sequence[Arm], speedups: Sequence[Mapping[str, Any]], best: str, device: str | None, price: float | None
+) -> dict[str, Any]:
+    """Hours and money of every arm, and what the best arm saves.
+
+    Args:
+        arms: the report's, the baseline first.
+        speedups: its `iso_loss_all`.
+        best: the arm that the saving is of.
+        device: what the runs computed on.
+        price: of an hour of the device; None for hours only.
+
+    Returns:
+        unit (`GPU-hours` or `machine-hours`), price_per_hour, arms (name, hours, money of one run at the longest
+        budget), saving (null, or hours, money, share of the baseline's cost, and their intervals) and reason (why
+        there is no saving, or no money). A saving below zero is a loss.
+    """
+    incomparable = why_seconds_differ(arms)
+    paid = price if incomparable is None else None
+    listed = []
+    for arm in arms:
+        seconds = [run.get("wall_seconds") for run in reference(arm)["seeds"]]
+        known = bool(seconds) and all(isinstance(each, int | float) and math.isfinite(each) for each in seconds)
+        hours = math.fsum(seconds) / len(seconds) / 3600 if known else None
+        listed.append({"name": arm["name"], "hours": hours, "money": _times(hours, paid)})
+    saving, reason = None, incomparable
+    if reason is None:
+        saving, reason = _saving(speedups, best, paid)
+    return {
+        "unit": "GPU-hours" if (device or "").startswith("cuda") else "machine-hours",
+        "price_per_hour": price,
+        "arms": listed,
+        "saving": saving,
+        "reason": reason,
+    }
+
+
+def _saving(
+    speedups: Sequence[Mapping[str, Any]], best: str, price: float | None
+) -> tuple[dict[str, Any] | None, str | None]:
+    for found in speedups:
+        if (found["arm"], found["read_at"], found["unit"]) == (best, "baseline_end", "seconds"):
+            if found["speedup"] is None:
+                return None, found["reason"]
+            flops = next(
+                each["speedup"]
+                for each in speedups
+                if (each["arm"], each["read_at"], each["unit"]) == (best, "baseline_end", "flops")
+            )
+            if flops is not None and found["speedup"] > MUCH_FASTER * flops:
+                return None, (
+                    f"the baseline’s steps took {found['speedup'] / flops:.2f} times as long as superposition’s, which "
+                    "the method does not explain, so the machine was busier with them"
+                )
+            whole, ends = found["baseline_cost"] / 3600, found["confidence_interval"]
+            share = 1 - 1 / found["speedup"]
+            shares = [1 - 1 / end for end in ends] if ends else None
+            hours_interval = None if shares is None else [whole * each for each in shares]
+            saving = {
+                "arm": best,
+                "share": share,
+                "share_interval": shares,
+                "hours": whole * share,
+                "hours_interval": hours_interval,
+                "money": _times(whole * share, price),
+                "money_interval": None
+                if hours_interval is None or price is None
+                else [each * price for each in hours_interval],
+            }
+            return saving, found["reason"]
+    return None, "no speed-up was measured"
+
+
+def _times(hours: float | None, price: float | None) -> float | None:
+    return None if hours is None or price is None else hours * price
