@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import math
 import re
+
+from token_superposition.arguments import number
 
 _AMOUNT = re.compile(r"(\d[\d_,]*(?:\.\d*)?|\.\d+)(e[+-]?\d{1,3})?\s*([kmbt]?)", re.IGNORECASE)
 _SCALES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
@@ -32,7 +33,7 @@ def whole_amount(text: str) -> int:
 
 def fraction(text: str) -> float:
     """A number above 0 and at most 1."""
-    value = float(text)
+    value = number(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"a number above 0 and at most 1 is needed, such as 0.4, not {text}")
     return value
@@ -40,7 +41,7 @@ def fraction(text: str) -> float:
 
 def price(text: str) -> float:
     """A number of at least 0; a machine of one's own may cost nothing."""
-    value = float(text)
-    if not (math.isfinite(value) and 0 <= value <= _MOST):
+    value = number(text)
+    if not 0 <= value <= _MOST:
         raise argparse.ArgumentTypeError(f"a price of at least 0 is needed, not {text}")
     return value

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from token_superposition.arguments import integer, number, path
 from token_superposition.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
 def add_study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Declare them; `add` makes the parser of a command from its name, function and text."""
     demo = add("demo", _demo, "train a small model with and without superposition, and compare")
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: %(default)s)")
-    demo.add_argument("--steps", type=int, help="optimizer steps of each run (default: 4000)")
-    demo.add_argument("--seeds", type=int, default=1, help="seeds of each arm (default: %(default)s)")
-    demo.add_argument("--jobs", type=int, help="runs at once (default: as the machine bears)")
+    demo.add_argument("--out", type=path, default=Path("runs/demo"), help="folder (default: %(default)s)")
+    demo.add_argument("--steps", type=integer, help="optimizer steps of each run (default: 4000)")
+    demo.add_argument("--seeds", type=integer, default=1, help="seeds of each arm (default: %(default)s)")
+    demo.add_argument("--jobs", type=integer, help="runs at once (default: as the machine bears)")
     _add_budgets(demo)
     _add_sweep(demo)
 
@@ -32,8 +33,8 @@ def add_study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     train = add("train", _train, "train one run, or go on with it")
     train.epilog = overridable
     train.set_defaults(takes_keys=True)
-    train.add_argument("config", type=Path, metavar="CONFIG.yaml")
-    train.add_argument("--out", type=Path, help="run folder (default: runs/ and the configuration's name)")
+    train.add_argument("config", type=path, metavar="CONFIG.yaml")
+    train.add_argument("--out", type=path, help="run folder (default: runs/ and the configuration's name)")
     train.add_argument("--dry-run", action="store_true", help="say what the run would be, train and write nothing")
     train.add_argument("--deterministic", action="store_true", help="bit-equal reruns (train.deterministic)")
     train.add_argument(
@@ -45,21 +46,21 @@ def add_study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     guard.add_argument(
         "--guard",
         action="append",
-        type=Path,
+        type=path,
         metavar="BASELINE",
         help="a study's folder or report.json; or finished plain runs, each with a --guard of its own",
     )
     guard.add_argument("--guard-at", metavar="SHARES", help="where in the recovery (default: 0.1,0.25)")
     guard.add_argument("--if-behind", choices=("stop", "go-on"), help="what to do then (default: go-on)")
-    guard.add_argument("--stop-below", type=float, metavar="P", help="probability of being ahead (default: 0.5)")
+    guard.add_argument("--stop-below", type=number, metavar="P", help="probability of being ahead (default: 0.5)")
 
     compare = add("compare", _compare, "train a baseline and superposition at the same FLOPs, and report")
     compare.epilog = overridable
     compare.set_defaults(takes_keys=True)
-    compare.add_argument("config", type=Path, metavar="CONFIG.yaml")
-    compare.add_argument("--out", type=Path, help="folder (default: runs/, the configuration's name and -compare)")
-    compare.add_argument("--seeds", type=int, help="seeds of each arm (default: the file's, or 1)")
-    compare.add_argument("--jobs", type=int, help="runs at once (default: as the machine bears)")
+    compare.add_argument("config", type=path, metavar="CONFIG.yaml")
+    compare.add_argument("--out", type=path, help="folder (default: runs/, the configuration's name and -compare)")
+    compare.add_argument("--seeds", type=integer, help="seeds of each arm (default: the file's, or 1)")
+    compare.add_argument("--jobs", type=integer, help="runs at once (default: as the machine bears)")
     compare.add_argument("--dry-run", action="store_true", help="say what would be trained, train and write nothing")
     _add_budgets(compare)
     _add_sweep(compare)
@@ -86,9 +87,11 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUES",
         help="tune each arm first, such as train.learning_rate=1e-3,2e-3,4e-3; several make a grid",
     )
-    command.add_argument("--sweep-seeds", type=int, metavar="N", help="seeds to tune with, of their own (default: 1)")
     command.add_argument(
-        "--sweep-budget", type=int, metavar="STEPS", help="tune at this one of --budgets for all (default: at each)"
+        "--sweep-seeds", type=integer, metavar="N", help="seeds to tune with, of their own (default: 1)"
+    )
+    command.add_argument(
+        "--sweep-budget", type=integer, metavar="STEPS", help="tune at this one of --budgets for all (default: at each)"
     )
 
 
@@ -207,6 +210,6 @@ def _with_verdict(report: dict[str, Any], folder: Path) -> tuple[dict[str, Any],
 
 
 def _values(overrides: dict[str, str]) -> dict[str, Any]:
-    from token_superposition.train.config import parse_override
+    from token_superposition.yaml_keys import parse_overrides
 
-    return {name: parse_override(text) for name, text in overrides.items()}
+    return parse_overrides(overrides)

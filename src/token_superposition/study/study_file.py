@@ -27,6 +27,7 @@ from token_superposition.errors import UserError
 from token_superposition.study.budgets import at_budget, parse_budgets
 from token_superposition.train.config import RunConfig, changed_keys, parse_config, read_yaml, with_keys
 from token_superposition.yaml_keys import child
+from token_superposition.yaml_values import boolean_word
 
 MOST_SEEDS = 1000
 # Keys that arms share, by their beginnings, and why.
@@ -138,7 +139,7 @@ def _take_budgets(
 
 
 def _take_equal_data(values: dict[str, Any], source: str) -> bool:
-    given = values.pop("equal_data", False)
+    given = boolean_word(values.pop("equal_data", False))
     if not isinstance(given, bool):
         raise UserError(f"{source}: equal_data: is true or false, not {str(given)[:60]!r}")
     return given

@@ -16,7 +16,6 @@ import yaml
 from pydantic import (
     BeforeValidator,
     Field,
-    JsonValue,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
@@ -31,6 +30,7 @@ from token_superposition.train.values import (
     Device,
     FolderPath,
     Fraction,
+    ModelValues,
     NotNegative,
     NotNegativeInt,
     NumThreads,
@@ -40,6 +40,7 @@ from token_superposition.train.values import (
     Section,
     Seed,
     SlotWeights,
+    Text,
     stages_in_short,
 )
 from token_superposition.yaml_keys import changed_keys, line_of, parse_override, read_yaml, with_keys
@@ -72,8 +73,8 @@ class ModelConfig(Section):
     init_from: FolderPath | None = Field(
         None, description="a trained model to go on from, of which the rest is: a run, an export, a Hugging Face folder"
     )
-    architecture: str = Field("llama", description="transformers' model_type")
-    config: dict[str, JsonValue] = Field(default_factory=dict, description="that family's own configuration keys")
+    architecture: Text = Field("llama", description="transformers' model_type")
+    config: ModelValues = Field(default_factory=dict, description="that family's own configuration keys")
     scale_residual_init: bool | Literal["auto"] = Field(
         "auto", description="residual projections start smaller by sqrt(2*layers); auto: in families it is known for"
     )
@@ -218,7 +219,7 @@ class LoggingConfig(Section):
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         default_factory=list, description="where the metrics go besides; each is an extra of that name"
     )
-    project: str = Field("token-superposition", description="what wandb and trackio file the run under")
+    project: Text = Field("token-superposition", description="what wandb and trackio file the run under")
 
 
 class RunConfig(Section):

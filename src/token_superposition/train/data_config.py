@@ -32,7 +32,7 @@ class DataConfig(Section):
         "row", description="document: positions see their own document only; needs bag_boundary document"
     )
     verify: bool = Field(True, description="read all of it when a run starts and compare its checksums")
-    validation_sets: dict[str, str] = Field(
+    validation_sets: dict[str, FolderPath] = Field(
         default_factory=dict, description="further validation sets: a name, and the prepared folder whose split it is"
     )
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from token_superposition.arguments import device, integer, number, path, seed, whole_number
 from token_superposition.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def add_use_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Declare them; `add` makes the parser of a command from its name, function and text."""
     evaluate = add("eval", _eval, "score a model on validation sets and on tasks")
-    evaluate.add_argument("model", type=Path, metavar="MODEL", help="a run, or a Hugging Face folder")
+    evaluate.add_argument("model", type=path, metavar="MODEL", help="a run, or a Hugging Face folder")
     evaluate.add_argument(
         "data", nargs="*", metavar="DATA", help="[name=]prepared folder, text file, folder, .jsonl ..."
     )
@@ -30,19 +30,19 @@ def add_use_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     evaluate.add_argument("--batch-size", type=whole_number, help="rows a forward (default: as in training)")
     evaluate.add_argument("--text-key", default="text", help="column of .jsonl and .parquet (default: %(default)s)")
     evaluate.add_argument("--tasks", type=_names, default=[], help="of lm-evaluation-harness, such as arc_easy,piqa")
-    evaluate.add_argument("--include-path", type=Path, help="folder of task files of your own")
+    evaluate.add_argument("--include-path", type=path, help="folder of task files of your own")
 
     generate = add("generate", _generate, "continue a text")
-    generate.add_argument("model", type=Path, metavar="MODEL", help="a run, or a Hugging Face folder")
+    generate.add_argument("model", type=path, metavar="MODEL", help="a run, or a Hugging Face folder")
     generate.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue; - reads standard input")
-    generate.add_argument("--max-new-tokens", type=int, default=256, help="(default: %(default)s)")
-    generate.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest (default: %(default)s)")
-    generate.add_argument("--top-p", type=float, default=1.0, help="(default: %(default)s)")
-    generate.add_argument("--seed", type=int, default=0, help="the same gives the same text (default: %(default)s)")
+    generate.add_argument("--max-new-tokens", type=integer, default=256, help="(default: %(default)s)")
+    generate.add_argument("--temperature", type=number, default=0.8, help="0: the likeliest (default: %(default)s)")
+    generate.add_argument("--top-p", type=number, default=1.0, help="(default: %(default)s)")
+    generate.add_argument("--seed", type=seed, default=0, help="the same gives the same text (default: %(default)s)")
 
     export = add("export", _export, "write a run as a Hugging Face folder")
-    export.add_argument("model", type=Path, metavar="RUN", help="the run's folder")
-    export.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    export.add_argument("model", type=path, metavar="RUN", help="the run's folder")
+    export.add_argument("out", type=path, metavar="OUT", help="folder to write")
     export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: %(default)s)")
     export.add_argument("--max-shard-size", default="5GB", help="of a weight file (default: %(default)s)")
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export in the folder")
@@ -50,7 +50,9 @@ def add_use_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     for command in (evaluate, generate, export):
         command.add_argument("--allow-superposed", action="store_true", help="even from the superposition phase")
     for command in (evaluate, generate):
-        command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
+        command.add_argument(
+            "--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)"
+        )
         command.add_argument("--trust-remote-code", action="store_true", help="run code that lies in the folder")
 
 
@@ -135,14 +137,6 @@ def _load(options: argparse.Namespace) -> UsableModel:
 def _warn(warnings: Sequence[str]) -> None:
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-
-
-def whole_number(text: str) -> int:
-    """A number of at least 1, of a command-line option."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"at least 1, not {value}")
-    return value
 
 
 def _names(text: str) -> list[str]:
