@@ -40,14 +40,17 @@ def add_bench_command(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _bench(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
-    from token_superposition.bench.progress import Progress
-    from token_superposition.bench.report import batch_lines, table
-    from token_superposition.bench.subject import opened
+    from token_superposition.bench.request import config_of
     from token_superposition.files import write_json
     from token_superposition.yaml_keys import parse_overrides
 
     _check(options)
     keys = parse_overrides(overrides)
+    config_of(options.config, keys)
+    from token_superposition.bench.progress import Progress
+    from token_superposition.bench.report import batch_lines, table
+    from token_superposition.bench.subject import opened
+
     with opened(options.config, keys, options.bag_sizes) as subject, Progress(quiet=options.quiet) as progress:
         if subject.random_data:
             progress.say(subject.random_data)

@@ -53,7 +53,7 @@ def add_plan_command(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _plan(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
-    from token_superposition.planner.forecast import Request, make_plan
+    from token_superposition.planner.forecast import Request, check_given, make_plan
     from token_superposition.planner.hardware import find_hardware
     from token_superposition.planner.report import describe
     from token_superposition.planner.run_file import check_place, write_run
@@ -68,6 +68,7 @@ def _plan(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[
     values = parse_overrides(overrides)
     given = {name.removeprefix(_SECTION): value for name, value in values.items() if name.startswith(_SECTION)}
     keys = {name: value for name, value in values.items() if not name.startswith(_SECTION)}
+    check_given(given)
     subject = _subject(options, keys)
     budget = next(((kind, value) for kind in _BUDGETS if (value := getattr(options, kind)) is not None), None)
     measured = None if options.measured_hours is None else (options.measured_hours, options.measured_steps)

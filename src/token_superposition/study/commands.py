@@ -97,7 +97,7 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
 
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
     from token_superposition.train.config import load_config
-    from token_superposition.train.loop import train
+    from token_superposition.train.files_there import check_folders
 
     values = _values(overrides)
     if options.deterministic:
@@ -106,6 +106,11 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
         values["logging.fail_on_checkpoint_error"] = True
     config = load_config(options.config, values)
     folder = options.out or Path("runs") / options.config.stem
+    _check_guard_options(options)
+    if not (folder / "config.yaml").exists():  # a run that is done needs its data no more
+        check_folders(config)
+    from token_superposition.train.loop import train
+
     guarded = _guarded(options, config, folder)
     if options.dry_run:
         from token_superposition.train.dry_run import describe, dry_run
@@ -122,10 +127,16 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
     return summary, text
 
 
-def _guarded(options: argparse.Namespace, config: RunConfig, folder: Path) -> GuardedRun | None:
+def _check_guard_options(options: argparse.Namespace) -> None:
     for name in ("guard_at", "if_behind", "stop_below"):
         if options.guard is None and getattr(options, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} needs --guard, such as --guard runs/shakespeare-compare")
+    for place in options.guard or ():
+        if not place.exists():
+            raise UserError(f"--guard {place}: there is no such file or folder")
+
+
+def _guarded(options: argparse.Namespace, config: RunConfig, folder: Path) -> GuardedRun | None:
     if options.guard is None:
         return None
     from token_superposition.study.guard.run import Request, prepare_guard
@@ -139,8 +150,10 @@ def _guarded(options: argparse.Namespace, config: RunConfig, folder: Path) -> Gu
 
 def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
     from token_superposition.study.budgets import budget_words
-    from token_superposition.study.compare import compare, load_study
+    from token_superposition.study.request import check_request
+    from token_superposition.study.study_file import load_study
     from token_superposition.study.sweep import parse_sweep, sweep_words
+    from token_superposition.train.files_there import check_folders
 
     study = load_study(options.config, _values(overrides), budgets=options.budgets, equal_data=options.equal_data)
     num_seeds = options.seeds if options.seeds is not None else study.num_seeds or 1
@@ -156,6 +169,9 @@ def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[di
             given=study.given,
         )
     folder = options.out or Path("runs") / f"{options.config.stem}-compare"
+    check_request(folder, num_seeds, options.jobs)
+    for config in study.arms.values():
+        check_folders(config)
     if options.dry_run:
         from token_superposition.study.dry_run import describe, dry_run
 
@@ -165,6 +181,8 @@ def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[di
     words = ["tst", "compare", str(options.config), "--seeds", str(num_seeds), "--out", str(folder)]
     words += budget_words(options.budgets, options.equal_data)
     words += [*sweep_words(options.sweep, num_sweep_seeds, options.sweep_budget), *keys]
+    from token_superposition.study.compare import compare
+
     report = compare(
         study,
         folder,

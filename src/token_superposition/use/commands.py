@@ -57,12 +57,18 @@ def add_use_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _eval(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any], str]:
-    from token_superposition.use.evaluate import evaluate, lines_of, parse_sets
-    from token_superposition.use.tasks import load_tasks, run_tasks
+    from token_superposition.use.request import check_model, check_sets, parse_sets
 
     sets = parse_sets(options.data)
     if not sets and not options.tasks:
         raise UserError("nothing to score: name validation sets, or tasks with --tasks (see tst eval --help)")
+    check_model(options.model)
+    check_sets(sets, options.split)
+    if options.include_path is not None and not options.include_path.is_dir():
+        raise UserError(f"--include-path: {options.include_path} is not a folder")
+    from token_superposition.use.evaluate import evaluate, lines_of
+    from token_superposition.use.tasks import load_tasks, run_tasks
+
     loaded = _load(options)
     found = None
     if options.tasks:
@@ -85,10 +91,14 @@ def _eval(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any
 
 
 def _generate(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any], str]:
-    from token_superposition.use.generate import generate
+    from token_superposition.use.request import check_model, check_sampling
     from token_superposition.use.terminal import read_prompt, write_piece
 
+    check_sampling(options.max_new_tokens, options.temperature, options.top_p, options.seed)
+    check_model(options.model)
     prompt = read_prompt() if options.prompt == "-" else options.prompt
+    from token_superposition.use.generate import generate
+
     loaded = _load(options)
     result = generate(
         loaded,
@@ -104,6 +114,9 @@ def _generate(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str,
 
 
 def _export(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any], str]:
+    from token_superposition.use.request import check_export
+
+    check_export(options.model, options.out, max_shard_size=options.max_shard_size, overwrite=options.overwrite)
     from token_superposition.use.export import export
 
     result = export(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from html import escape
 
-from token_superposition.objective.slot_weights import describe_slot_weights
+from token_superposition.plan.slot_weights import describe_slot_weights
 from token_superposition.study.arms import Arm, num_threads
 from token_superposition.study.report.budgets import difference_at_equal_data, has_budgets, reference_steps
 from token_superposition.study.report.facts import (
