@@ -13,6 +13,7 @@ from __future__ import annotations
 import difflib
 import errno
 import re
+import sys
 from collections.abc import Iterable
 
 _SPACE = "make room there, or name another place"
@@ -80,6 +81,9 @@ def machine_trouble(error: BaseException) -> str | None:
         # What is raised by writing to an open file does not know its name; see files.naming.
         where = f"{error.filename}: " if error.filename not in (None, "") else ""
         return f"{where}{error.strerror or type(error).__name__}; {_MENDS[error.errno]}"
+    if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
+        name = shortened(error.object)
+        return f"{name!r}: the encoding of this system's file names is {error.encoding}; set PYTHONUTF8=1"
     text = str(error)
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)

@@ -27,6 +27,7 @@ MAX_VALUES = 20_000  # keys and values in a file, every alias replaced by what i
 MAX_DEPTH = 100
 
 _PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is 20 times as fast
+_UNNAMED = ' in "<unicode string>",'  # what the parser calls the text
 _TAGS = "tag:yaml.org,2002:"
 _INTEGER = re.compile(r"[-+]?[0-9]+(_[0-9]+)*")
 _FLOAT = re.compile(r"[-+]?([0-9]+(_[0-9]+)*(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -62,7 +63,7 @@ def parse_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:
     try:
         root = _Composer(where).compose(text)
     except (yaml.YAMLError, UnicodeEncodeError) as error:  # the latter: half of a surrogate pair
-        raise UserError(f"{where}: is not YAML: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{where}: is not YAML: {' '.join(str(error).split()).replace(_UNNAMED, '')[:200]}") from None
     return (None if root is None else _Builder(where).value(root)), root
 
 

@@ -26,6 +26,7 @@ import yaml
 from token_superposition.errors import UserError
 from token_superposition.study.budgets import at_budget, parse_budgets
 from token_superposition.train.config import RunConfig, changed_keys, parse_config, read_yaml, with_keys
+from token_superposition.user_paths import user_path
 from token_superposition.yaml_keys import child
 from token_superposition.yaml_values import boolean_word
 
@@ -163,6 +164,10 @@ def _read_arms(
             raise UserError(
                 f"{source}: arms.{name!r}: a name has at most 100 letters, digits and . = , + - _, and no point first"
             )
+        try:
+            user_path(name)
+        except UserError as error:
+            raise UserError(f"{source}: arms: {error}") from None
     for name, keys in arms.items():
         changed = with_keys({}, keys, f"{source}: arms.{name}: ")
         for key in ("data", "train.seed", "model.init_from"):

@@ -39,13 +39,9 @@ class DataConfig(Section):
     @field_validator("sources")
     @classmethod
     def _weights(cls, sources: dict[str, SourceConfig]) -> dict[str, SourceConfig]:
-        from token_superposition.data.mixture import weight_parts
-
         for name in sources:
             if not re.fullmatch(r"[\w+-][\w+ -]{0,99}", name):
                 raise ValueError(f"a source's name has at most 100 letters, digits and + - _, not {name[:100]!r}")
-        if sources:
-            weight_parts([source.weight for source in sources.values()])
         return dict(sorted(sources.items()))  # the order in the file is none of the run's
 
     @field_validator("path")

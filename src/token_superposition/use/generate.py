@@ -14,6 +14,7 @@ import torch
 
 from token_superposition.errors import UserError
 from token_superposition.model.pretrained import quiet_transformers
+from token_superposition.model.seeding import seed_torch
 from token_superposition.use.load import UsableModel
 from token_superposition.use.request import check_sampling
 
@@ -62,7 +63,7 @@ def generate(
     made: list[int] = []
     devices = [loaded.device] if loaded.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), quiet_transformers(), loaded.autocast():
-        torch.manual_seed(seed)
+        seed_torch(seed)
         while len(made) < max_new_tokens and not (made and made[-1] in ends):
             sampling.max_new_tokens = min(context - len(window), max_new_tokens - len(made))
             ids_BL = torch.tensor([window], device=loaded.device)
