@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 from token_superposition import __version__
 from token_superposition.bench.command import add_bench_command
 from token_superposition.data.commands import add_data_commands
-from token_superposition.errors import RunError, UserError, machine_trouble, one_line
+from token_superposition.errors import RunError, UserError, did_you_mean, machine_trouble, one_line, shortened
 from token_superposition.planner.command import add_plan_command
 from token_superposition.study.commands import add_study_commands
 from token_superposition.use.commands import add_use_commands
@@ -39,10 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop, however it is made
     try:
         words, overrides = _split(_as_text(sys.argv[1:] if arguments is None else arguments))
-        options = _parser().parse_args(words)
+        options, unknown = _parser().parse_known_args(words)
+        if unknown:
+            raise UserError(_unknown_words(options.parser, unknown))
         command: Callable[[argparse.Namespace, dict[str, str]], tuple[dict[str, Any], str]] = options.run
         if overrides and not options.takes_keys:
-            raise UserError(f"--{next(iter(overrides))}: this command takes no keys of a configuration")
+            raise UserError(
+                f"--{next(iter(overrides))}: {options.parser.prog} takes no keys of a configuration "
+                f"(see {options.parser.prog} --help)"
+            )
         result, text = command(options, overrides)
         _print(json.dumps(result) if options.json else text)
     except UserError as error:
@@ -84,7 +89,7 @@ def _as_text(arguments: Sequence[str]) -> Sequence[str]:
     for argument in arguments:
         # Python passes on the bytes of a file's name that are no UTF-8 as halves of surrogate pairs.
         if "\0" in argument or argument.encode("utf-8", errors="ignore").decode("utf-8") != argument:
-            raise UserError(f"the argument {argument!r} is not UTF-8 text")
+            raise UserError(f"the argument {shortened(ascii(argument))} is not UTF-8 text")
     return arguments
 
 
@@ -99,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def add(name: str, run: Callable[..., tuple[dict[str, Any], str]], text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
-        command.set_defaults(run=run, takes_keys=False)
+        command.set_defaults(run=run, takes_keys=False, parser=command)
         command.add_argument("--json", action="store_true", help="print the result as one JSON object")
         command.add_argument("--quiet", action="store_true", help="no progress on standard error")
         return command
@@ -110,6 +115,15 @@ def _parser() -> argparse.ArgumentParser:
     add_bench_command(add)
     add_plan_command(add)
     return parser
+
+
+def _unknown_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> str:
+    """What to say of words that a command does not take; the nearest option is named."""
+    known = [name for action in parser._actions for name in action.option_strings]
+    first = next((word for word in words if word.startswith("-")), words[0]).partition("=")[0]
+    near = did_you_mean(first, known) if first.startswith("-") else ""
+    kind = "no such option" if first.startswith("-") else "one argument too many"
+    return f"{parser.prog}: {shortened(first)}: {kind}{near} (see {parser.prog} --help)"
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

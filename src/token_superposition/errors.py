@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
+import sys
 from collections.abc import Iterable
 
 _SPACE = "make room there, or name another place"
@@ -47,6 +49,9 @@ _MENDS = {
     errno.ENODEV: _DISK,
     errno.ENXIO: _DISK,
 }
+_MOST_CHARACTERS = 4000
+_QUOTED = re.compile(r"(?<!\w)(['\"])((?:(?!\1)[^/]){81,})\1(?!\w)")  # no path: the user has to see all of that
+_LONG_WORD = re.compile(r"\S{501,}")
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
@@ -76,6 +81,9 @@ def machine_trouble(error: BaseException) -> str | None:
         # What is raised by writing to an open file does not know its name; see files.naming.
         where = f"{error.filename}: " if error.filename not in (None, "") else ""
         return f"{where}{error.strerror or type(error).__name__}; {_MENDS[error.errno]}"
+    if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
+        name = shortened(error.object)
+        return f"{name!r}: the encoding of this system's file names is {error.encoding}; set PYTHONUTF8=1"
     text = str(error)
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
@@ -86,11 +94,24 @@ def machine_trouble(error: BaseException) -> str | None:
 
 
 def one_line(text: str) -> str:
-    """`text` with line breaks and other characters that a terminal would act on written out, as in `\\n`."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text.strip())
+    """A message as one line of a length that people read.
+
+    Line breaks and other characters that a terminal would act on are written out, as in `\\n`. A quoted value is cut to
+    80 characters, and any other word, such as the path of a file, to 500.
+    """
+    if len(text) > _MOST_CHARACTERS:
+        text = f"{text[: _MOST_CHARACTERS // 2]} ... {text[-_MOST_CHARACTERS // 4 :]}"
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text.strip())
+    line = _QUOTED.sub(lambda found: f"{found[1]}{shortened(found[2])}{found[1]}", line)
+    return _LONG_WORD.sub(lambda found: shortened(found[0]), line)
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """A value as messages show it: whole, or its first characters."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the known word nearest to `word`, or `""` where none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word[:80], list(known), n=1, cutoff=0.6)
     return f"; did you mean '{near[0]}'?" if near else ""

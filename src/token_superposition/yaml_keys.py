@@ -1,43 +1,20 @@
 """Keys and values as people write them: YAML files, and keys by their dotted path.
 
-A file is looked at as YAML nodes before it becomes values, for three mistakes that YAML itself lets pass: a
-key that is given twice (the last would win, in silence), an alias that contains itself, and aliases of
-aliases that a few lines blow up to gigabytes. Values are what JSON has too: dates, sets and bytes are read as
-texts or refused.
+How a text becomes values is in `yaml_values`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from token_superposition.errors import UserError
+from token_superposition.errors import UserError, shortened
+from token_superposition.yaml_values import parse_yaml
 
-_MAX_BYTES = 2**20  # of a file; somebody has named a corpus, or a device
-_MAX_NODES = 100_000  # values in a file, aliases written out
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 1e-3 is a number (YAML 1.1 wants a point and a sign in it), a date is a text."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":timestamp", ":value"))]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    yaml_constructors = {  # noqa: RUF012
-        tag: construct
-        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
-        if tag is None or not tag.endswith((":timestamp", ":binary", ":omap", ":pairs", ":set"))
-    }
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+_MAX_BYTES = 2**18  # of a file; a larger one is a corpus or a device that somebody has named
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
@@ -49,40 +26,42 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise UserError(f"{path}: is over {_MAX_BYTES:,} bytes: not a configuration; name its YAML file")
         text = data.decode("utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        if len(data) <= _MAX_BYTES:
-            raise UserError(f"{path}: is not UTF-8 text (byte {error.start}), so not a YAML file") from None
-    if len(data) > _MAX_BYTES:
-        raise UserError(f"{path}: is over {_MAX_BYTES:,} bytes: not a configuration; name its YAML file")
-    try:
-        nodes = yaml.compose(text, _Loader)
-        if nodes is not None:
-            _check_nodes(nodes, str(path))
-        values = yaml.load(text, _Loader)
-    except RecursionError:
-        raise UserError(f"{path}: is nested too deeply for a configuration") from None
-    except (yaml.YAMLError, ValueError) as error:  # a ValueError: a number of more digits than Python reads
-        raise UserError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: is not UTF-8 text (byte {error.start}), so not a YAML file") from None
+    values, nodes = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds no keys; see configs/ for examples")
     return values, nodes
 
 
 def parse_override(text: str) -> Any:
-    """A command-line value as YAML would read it: `3` a number, `[1, 2]` a list, `abc` a text."""
-    shown = repr(text if len(text) <= 60 else text[:60] + "...")
+    """A command-line value as a YAML file would have it: `3` a number, `[1, 2]` a list, `abc` a text."""
+    if len(text) > _MAX_BYTES:
+        raise UserError(f"a value of {len(text):,} characters is too long")
     try:
-        nodes = yaml.compose(text, _Loader)
-        if nodes is not None:
-            _check_nodes(nodes, shown)
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise UserError(f"{shown} cannot be read as a value") from None
+        return parse_yaml(text, repr(shortened(text)))[0]
+    except UserError as error:
+        if "is not YAML" in str(error):
+            raise UserError(f"{shortened(text)!r} cannot be read as a value") from None
+        raise
+
+
+def parse_overrides(texts: Mapping[str, str]) -> dict[str, Any]:
+    """The values of keys given on the command line, by dotted path; UserError names the key."""
+    values = {}
+    for name, text in texts.items():
+        try:
+            values[name] = parse_override(text)
+        except UserError as error:
+            raise UserError(f"--{name}: {error}") from None
+    return values
 
 
 def with_keys(values: Mapping[str, Any], keys: Mapping[str, Any], label: str = "--") -> dict[str, Any]:
@@ -164,38 +143,3 @@ def _set(values: dict[str, Any], dotted: str, value: Any, label: str) -> None:
         below = place[at] if isinstance(place, list) else place.get(at)
         place[at] = {} if below is None else below.copy() if isinstance(below, dict | list) else below
         place = place[at]
-
-
-def _check_nodes(root: yaml.Node, where: str) -> None:
-    sizes: dict[int, int] = {}  # of the nodes that have been looked at, aliases written out
-    inside: set[int] = set()
-
-    def size(node: yaml.Node) -> int:
-        if id(node) in inside:
-            raise UserError(f"{where}, line {node.start_mark.line + 1}: an alias that contains itself")
-        if id(node) not in sizes:
-            inside.add(id(node))
-            below = []
-            if isinstance(node, yaml.SequenceNode):
-                below = node.value
-            elif isinstance(node, yaml.MappingNode):
-                _check_twice(node, where)
-                below = [part for pair in node.value for part in pair]
-            sizes[id(node)] = 1 + sum(map(size, below))
-            inside.remove(id(node))
-        return sizes[id(node)]
-
-    if size(root) > _MAX_NODES:
-        raise UserError(f"{where}: holds over {_MAX_NODES:,} values: not a configuration")
-
-
-def _check_twice(node: yaml.MappingNode, where: str) -> None:
-    first: dict[Any, int] = {}
-    for key, _ in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            continue
-        line = key.start_mark.line + 1
-        if (key.tag, key.value) in first:
-            before = first[key.tag, key.value]
-            raise UserError(f"{where}, line {line}: {key.value}: is given twice (first on line {before}); keep one")
-        first[key.tag, key.value] = line

@@ -341,7 +341,7 @@ def test_a_step_that_takes_too_much_ends_itself(config: Path) -> None:
         (["--bag-sizes", "1,2,1"], "'1,2,1' names a bag size twice"),
         (["--steps", "0"], "--steps: at least 1"),
         (["--steps", str(10**9)], "--steps is at most 100,000"),
-        (["--seconds", "nan"], "a time above 0 is needed"),
+        (["--seconds", "nan"], "a number is needed"),
         (["--steps", "1", "--seconds", "1"], "not allowed with argument --steps"),
         (["--find-batch", "--steps", "1"], "--find-batch measures memory and no time"),
         (["--out", "no/such/folder/x.json"], "--out: no/such/folder/x.json: there is no folder no/such/folder"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import ArrayTokens
 from token_superposition import Schedule, Stage
-from token_superposition.data.mixture import Interleaving, weight_parts
+from token_superposition.data.mixture import Interleaving, rounded_shares, weight_parts
 from token_superposition.data.stream import Source, TokenStream
 
 SIZES = (300, 500, 120)
@@ -53,14 +53,17 @@ def test_weights_are_taken_as_they_are_written(weights: list[float]) -> None:
     assert all(part * exact[0] == parts[0] * other for part, other in zip(parts, exact, strict=True))
 
 
-def test_weights_of_many_digits_are_refused() -> None:
+def test_weights_of_many_parts_are_rounded() -> None:
     assert weight_parts([1 / 4, 3 / 4]) == [1, 3]
     assert weight_parts([2000, 8000]) == [1, 4]
     assert weight_parts([1, 9999]) == [1, 9999]
-    with pytest.raises(ValueError, match=r"1 : 10000, 10,001 parts, and at most 10,000"):
-        weight_parts([1, 10_000])
-    with pytest.raises(ValueError, match="round them"):
-        weight_parts([0.12345, 0.54321])
+    assert weight_parts([1, 10_000]) == [1, 9999]
+    assert weight_parts([0.1, 0.7, 0.2]) == [1, 7, 2]
+    assert weight_parts([1e-3, 1]) == [1, 1000]
+    assert weight_parts([1000, 7000, 123, 7000]) == [661, 4629, 81, 4629]
+    assert weight_parts([1e-12, 1e-12, 1e12]) == [1, 1, 9998]
+    assert rounded_shares([1, 3]) is None
+    assert rounded_shares([1, 10_000]) == [0.0001, 0.9999]
 
 
 @settings(deadline=None, max_examples=60)

@@ -83,7 +83,7 @@ def test_a_learning_rate_without_a_point_is_a_number() -> None:
         ("superposition:\n  {bag_size: 2, stages: [{bag_size: 2, ratio: 0.1}]}", "stages replaces bag_size"),
         ("superposition:\n  stages: 8:0.1;4:0.1", "superposition.stages: a list of bag sizes and shares"),
         ("superposition:\n  stages: eight:0.1,4:0.1", "is needed, such as 8:0.1,4:0.1 (given: 'eight:0.1"),
-        ("superposition:\n  stages: 8:0.1", "a single stage, such as 8:0.1, is given as bag_size and ratio"),
+        ("superposition:\n  stages: 8:1:30", "is needed, such as 8:0.1,4:0.1 (given: '8:1:30"),
         ("superposition:\n  stages: [{bag_size: 2}]", "a stage takes one of ratio and steps"),
         ("superposition:\n  stages: [{bag_size: 2, steps: 4000}]", "leave no step of train.total_steps (4000)"),
         ("superposition:\n  {bag_size: 2, superposition_steps: 4000}", "under total_steps (4000)"),

@@ -6,14 +6,12 @@ This module is read for `tst --help`, so what is heavy is imported when the comm
 from __future__ import annotations
 
 import argparse
-import math
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from token_superposition.arguments import number, path, whole_number
 from token_superposition.errors import UserError
-from token_superposition.use.commands import whole_number
 
 if TYPE_CHECKING:
     from token_superposition.bench.progress import Progress
@@ -28,7 +26,7 @@ def add_bench_command(add: Callable[..., argparse.ArgumentParser]) -> None:
     bench = add("bench", _bench, "measure what a step costs at each bag size on this machine")
     bench.epilog = "any key of the configuration can follow, such as --train.batch_size 8"
     bench.set_defaults(takes_keys=True)
-    bench.add_argument("config", type=Path, nargs="?", metavar="CONFIG.yaml", help="a run's (default: the demo's)")
+    bench.add_argument("config", type=path, nargs="?", metavar="CONFIG.yaml", help="a run's (default: the demo's)")
     bench.add_argument(
         "--bag-sizes", type=_bag_sizes, default=[1, 2, 4, 8, 16], metavar="SIZES", help="(default: 1,2,4,8,16)"
     )
@@ -38,18 +36,21 @@ def add_bench_command(add: Callable[..., argparse.ArgumentParser]) -> None:
     bench.add_argument(
         "--find-batch", action="store_true", help="find the largest train.micro_batch_size that fits, and time nothing"
     )
-    bench.add_argument("--out", type=Path, metavar="FILE.json", help="file to write the result to")
+    bench.add_argument("--out", type=path, metavar="FILE.json", help="file to write the result to")
 
 
 def _bench(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
+    from token_superposition.bench.request import config_of
+    from token_superposition.files import write_json
+    from token_superposition.yaml_keys import parse_overrides
+
+    _check(options)
+    keys = parse_overrides(overrides)
+    config_of(options.config, keys)
     from token_superposition.bench.progress import Progress
     from token_superposition.bench.report import batch_lines, table
     from token_superposition.bench.subject import opened
-    from token_superposition.files import write_json
-    from token_superposition.train.config import parse_override
 
-    _check(options)
-    keys = {name: parse_override(text) for name, text in overrides.items()}
     with opened(options.config, keys, options.bag_sizes) as subject, Progress(quiet=options.quiet) as progress:
         if subject.random_data:
             progress.say(subject.random_data)
@@ -157,7 +158,7 @@ def _bag_sizes(text: str) -> list[int]:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
-    if not (math.isfinite(value) and value > 0):
+    value = number(text)
+    if value <= 0:
         raise argparse.ArgumentTypeError(f"a time above 0 is needed, not {text}")
     return value

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from token_superposition.bench.request import config_of
 from token_superposition.data.description import (
     DATASET_FILE,
     DATASET_FORMAT,
@@ -30,11 +31,10 @@ from token_superposition.data.tokenizers import ByteTokenizer
 from token_superposition.errors import UserError
 from token_superposition.files import is_whole_number, write_json
 from token_superposition.model.device import resolve_device
-from token_superposition.objective.slot_weights import MEASURED
+from token_superposition.plan.slot_weights import MEASURED
 from token_superposition.plan.stages import Schedule, Stage
 from token_superposition.run.folder import RunFolder
-from token_superposition.study.demo import demo_config
-from token_superposition.train.config import RunConfig, load_config, parse_config
+from token_superposition.train.config import RunConfig, parse_config
 from token_superposition.train.preflight import check_batch
 from token_superposition.train.resume import settle_config
 from token_superposition.train.trainer import Trainer
@@ -95,12 +95,7 @@ def opened(path: Path | None, overrides: Mapping[str, Any], bag_sizes: Sequence[
     """
     with tempfile.TemporaryDirectory(prefix="tst-bench-") as name:
         place = Path(name)
-        if path is None:
-            given = parse_config(
-                {"data": {"path": str(place / "none")}, **demo_config()}, overrides, source="demo.yaml"
-            )
-        else:
-            given = load_config(path, overrides)
+        given = config_of(path, overrides, place / "none")
         resolve_device(given.train.device)
         config = settle_config(_at_bag_sizes(given, bag_sizes), RunFolder(place / "run"))
         schedule = Schedule([_stage(config, bag_size) for bag_size in sorted(bag_sizes)])
@@ -108,11 +103,6 @@ def opened(path: Path | None, overrides: Mapping[str, Any], bag_sizes: Sequence[
         random_data = None
         missing = [folder for folder in given.data.folders if not Path(folder).exists()]
         if missing:
-            if "data.path" in overrides:
-                raise UserError(
-                    f"--data.path: {missing[0]}: no such folder; make it with: tst prepare SOURCE --out {missing[0]}, "
-                    "or leave the option out to read random tokens"
-                )
             vocab_size = _write_random(place / "data", config, schedule)
             random_data = "no configuration was given" if path is None else f"{missing[0]} is not there"
             random_data += f": reading random tokens of a vocabulary of {vocab_size:,}"

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from token_superposition.arguments import integer, path, path_or_word, seed
 from token_superposition.errors import UserError
 
 _SOURCE = (
@@ -22,26 +22,29 @@ _SOURCE = (
 def add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Declare it; `add` makes the parser of a command from its name, function and text."""
     prepare = add("prepare", _prepare, "turn text into token shards")
-    prepare.add_argument("sources", nargs="*", metavar="SOURCE", help=_SOURCE)
-    prepare.add_argument("--out", type=Path, help="folder to write")
-    prepare.add_argument("--inspect", type=Path, metavar="DIR", help="show what a prepared folder holds, and verify it")
+    prepare.add_argument("sources", type=path_or_word, nargs="*", metavar="SOURCE", help=_SOURCE)
+    prepare.add_argument("--out", type=path, help="folder to write")
+    prepare.add_argument("--inspect", type=path, metavar="DIR", help="show what a prepared folder holds, and verify it")
     prepare.add_argument(
-        "--tokenizer", default="bytes", help="bytes, bpe:SIZE, a tokenizer folder or hub name (default: %(default)s)"
+        "--tokenizer",
+        type=path_or_word,
+        default="bytes",
+        help="bytes, bpe:SIZE, a tokenizer folder or hub name (default: %(default)s)",
     )
     prepare.add_argument("--end-token", metavar="TOKEN", help="ends a document (default: the tokenizer's own)")
     prepare.add_argument("--text-key", default="text", help="column that holds the text (default: %(default)s)")
     prepare.add_argument("--format", default="text", help="of standard input: text, jsonl, json, csv (default: text)")
-    prepare.add_argument("--seed", type=int, default=0, help="of the documents' order (default: %(default)s)")
+    prepare.add_argument("--seed", type=seed, default=0, help="of the documents' order (default: %(default)s)")
     prepare.add_argument("--deduplicate", action="store_true", help="keep one of several equal documents")
     prepare.add_argument("--on-error", default="fail", help="fail at a bad document, or skip (default: %(default)s)")
     prepare.add_argument(
-        "--max-document-bytes", type=int, default=2**28, help="the longest record (default: %(default)s)"
+        "--max-document-bytes", type=integer, default=2**28, help="the longest record (default: %(default)s)"
     )
-    prepare.add_argument("--max-shard-tokens", type=int, default=2**28, help="(default: %(default)s)")
+    prepare.add_argument("--max-shard-tokens", type=integer, default=2**28, help="(default: %(default)s)")
     prepare.add_argument(
-        "--max-validation-tokens", type=int, default=1_000_000, help="most to hold out (default: %(default)s)"
+        "--max-validation-tokens", type=integer, default=1_000_000, help="most to hold out (default: %(default)s)"
     )
-    prepare.add_argument("--processes", type=int, help="at once (default: one a core)")
+    prepare.add_argument("--processes", type=integer, help="at once (default: one a core)")
     prepare.add_argument("--overwrite", action="store_true", help="replace an earlier data set in the folder")
 
 

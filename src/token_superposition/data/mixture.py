@@ -6,8 +6,9 @@ is known from scheduling (Baruah, Cohen, Plaxton, Varvel, "Proportionate progres
 come once the source's share is above j - 1, and must have come when its share is j; of the rows that may come, take
 the one that must come first.
 
-Weights are taken as whole numbers of equal parts, at most 10,000 of them, so that the rule repeats itself after as
-many rows as there are parts: one period is a table, and the counts at any row of any run follow from its number.
+Weights are taken as whole numbers of equal parts, at most 10,000 of them (others are rounded to that), so that the rule
+repeats itself after as many rows as there are parts: one period is a table, and the counts at any row of any run follow
+from its number.
 """
 
 from __future__ import annotations
@@ -26,20 +27,36 @@ _Ints = Any  # an int or an int64 array: the arithmetic is the same
 
 
 def weight_parts(weights: Sequence[float]) -> list[int]:
-    """Weights as the smallest whole numbers of the same proportions.
+    """Weights as the smallest whole numbers of the same proportions, or nearly, where these add up to over 10,000.
 
-    Raises:
-        ValueError: where they add up to more than 10,000.
+    Then the parts are 10,000 in all, as near to the weights as whole numbers can be, and at least one for each source.
     """
     fractions = [Fraction(str(weight)) for weight in weights]
     whole = [int(part * math.lcm(*(each.denominator for each in fractions))) for part in fractions]
     parts = [part // math.gcd(*whole) for part in whole]
-    if sum(parts) > _MOST_PARTS:
-        raise ValueError(
-            f"the weights are to each other as {' : '.join(map(str, parts))}, {sum(parts):,} parts, and at most "
-            f"{_MOST_PARTS:,} are taken: round them, to three digits say"
-        )
-    return parts
+    return parts if sum(parts) <= _MOST_PARTS else _rounded(parts)
+
+
+def rounded_shares(weights: Sequence[float]) -> list[float] | None:
+    """The share of the rows that each source has, where it is not exactly what the weights say; else None."""
+    parts = weight_parts(weights)
+    fractions = [Fraction(str(weight)) for weight in weights]
+    if all(Fraction(part, sum(parts)) == each / sum(fractions) for part, each in zip(parts, fractions, strict=True)):
+        return None
+    return [part / sum(parts) for part in parts]
+
+
+def _rounded(parts: list[int]) -> list[int]:
+    """10,000 parts in nearly the same proportions: what is left after rounding down goes to the largest remainders."""
+    exact = [Fraction(part * _MOST_PARTS, sum(parts)) for part in parts]
+    whole = [max(1, int(each)) for each in exact]
+    order = sorted(range(len(parts)), key=lambda source: (whole[source] - exact[source], source))
+    for source in order[: max(0, _MOST_PARTS - sum(whole))]:
+        whole[source] += 1
+    while sum(whole) > _MOST_PARTS:  # every tiny source has been given a part of its own
+        whole[whole.index(max(whole))] -= 1
+    divisor = math.gcd(*whole)
+    return [each // divisor for each in whole]
 
 
 class Interleaving:
@@ -47,9 +64,6 @@ class Interleaving:
 
     Args:
         weights: of the sources, in any proportion.
-
-    Raises:
-        ValueError: as `weight_parts`.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:

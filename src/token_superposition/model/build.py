@@ -21,12 +21,19 @@ from torch import nn
 from token_superposition.errors import UserError, did_you_mean
 from token_superposition.files import is_whole_number
 from token_superposition.model.families import RESIDUAL_PROJECTIONS, num_attention_layers, refusal
+from token_superposition.model.seeding import seed_torch
 from token_superposition.model.size import WEIGHT_BYTES, check_numbers, check_size, counted
 from token_superposition.plan.accounting import ModelCost
 
 # What of a configuration belongs to the data rather than to the model. A padding id would freeze one row of the
 # embedding, and families bring one that is a byte of ours.
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_IN_ROPE_PARAMETERS = {
+    "rotary_emb_base": "rope_parameters.rope_theta",
+    "rotary_pct": "rope_parameters.partial_rotary_factor",
+    "partial_rotary_factor": "rope_parameters.partial_rotary_factor",
+    "rope_local_base_freq": "rope_parameters.sliding_attention.rope_theta",
+}
 
 
 def build_model(
@@ -70,7 +77,7 @@ def build_model(
         architecture, config, vocab_size=vocab_size, end_of_document_id=end_of_document_id, num_ids=num_ids
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        seed_torch(seed)
         with counted(bytes_a_parameter):
             model = _construct(architecture, resolved)
         _try_out(architecture, model)
@@ -158,7 +165,12 @@ def resolve_config(
             "leave the key out to take the data's"
         )
     special = dict(zip(SPECIAL_IDS, (end_of_document_id, end_of_document_id, None), strict=True))
+    if num_ids is not None:  # else the data is not known
+        config = _with_ids_of_the_data(config, end_of_document_id, num_ids)
     values = {**special, **config, "vocab_size": size}
+    values.pop("model_type", None)
+    if "torch_dtype" in values:
+        values["dtype"] = values.pop("torch_dtype")
     if "is_decoder" in known:  # families that can be encoders look ahead unless told not to
         values.setdefault("is_decoder", True)
     try:
@@ -174,6 +186,38 @@ def resolve_config(
             f"model.config: {architecture} with these values has {num_layers!r} layers; at least 1 is needed"
         )
     return resolved
+
+
+def _with_ids_of_the_data(
+    config: Mapping[str, Any], end_of_document_id: int, num_ids: int, place: str = "model.config"
+) -> dict[str, Any]:
+    """A configuration whose special ids agree with the data's, also in configurations inside of it.
+
+    A padding id that is the end of a document becomes none: the model would never learn that id's embedding.
+
+    Raises:
+        UserError: for ids that the data does not use so, all of them in one line; published configurations have them.
+    """
+    wrong, values = [], dict(config)
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            size = value.get("vocab_size")
+            if isinstance(size, int) and is_whole_number(size) and size < num_ids:
+                raise UserError(
+                    f"{place}.{key}.vocab_size: {size} is smaller than the data's vocabulary of {num_ids}; leave it out"
+                )
+            values[key] = _with_ids_of_the_data(value, end_of_document_id, num_ids, f"{place}.{key}")
+        elif key in SPECIAL_IDS and value is not None:
+            ids = value if isinstance(value, list) and value else [value]
+            if not all(is_whole_number(each) and each == end_of_document_id for each in ids):
+                wrong.append(f"{key} {value!r}")
+            values[key] = None if key == "pad_token_id" else end_of_document_id
+    if wrong:
+        raise UserError(
+            f"{place}: {', '.join(wrong)}: not the ids of the data, whose documents end with id "
+            f"{end_of_document_id} and which has no padding; leave the key{'s' * (len(wrong) > 1)} out"
+        )
+    return values
 
 
 def _construct(architecture: str, resolved: Any) -> nn.Module:
@@ -251,10 +295,17 @@ def check_keys(architecture: str, config: Mapping[str, Any]) -> set[str]:
     """Refuse a key that a family does not have; UserError names the nearest one. Returns every key it has."""
     known = known_keys(architecture)
     for key in config:
+        if key == "model_type" and config[key] == architecture:
+            continue
         if key == "model_type":
             raise UserError(f"model.config.{key}: is said by model.architecture ({architecture}); leave it out")
+        if key not in known and key in _IN_ROPE_PARAMETERS and "rope_parameters" in known:
+            raise UserError(f"model.config.{key}: {architecture} has {_IN_ROPE_PARAMETERS[key]} instead")
         if key not in known:
             raise UserError(f"model.config.{key}: {architecture} has no such key{did_you_mean(key, known)}")
+    for old, new in (("rope_scaling", "rope_parameters"), ("torch_dtype", "dtype")):
+        if old in config and new in config:
+            raise UserError(f"model.config.{old}: is the older name of {new}, which is given too; keep {new}")
     return known
 
 
@@ -285,7 +336,8 @@ def _keys_of(config_class: type) -> set[str]:
     source = inspect.getsource(inspect.getmodule(MODEL_FOR_CAUSAL_LM_MAPPING[config_class]) or config_class)
     asked = set(re.findall(r"getattr\((?:self\.)?config, \"([a-z]\w*)\"", source))
     known = set(defaults.to_dict()) | set(getattr(config_class, "attribute_map", {})) | asked
-    return known | {"rope_theta"} if "rope_parameters" in known else known  # the older name, taken in still
+    older = {"torch_dtype"} | ({"rope_theta", "rope_scaling"} if "rope_parameters" in known else set())
+    return known | older  # names of transformers 4, which published configurations have and version 5 takes
 
 
 @torch.no_grad()

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from token_superposition.arguments import path
 from token_superposition.errors import UserError
 from token_superposition.planner.amounts import amount, between, dollars, num_devices, price, share, whole_amount
 
@@ -28,7 +28,7 @@ def add_plan_command(add: Callable[..., argparse.ArgumentParser]) -> None:
     plan = add("plan", _plan, "say what a run would cost with and without superposition, and what to set")
     plan.epilog = "any key of the configuration can follow; --superposition.bag_size and the like are judged as given"
     plan.set_defaults(takes_keys=True)
-    plan.add_argument("config", type=Path, nargs="?", metavar="CONFIG.yaml", help="a run's; or give --parameters")
+    plan.add_argument("config", type=path, nargs="?", metavar="CONFIG.yaml", help="a run's; or give --parameters")
     plan.add_argument("--parameters", type=whole_amount, metavar="N", help="of a model of usual shape, such as 135M")
     plan.add_argument("--vocab-size", type=whole_amount, metavar="V", help="with --parameters")
     budget = plan.add_argument_group("budget of the ordinary run (without one, the configuration's steps)")
@@ -53,15 +53,15 @@ def add_plan_command(add: Callable[..., argparse.ArgumentParser]) -> None:
     plan.add_argument(
         "--goal", choices=("loss", "cost"), default="loss", help="lower loss, or lower cost (default: %(default)s)"
     )
-    plan.add_argument("--out", type=Path, metavar="FILE.yaml", help="write the run's configuration")
+    plan.add_argument("--out", type=path, metavar="FILE.yaml", help="write the run's configuration")
 
 
 def _plan(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
-    from token_superposition.planner.forecast import Request, make_plan
+    from token_superposition.planner.forecast import Request, check_given, make_plan
     from token_superposition.planner.hardware import find_hardware
     from token_superposition.planner.report import describe
     from token_superposition.planner.run_file import check_place, write_run
-    from token_superposition.yaml_keys import parse_override
+    from token_superposition.yaml_keys import parse_overrides
 
     _check(options)
     if options.out:
@@ -69,9 +69,10 @@ def _plan(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[
     hardware = find_hardware(
         options.hardware, num_devices=options.num_devices, peak_flops=options.peak_flops, price=options.price
     )
-    values = {name: parse_override(text) for name, text in overrides.items()}
+    values = parse_overrides(overrides)
     given = {name.removeprefix(_SECTION): value for name, value in values.items() if name.startswith(_SECTION)}
     keys = {name: value for name, value in values.items() if not name.startswith(_SECTION)}
+    check_given(given)
     subject = _subject(options, keys)
     budget = next(((kind, value) for kind in _BUDGETS if (value := getattr(options, kind)) is not None), None)
     measured = None if options.measured_hours is None else (options.measured_hours, options.measured_steps)

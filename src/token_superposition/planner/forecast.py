@@ -242,6 +242,17 @@ def _expected_bag_size(request: Request) -> int:
     return choose(need)[0].bag_size
 
 
+def check_given(given: Mapping[str, Any]) -> None:
+    """Raise `UserError` for keys or values that no superposition section has, before the model is counted."""
+    from token_superposition.train.config import parse_config
+
+    # These two are measured in steps, and how many steps the run has is not known yet.
+    keys = {
+        f"superposition.{key}": value for key, value in given.items() if key not in ("superposition_steps", "stages")
+    }
+    parse_config({"data": {"path": "data"}}, keys, source="--superposition")
+
+
 def _given_setting(request: Request, total_steps: int) -> Setting | None:
     """The user's own setting, read as a run would read it."""
     if not request.given:

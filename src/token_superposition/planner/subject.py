@@ -19,6 +19,8 @@ from token_superposition.planner.corpus import Corpus, Source
 from token_superposition.planner.measured import Scale, Start, Unit, paper_runs
 from token_superposition.planner.shapes import shape_for
 from token_superposition.study.report.numbers import count_in_words
+from token_superposition.user_paths import expanded
+from token_superposition.yaml_values import as_text
 
 if TYPE_CHECKING:
     from token_superposition.plan.accounting import ModelCost
@@ -107,7 +109,7 @@ def subject_of_size(
     """
     from token_superposition.train.config import parse_config
 
-    path = str(keys.get("data.path", DATA_PATH))
+    path = expanded(str(as_text(keys.get("data.path", DATA_PATH))))
     assumptions = []
     if vocab_size is None:
         corpora = _corpora_at(path)

@@ -37,6 +37,7 @@ from token_superposition.files import (
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.metrics import MetricsFile, is_number
 from token_superposition.yaml_keys import read_yaml
+from token_superposition.yaml_values import plain
 
 # What is written when a run starts; a kill before config.yaml, which comes last of these, may leave the others.
 _BEFORE_CONFIG = ("lock", "run.json", "tokenizer.json", "tokenizer_config.json")
@@ -149,7 +150,8 @@ class RunFolder:
         if not self.config_file.exists():
             return None
         try:
-            return read_yaml(self.config_file)[0]
+            values: dict[str, Any] = plain(read_yaml(self.config_file)[0])
+            return values
         except UserError as error:
             raise UserError(f"{error}; it was edited or damaged: put it right, or {_NEW}") from None
 

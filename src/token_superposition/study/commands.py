@@ -9,11 +9,12 @@ import argparse
 import json
 import shlex
 from collections.abc import Callable
-from importlib.resources import files
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from token_superposition.arguments import integer, number, path
 from token_superposition.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 def add_study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Declare them; `add` makes the parser of a command from its name, function and text."""
     demo = add("demo", _demo, "train a small model with and without superposition, and compare")
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: %(default)s)")
-    demo.add_argument("--steps", type=int, help="optimizer steps of each run (default: 4000)")
-    demo.add_argument("--seeds", type=int, default=1, help="seeds of each arm (default: %(default)s)")
-    demo.add_argument("--jobs", type=int, help="runs at once (default: as the machine bears)")
+    demo.add_argument("--out", type=path, default=Path("runs/demo"), help="folder (default: %(default)s)")
+    demo.add_argument("--steps", type=integer, help="optimizer steps of each run (default: 4000)")
+    demo.add_argument("--seeds", type=integer, default=1, help="seeds of each arm (default: %(default)s)")
+    demo.add_argument("--jobs", type=integer, help="runs at once (default: as the machine bears)")
     _add_budgets(demo)
     _add_sweep(demo)
 
@@ -36,8 +37,8 @@ def add_study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     train.epilog = _keys_help()
     train.set_defaults(takes_keys=True)
     train.add_argument("--schema", action=_PrintSchema, nargs=0, help="print the JSON schema of the YAML file and exit")
-    train.add_argument("config", type=Path, metavar="CONFIG.yaml")
-    train.add_argument("--out", type=Path, help="run folder (default: runs/ and the configuration's name)")
+    train.add_argument("config", type=path, metavar="CONFIG.yaml")
+    train.add_argument("--out", type=path, help="run folder (default: runs/ and the configuration's name)")
     train.add_argument("--dry-run", action="store_true", help="say what the run would be, train and write nothing")
     train.add_argument("--deterministic", action="store_true", help="bit-equal reruns (train.deterministic)")
     train.add_argument(
@@ -49,21 +50,21 @@ def add_study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     guard.add_argument(
         "--guard",
         action="append",
-        type=Path,
+        type=path,
         metavar="BASELINE",
         help="a study's folder or report.json; or finished plain runs, each with a --guard of its own",
     )
     guard.add_argument("--guard-at", metavar="SHARES", help="where in the recovery (default: 0.1,0.25)")
     guard.add_argument("--if-behind", choices=("stop", "go-on"), help="what to do then (default: go-on)")
-    guard.add_argument("--stop-below", type=float, metavar="P", help="probability of being ahead (default: 0.5)")
+    guard.add_argument("--stop-below", type=number, metavar="P", help="probability of being ahead (default: 0.5)")
 
     compare = add("compare", _compare, "train a baseline and superposition at the same FLOPs, and report")
     compare.epilog = "All configuration keys can follow, such as --train.learning_rate 1e-3 (see tst train --help)."
     compare.set_defaults(takes_keys=True)
-    compare.add_argument("config", type=Path, metavar="CONFIG.yaml")
-    compare.add_argument("--out", type=Path, help="folder (default: runs/, the configuration's name and -compare)")
-    compare.add_argument("--seeds", type=int, help="seeds of each arm (default: the file's, or 1)")
-    compare.add_argument("--jobs", type=int, help="runs at once (default: as the machine bears)")
+    compare.add_argument("config", type=path, metavar="CONFIG.yaml")
+    compare.add_argument("--out", type=path, help="folder (default: runs/, the configuration's name and -compare)")
+    compare.add_argument("--seeds", type=integer, help="seeds of each arm (default: the file's, or 1)")
+    compare.add_argument("--jobs", type=integer, help="runs at once (default: as the machine bears)")
     compare.add_argument("--dry-run", action="store_true", help="say what would be trained, train and write nothing")
     compare.add_argument(
         "--price-per-hour", metavar="P", help="of a GPU or machine, such as 2.5: the report then has the cost in money"
@@ -106,15 +107,17 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUES",
         help="tune each arm first, such as train.learning_rate=1e-3,2e-3,4e-3; several make a grid",
     )
-    command.add_argument("--sweep-seeds", type=int, metavar="N", help="seeds to tune with, of their own (default: 1)")
     command.add_argument(
-        "--sweep-budget", type=int, metavar="STEPS", help="tune at this one of --budgets for all (default: at each)"
+        "--sweep-seeds", type=integer, metavar="N", help="seeds to tune with, of their own (default: 1)"
+    )
+    command.add_argument(
+        "--sweep-budget", type=integer, metavar="STEPS", help="tune at this one of --budgets for all (default: at each)"
     )
 
 
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
     from token_superposition.train.config import load_config
-    from token_superposition.train.loop import train
+    from token_superposition.train.files_there import check_folders
 
     values = _values(overrides)
     if options.deterministic:
@@ -123,6 +126,11 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
         values["logging.fail_on_checkpoint_error"] = True
     config = load_config(options.config, values)
     folder = options.out or Path("runs") / options.config.stem
+    _check_guard_options(options)
+    if not (folder / "config.yaml").exists():  # a run that is done needs its data no more
+        check_folders(config)
+    from token_superposition.train.loop import train
+
     guarded = _guarded(options, config, folder)
     if options.dry_run:
         from token_superposition.train.dry_run import describe, dry_run
@@ -139,10 +147,16 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
     return summary, text
 
 
-def _guarded(options: argparse.Namespace, config: RunConfig, folder: Path) -> GuardedRun | None:
+def _check_guard_options(options: argparse.Namespace) -> None:
     for name in ("guard_at", "if_behind", "stop_below"):
         if options.guard is None and getattr(options, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} needs --guard, such as --guard runs/small-compare")
+    for place in options.guard or ():
+        if not place.exists():
+            raise UserError(f"--guard {place}: there is no such file or folder")
+
+
+def _guarded(options: argparse.Namespace, config: RunConfig, folder: Path) -> GuardedRun | None:
     if options.guard is None:
         return None
     from token_superposition.study.guard.run import Request, prepare_guard
@@ -156,9 +170,11 @@ def _guarded(options: argparse.Namespace, config: RunConfig, folder: Path) -> Gu
 
 def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
     from token_superposition.study.budgets import budget_words
-    from token_superposition.study.compare import compare, load_study
     from token_superposition.study.costs import parse_price
+    from token_superposition.study.request import check_request
+    from token_superposition.study.study_file import load_study
     from token_superposition.study.sweep import parse_sweep, sweep_words
+    from token_superposition.train.files_there import check_folders
 
     study = load_study(options.config, _values(overrides), budgets=options.budgets, equal_data=options.equal_data)
     if options.price_per_hour is not None:
@@ -176,6 +192,9 @@ def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[di
             given=study.given,
         )
     folder = options.out or Path("runs") / f"{options.config.stem}-compare"
+    check_request(folder, num_seeds, options.jobs)
+    for config in study.arms.values():
+        check_folders(config)
     if options.dry_run:
         from token_superposition.study.dry_run import describe, dry_run
 
@@ -186,6 +205,8 @@ def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[di
     words += budget_words(options.budgets, options.equal_data)
     words += [] if options.price_per_hour is None else ["--price-per-hour", options.price_per_hour]
     words += [*sweep_words(options.sweep, num_sweep_seeds, options.sweep_budget), *keys]
+    from token_superposition.study.compare import compare
+
     report = compare(
         study,
         folder,
@@ -234,6 +255,6 @@ def _with_verdict(report: dict[str, Any], folder: Path) -> tuple[dict[str, Any],
 
 
 def _values(overrides: dict[str, str]) -> dict[str, Any]:
-    from token_superposition.train.config import parse_override
+    from token_superposition.yaml_keys import parse_overrides
 
-    return {name: parse_override(text) for name, text in overrides.items()}
+    return parse_overrides(overrides)

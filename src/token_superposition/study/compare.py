@@ -24,8 +24,9 @@ from token_superposition.errors import UserError
 from token_superposition.files import make_folder, naming, remove_empty
 from token_superposition.study.queue import train_trials
 from token_superposition.study.report import write_report
+from token_superposition.study.request import check_request
 from token_superposition.study.results import build_report
-from token_superposition.study.study_file import MOST_SEEDS, Study, load_study, make_study
+from token_superposition.study.study_file import Study, load_study, make_study
 from token_superposition.study.sweep import Sweep
 from token_superposition.study.trials import Trial, arm_trials, equal_data_steps, with_equal_data
 from token_superposition.study.tune import tune
@@ -143,27 +144,6 @@ def make_ready(study: Study, folder: Path, *, num_seeds: int, jobs: int | None, 
     longer = equal_data_steps(study)
     trials = with_equal_data([trial for arm in study.arms for trial in arm_trials(study, arm, folder)], longer)
     return Ready(study, sources, measured, trials, longer, what_is_odd_in(trials, sources))
-
-
-def check_request(folder: Path, num_seeds: int, jobs: int | None) -> None:
-    """Refuse numbers out of range, and a folder that holds something else than a study.
-
-    A study's folder has `runs`, and before the first of them at most the demo's `data`.
-
-    Raises:
-        UserError: naming the option, or what the folder holds.
-    """
-    if not 1 <= num_seeds <= MOST_SEEDS:
-        raise UserError(f"--seeds is at least 1 and at most {MOST_SEEDS}, not {num_seeds}")
-    if jobs is not None and jobs < 1:
-        raise UserError(f"--jobs is at least 1, not {jobs}")
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"{folder}: cannot be a study's folder ({there} is a file); name another")
-    names = sorted(entry.name for entry in folder.iterdir()) if there == folder else []
-    strangers = [name for name in names if name != "data"]
-    if strangers and "runs" not in names:
-        raise UserError(f"{folder}: is not a study's folder (it holds {strangers[0]!r}); name an empty one")
 
 
 def _check_arms(

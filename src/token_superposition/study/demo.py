@@ -13,7 +13,8 @@ import yaml
 from token_superposition.data.prepare import prepare
 from token_superposition.errors import UserError
 from token_superposition.study.budgets import LEAST_STEPS, budget_words
-from token_superposition.study.compare import check_request, compare, make_study
+from token_superposition.study.request import check_request
+from token_superposition.study.study_file import make_study
 from token_superposition.study.sweep import parse_sweep, sweep_words
 
 
@@ -71,6 +72,8 @@ def demo(
             budgets=study.budgets,
             given=study.given,
         )
+    from token_superposition.study.compare import compare  # brings torch: what is asked for is checked first
+
     prepare(["python"], tokenizer="bytes", out=data, quiet=quiet)
     words = ["tst", "demo", "--seeds", str(num_seeds), "--out", str(folder)]
     words += [*budget_words(budgets, equal_data), *sweep_words(sweep, num_sweep_seeds, sweep_budget)]

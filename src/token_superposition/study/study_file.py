@@ -28,7 +28,9 @@ from token_superposition.errors import UserError
 from token_superposition.study.budgets import at_budget, parse_budgets
 from token_superposition.study.costs import parse_price
 from token_superposition.train.config import RunConfig, changed_keys, parse_config, read_yaml, with_keys
+from token_superposition.user_paths import user_path
 from token_superposition.yaml_keys import child
+from token_superposition.yaml_values import boolean_word
 
 MOST_SEEDS = 1000
 # Keys that arms share, by their beginnings, and why.
@@ -146,7 +148,7 @@ def _take_budgets(
 
 
 def _take_equal_data(values: dict[str, Any], source: str) -> bool:
-    given = values.pop("equal_data", False)
+    given = boolean_word(values.pop("equal_data", False))
     if not isinstance(given, bool):
         raise UserError(f"{source}: equal_data: is true or false, not {str(given)[:60]!r}")
     return given
@@ -176,6 +178,10 @@ def _read_arms(
             raise UserError(
                 f"{source}: arms.{name!r}: a name has at most 100 letters, digits and . = , + - _, and no point first"
             )
+        try:
+            user_path(name)
+        except UserError as error:
+            raise UserError(f"{source}: arms: {error}") from None
     for name, keys in arms.items():
         changed = with_keys({}, keys, f"{source}: arms.{name}: ")
         for key in ("data", "train.seed", "model.init_from"):

@@ -15,9 +15,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from token_superposition.errors import shortened
 from token_superposition.yaml_keys import line_of
-
-_LONGEST = 60  # characters of a value that are shown
+from token_superposition.yaml_values import as_text
 
 
 def complaint(
@@ -97,16 +97,16 @@ def _shown(value: Any) -> str:
     if not isinstance(value, str | int | float):
         return ""
     try:
-        text = repr(value)
+        text = repr(value) if isinstance(value, str | bool) else as_text(value)
     except ValueError:  # an integer of more digits than Python writes
         return " (given: a number of thousands of digits)"
-    return f" (given: {text if len(text) <= _LONGEST else text[:_LONGEST] + '...'})"
+    return f" (given: {shortened(text)})"
 
 
 def _nearest(path: Sequence[str], model: type[BaseModel]) -> str:
     """The nearest key there is: in the same section, else of that name elsewhere, else all of the section."""
     known = list(_known(model))
-    section, leaf = _general(path[:-1], known), path[-1]
+    section, leaf = _general(path[:-1], known), path[-1][:80]
     beside = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == section]
     elsewhere = {key.rpartition(".")[2]: key for key in reversed(known)}  # the first of several of a name
     for names, cutoff in ((beside, 0.6), (list(elsewhere), 0.75), (beside, 0.4)):

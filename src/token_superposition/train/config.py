@@ -16,7 +16,6 @@ import yaml
 from pydantic import (
     BeforeValidator,
     Field,
-    JsonValue,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
@@ -31,6 +30,7 @@ from token_superposition.train.values import (
     Device,
     FolderPath,
     Fraction,
+    ModelValues,
     NotNegative,
     NotNegativeInt,
     NumThreads,
@@ -40,6 +40,7 @@ from token_superposition.train.values import (
     Section,
     Seed,
     SlotWeights,
+    Text,
     stages_in_short,
 )
 from token_superposition.yaml_keys import changed_keys, line_of, parse_override, read_yaml, with_keys
@@ -79,8 +80,8 @@ class ModelConfig(Section):
         description="folder of a trained model to start from: a run, an export or a Hugging Face folder; sets "
         "architecture and config",
     )
-    architecture: str = Field("llama", description="model family: the `model_type` of transformers")
-    config: dict[str, JsonValue] = Field(
+    architecture: Text = Field("llama", description="model family: the `model_type` of transformers")
+    config: ModelValues = Field(
         default_factory=dict, description="configuration keys of that family, as in its config.json"
     )
     scale_residual_init: bool | Literal["auto"] = Field(
@@ -266,7 +267,7 @@ class LoggingConfig(Section):
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(
         default_factory=list, description="additional trackers for the metrics; each needs the extra of its name"
     )
-    project: str = Field("token-superposition", description="project name for wandb and trackio")
+    project: Text = Field("token-superposition", description="project name for wandb and trackio")
 
 
 class RunConfig(Section):

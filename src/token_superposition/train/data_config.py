@@ -37,7 +37,7 @@ class DataConfig(Section):
         "(needs bag_boundary document)",
     )
     verify: bool = Field(True, description="read all data and compare its checksums when a run starts")
-    validation_sets: dict[str, str] = Field(
+    validation_sets: dict[str, FolderPath] = Field(
         default_factory=dict,
         description="additional validation sets: for each a name and the dataset folder whose validation split is used",
     )
@@ -45,13 +45,9 @@ class DataConfig(Section):
     @field_validator("sources")
     @classmethod
     def _weights(cls, sources: dict[str, SourceConfig]) -> dict[str, SourceConfig]:
-        from token_superposition.data.mixture import weight_parts
-
         for name in sources:
             if not re.fullmatch(r"[\w+-][\w+ -]{0,99}", name):
                 raise ValueError(f"a source's name has at most 100 letters, digits and + - _, not {name[:100]!r}")
-        if sources:
-            weight_parts([source.weight for source in sources.values()])
         return dict(sorted(sources.items()))  # the order in the file is none of the run's
 
     @field_validator("path")

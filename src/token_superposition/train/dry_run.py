@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from token_superposition.model.build import check_length, model_cost, sketch_model
 from token_superposition.model.device import DTYPES
 from token_superposition.model.memory import MemoryEstimate, abstract, estimate_memory
-from token_superposition.objective.slot_weights import describe_slot_weights
+from token_superposition.plan.slot_weights import describe_slot_weights
 from token_superposition.run.checkpoint import newest_checkpoint
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig, TrainConfig

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from token_superposition.data.mixture import rounded_shares
 from token_superposition.data.stream import TokenStream
 from token_superposition.errors import UserError
 from token_superposition.model.device import resolve_device, resolve_dtype
@@ -202,6 +203,10 @@ def what_is_odd(config: RunConfig, stream: TokenStream, source: Source | None = 
     said = [] if source is None else list(source.warnings)
     if config.model.init_from is not None and schedule.switch_step > 0:
         said.append(NO_EVIDENCE)
+    shares = rounded_shares([source.weight for source in config.data.mixture.values()])
+    if shares is not None:
+        listed = ", ".join(f"{name} {share:.2%}" for name, share in zip(config.data.mixture, shares, strict=True))
+        said.append(f"data.sources: the shares of the rows are rounded to a ten-thousandth: {listed}")
     plain = schedule.positions(1) / schedule.raw_tokens(1)
     for name, coverage in stream.coverages().items():
         if coverage.epochs <= 1:

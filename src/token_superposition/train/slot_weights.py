@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from token_superposition.data.mutual_information import MutualInformation
-from token_superposition.objective.slot_weights import MEASURED
+from token_superposition.plan.slot_weights import MEASURED
 from token_superposition.train.config import RunConfig
 from token_superposition.train.corpora import Corpora
 

@@ -28,6 +28,7 @@ from token_superposition.errors import UserError
 from token_superposition.model.build import build_model, check_length, model_cost
 from token_superposition.model.device import DTYPES, resolve_device
 from token_superposition.model.layers import checkpoint_activations, compile_layers, eager
+from token_superposition.model.seeding import seed_torch
 from token_superposition.model.size import bytes_kept
 from token_superposition.model.superposed import SuperposedLM
 from token_superposition.model.validation import ValidationResult
@@ -127,7 +128,7 @@ class Trainer:
             stage: slot_weights(stage.slot_weights, stage.num_targets) if stage.bag_size > 1 else None
             for stage in schedule.stages
         }
-        torch.manual_seed(train.seed)  # dropout, where a model has any
+        seed_torch(train.seed)  # dropout, where a model has any
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """The run's batches from a step on, pinned for CUDA."""

@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+
+from token_superposition.arguments import is_device
+from token_superposition.errors import UserError
+from token_superposition.plan.slot_weights import parse_slot_weights
+from token_superposition.user_paths import user_path
+from token_superposition.yaml_values import as_text, boolean_word, plain
 
 _MOST = 10**12  # of anything that is counted: nobody needs more, and int64 holds it
-_DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?")
 
 
 def _number(value: Any) -> Any:
@@ -21,20 +26,30 @@ def _number(value: Any) -> Any:
 
 
 def _device(value: str) -> str:
-    if not _DEVICES.fullmatch(value):
+    if not is_device(value):
         raise ValueError("a device is auto, cpu, cuda, cuda:1 (or another number) or mps")
     return value
 
 
 def _path(value: str) -> str:
-    if not value or "\0" in value:
-        raise ValueError("the path of a folder is needed")
-    return value
+    """Checked here, and not where the folder is opened, because the line of the key is known here."""
+    try:
+        path = user_path(value)
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    return str(path) if value.startswith("~") else value
+
+
+def _model_values(value: Any) -> Any:
+    """A model's own keys, whose types are not known here: `yes` and `no` have to mean true and false."""
+    if isinstance(value, dict):
+        return {key: _model_values(below) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_model_values(below) for below in value]
+    return boolean_word(plain(value))
 
 
 def _slot_weights(value: Any) -> Any:
-    from token_superposition.objective.slot_weights import parse_slot_weights
-
     if isinstance(value, str):
         parse_slot_weights(value)
     return value
@@ -42,8 +57,6 @@ def _slot_weights(value: Any) -> Any:
 
 def stages_in_short(value: Any) -> Any:
     """`8:0.1,4:0.1`, bags of 8 for a tenth of the steps and then of 4 for another, as the list it stands for."""
-    if isinstance(value, int | float):  # 60 times 8, to YAML
-        raise ValueError("a single stage, such as 8:0.1, is given as bag_size and ratio")
     if not isinstance(value, str):
         return value
     found = [re.fullmatch(r"\s*(\d+)\s*:\s*(\d*\.?\d+)\s*", stage) for stage in value.split(",")]
@@ -60,8 +73,10 @@ Ratio = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), BeforeValidator
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), BeforeValidator(_number)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
-Device = Annotated[str, AfterValidator(_device)]
-FolderPath = Annotated[str, AfterValidator(_path)]
+Text = Annotated[str, BeforeValidator(as_text)]  # `2024` and `010` are names of folders and projects too
+Device = Annotated[Text, AfterValidator(_device)]
+FolderPath = Annotated[Text, AfterValidator(_path)]
+ModelValues = Annotated[dict[str, JsonValue], BeforeValidator(_model_values)]
 SlotWeights = Annotated[str, BeforeValidator(_slot_weights)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from token_superposition.objective.slot_weights import describe_slot_weights
+from token_superposition.plan.slot_weights import describe_slot_weights
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.origin import Origin
 from token_superposition.use.evaluate import ENOUGH_TOKENS

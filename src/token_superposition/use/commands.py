@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from token_superposition.arguments import device, integer, number, path, seed, whole_number
 from token_superposition.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def add_use_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Declare them; `add` makes the parser of a command from its name, function and text."""
     evaluate = add("eval", _eval, "score a model on validation sets and on tasks")
-    evaluate.add_argument("model", type=Path, metavar="MODEL", help="a run, or a Hugging Face folder")
+    evaluate.add_argument("model", type=path, metavar="MODEL", help="a run, or a Hugging Face folder")
     evaluate.add_argument(
         "data", nargs="*", metavar="DATA", help="[name=]prepared folder, text file, folder, .jsonl ..."
     )
@@ -30,19 +30,19 @@ def add_use_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     evaluate.add_argument("--batch-size", type=whole_number, help="rows a forward (default: as in training)")
     evaluate.add_argument("--text-key", default="text", help="column of .jsonl and .parquet (default: %(default)s)")
     evaluate.add_argument("--tasks", type=_names, default=[], help="of lm-evaluation-harness, such as arc_easy,piqa")
-    evaluate.add_argument("--include-path", type=Path, help="folder of task files of your own")
+    evaluate.add_argument("--include-path", type=path, help="folder of task files of your own")
 
     generate = add("generate", _generate, "continue a text")
-    generate.add_argument("model", type=Path, metavar="MODEL", help="a run, or a Hugging Face folder")
+    generate.add_argument("model", type=path, metavar="MODEL", help="a run, or a Hugging Face folder")
     generate.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue; - reads standard input")
-    generate.add_argument("--max-new-tokens", type=int, default=256, help="(default: %(default)s)")
-    generate.add_argument("--temperature", type=float, default=0.8, help="0: the likeliest (default: %(default)s)")
-    generate.add_argument("--top-p", type=float, default=1.0, help="(default: %(default)s)")
-    generate.add_argument("--seed", type=int, default=0, help="the same gives the same text (default: %(default)s)")
+    generate.add_argument("--max-new-tokens", type=integer, default=256, help="(default: %(default)s)")
+    generate.add_argument("--temperature", type=number, default=0.8, help="0: the likeliest (default: %(default)s)")
+    generate.add_argument("--top-p", type=number, default=1.0, help="(default: %(default)s)")
+    generate.add_argument("--seed", type=seed, default=0, help="the same gives the same text (default: %(default)s)")
 
     export = add("export", _export, "write a run as a Hugging Face folder")
-    export.add_argument("model", type=Path, metavar="RUN", help="the run's folder")
-    export.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    export.add_argument("model", type=path, metavar="RUN", help="the run's folder")
+    export.add_argument("out", type=path, metavar="OUT", help="folder to write")
     export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: %(default)s)")
     export.add_argument("--max-shard-size", default="5GB", help="of a weight file (default: %(default)s)")
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export in the folder")
@@ -50,17 +50,25 @@ def add_use_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     for command in (evaluate, generate, export):
         command.add_argument("--allow-superposed", action="store_true", help="even from the superposition phase")
     for command in (evaluate, generate):
-        command.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)")
+        command.add_argument(
+            "--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)"
+        )
         command.add_argument("--trust-remote-code", action="store_true", help="run code that lies in the folder")
 
 
 def _eval(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any], str]:
-    from token_superposition.use.evaluate import evaluate, lines_of, parse_sets
-    from token_superposition.use.tasks import load_tasks, run_tasks
+    from token_superposition.use.request import check_model, check_sets, parse_sets
 
     sets = parse_sets(options.data)
     if not sets and not options.tasks:
         raise UserError("nothing to score: name validation sets, or tasks with --tasks (see tst eval --help)")
+    check_model(options.model)
+    check_sets(sets, options.split)
+    if options.include_path is not None and not options.include_path.is_dir():
+        raise UserError(f"--include-path: {options.include_path} is not a folder")
+    from token_superposition.use.evaluate import evaluate, lines_of
+    from token_superposition.use.tasks import load_tasks, run_tasks
+
     loaded = _load(options)
     found = None
     if options.tasks:
@@ -83,10 +91,14 @@ def _eval(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any
 
 
 def _generate(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any], str]:
-    from token_superposition.use.generate import generate
+    from token_superposition.use.request import check_model, check_sampling
     from token_superposition.use.terminal import read_prompt, write_piece
 
+    check_sampling(options.max_new_tokens, options.temperature, options.top_p, options.seed)
+    check_model(options.model)
     prompt = read_prompt() if options.prompt == "-" else options.prompt
+    from token_superposition.use.generate import generate
+
     loaded = _load(options)
     result = generate(
         loaded,
@@ -102,6 +114,9 @@ def _generate(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str,
 
 
 def _export(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any], str]:
+    from token_superposition.use.request import check_export
+
+    check_export(options.model, options.out, max_shard_size=options.max_shard_size, overwrite=options.overwrite)
     from token_superposition.use.export import export
 
     result = export(
@@ -135,14 +150,6 @@ def _load(options: argparse.Namespace) -> UsableModel:
 def _warn(warnings: Sequence[str]) -> None:
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-
-
-def whole_number(text: str) -> int:
-    """A number of at least 1, of a command-line option."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"at least 1, not {value}")
-    return value
 
 
 def _names(text: str) -> list[str]:

@@ -8,7 +8,6 @@ overlap, so a run's own validation set gives the run's own final figure.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +17,15 @@ from token_superposition.data.sources import Corpus
 from token_superposition.errors import UserError
 from token_superposition.model.validation import ScoredTokens, Validator
 from token_superposition.use.load import UsableModel
+from token_superposition.use.request import ValidationSet, parse_sets
 from token_superposition.use.texts import EncodedText
+
+__all__ = ["ValidationSet", "evaluate", "lines_of", "parse_sets"]
 
 MAX_TOKENS = 262_144
 ENOUGH_TOKENS = 250_000  # of a final figure; 4,096 gave noise of 0.02 nats
 _POSITIONS_A_FORWARD = 8192
 _MOST_POSITIONS = 2048
-
-
-@dataclass(frozen=True)
-class ValidationSet:
-    """A set to score: its name, and where it lies."""
-
-    name: str
-    source: str
-
-
-def parse_sets(words: Sequence[str]) -> list[ValidationSet]:
-    """Read `name=path` or `path`; the name of a path is its last part without suffix.
-
-    Raises:
-        UserError: where two sets have one name.
-    """
-    sets: list[ValidationSet] = []
-    for word in words:
-        name, equals, source = word.partition("=")
-        if not equals or Path(word).exists():
-            name, source = Path(word).name.split(".")[0] or Path(word).resolve().name, word
-        if not name or not source:
-            raise UserError(f"{word!r}: write a path, or name=path")
-        if any(name == other.name for other in sets):
-            raise UserError(f"two validation sets are called {name!r}; name them: {name}=PATH other={source}")
-        sets.append(ValidationSet(name, source))
-    return sets
 
 
 def evaluate(

@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -33,20 +32,11 @@ from token_superposition.model.pretrained import quiet_transformers
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.folder import RunFolder
 from token_superposition.run.metrics import read_metrics
-from token_superposition.run.origin import ORIGIN_FILE, Origin, write_origin
+from token_superposition.run.origin import Origin, write_origin
 from token_superposition.use.card import model_card
 from token_superposition.use.load import UsableModel, load_run
+from token_superposition.use.request import check_export, check_shard_size
 
-_FILES = {
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "model.safetensors.index.json",
-    "README.md",
-    ORIGIN_FILE,
-}
 _PROBES = ("Plain text, 123.", "  two  spaces\r\n\ttab", "cafe\u0301 \u00e9 \u65e5\u672c \U0001f642", "<|endoftext|>")
 
 
@@ -76,7 +66,7 @@ def export(
     Raises:
         UserError: where the run cannot be used, `out` is taken, or the disk is full.
     """
-    _check_free(out, overwrite)
+    check_export(run, out, max_shard_size=max_shard_size, overwrite=overwrite)
     loaded = load_run(run, device=torch.device("cpu"), allow_superposed=allow_superposed)
     if loaded.origin is None:
         raise RuntimeError("a run knows how it was trained")
@@ -116,26 +106,6 @@ def export(
     }
 
 
-def _check_free(out: Path, overwrite: bool) -> None:
-    """Raise where `out` holds anything but an earlier export that may be replaced."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise UserError(f"{out}: is a file; name a folder to write to")
-    if out.samefile(Path.cwd()) or out.is_mount():  # cannot be put in place by renaming
-        raise UserError(f"{out}: is the current folder or a mount point; name a folder inside it")
-    names = sorted(path.name for path in out.iterdir())
-    if not names:
-        return
-    if ORIGIN_FILE not in names:
-        raise UserError(f"{out}: is not empty and holds no earlier export; name another folder")
-    strangers = [name for name in names if name not in _FILES and not name.endswith(".safetensors")]
-    if strangers:
-        raise UserError(f"{out}: holds {strangers[0]!r} beside the earlier export; move it, or name another folder")
-    if not overwrite:
-        raise UserError(f"{out}: holds an earlier export; name another folder, or overwrite it (--overwrite)")
-
-
 def _write(
     loaded: UsableModel, origin: Origin, figures: dict[str, Any], folder: Path, max_shard_size: str
 ) -> list[str]:
@@ -156,8 +126,7 @@ def write_model(model: Any, tokenizer: Any, folder: Path, *, max_shard_size: str
     Raises:
         UserError: where `max_shard_size` is no size.
     """
-    if not re.fullmatch(r"\d*[1-9]\d*\s*[KMGT]i?B", max_shard_size):
-        raise UserError(f"--max-shard-size: {max_shard_size!r} is no size, such as 500MB")
+    check_shard_size(max_shard_size)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
     _change(folder / "tokenizer_config.json", lambda values: {**values, "tokenizer_class": "PreTrainedTokenizerFast"})

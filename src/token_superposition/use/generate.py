@@ -14,7 +14,9 @@ import torch
 
 from token_superposition.errors import UserError
 from token_superposition.model.pretrained import quiet_transformers
+from token_superposition.model.seeding import seed_torch
 from token_superposition.use.load import UsableModel
+from token_superposition.use.request import check_sampling
 
 _BROKEN = "\ufffd"  # what a part of a character is decoded to
 
@@ -47,7 +49,7 @@ def generate(
     Raises:
         UserError: for a setting out of range, or a model that cannot start from nothing.
     """
-    _check(max_new_tokens, temperature, top_p, seed)
+    check_sampling(max_new_tokens, temperature, top_p, seed)
     sampling = copy.deepcopy(loaded.model.generation_config)
     with quiet_transformers():
         sampling.update(do_sample=temperature > 0, temperature=temperature or 1.0, top_p=top_p, top_k=0, num_beams=1)
@@ -61,7 +63,7 @@ def generate(
     made: list[int] = []
     devices = [loaded.device] if loaded.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), quiet_transformers(), loaded.autocast():
-        torch.manual_seed(seed)
+        seed_torch(seed)
         while len(made) < max_new_tokens and not (made and made[-1] in ends):
             sampling.max_new_tokens = min(context - len(window), max_new_tokens - len(made))
             ids_BL = torch.tensor([window], device=loaded.device)
@@ -152,14 +154,3 @@ def _prompt_ids(loaded: UsableModel, prompt: str) -> list[int]:
             raise UserError(f"{loaded.path}: its tokenizer has no token to start a text from; give a --prompt")
         ids = [start]
     return ids
-
-
-def _check(max_new_tokens: int, temperature: float, top_p: float, seed: int) -> None:
-    if max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens is at least 1, not {max_new_tokens}")
-    if temperature != 0 and not 0.01 <= temperature <= 100:  # beyond, logits are no numbers any more
-        raise UserError(f"--temperature is 0, or at least 0.01 and at most 100, not {temperature}")
-    if not 0 < top_p <= 1:
-        raise UserError(f"--top-p is above 0 and at most 1, not {top_p}")
-    if not 0 <= seed < 2**63:
-        raise UserError(f"--seed is at least 0 and under 2**63, not {seed}")

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from token_superposition.data.tokenizers import Tokenizer
-from token_superposition.errors import UserError
 from token_superposition.model.pretrained import check_files, load_pretrained, quiet_transformers, reading
 from token_superposition.run.origin import Origin, check_usable, read_origin
 from token_superposition.run.trained import open_trained
+from token_superposition.use.request import check_model
 from token_superposition.use.tokenizer import hugging_face_tokenizer
 
 
@@ -59,14 +59,11 @@ def load_model(
     Raises:
         UserError: where it is neither, is damaged, or is of the superposition phase and not allowed to be.
     """
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder; name a run or a Hugging Face folder")
+    check_model(path)
     with quiet_transformers():
         if (path / "config.yaml").exists():
             return load_run(path, device=device, allow_superposed=allow_superposed)
-        if (path / "config.json").exists():
-            return _load_folder(path, device, allow_superposed, trust_remote_code)
-    raise UserError(f"{path}: is neither a run (no config.yaml) nor a Hugging Face folder (no config.json)")
+        return _load_folder(path, device, allow_superposed, trust_remote_code)
 
 
 def load_run(path: Path, *, device: torch.device, allow_superposed: bool = False) -> UsableModel:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from token_superposition.objective.slot_weights import describe_slot_weights
+from token_superposition.plan.slot_weights import describe_slot_weights
 from token_superposition.study.arms import Arm, budgets, quoted, why_seconds_differ
 from token_superposition.study.report.budgets import compared_steps, equal_data_steps, has_budgets, reference_steps
 from token_superposition.study.report.facts import Report, num_seeds, ratio, recovery_steps

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any
 
-from token_superposition.objective.slot_weights import describe_slot_weights
+from token_superposition.plan.slot_weights import describe_slot_weights
 from token_superposition.study.arms import Arm, why_seconds_differ
 from token_superposition.study.report.budgets import difference_at_equal_data, has_budgets, reference_steps
 from token_superposition.study.report.facts import (
