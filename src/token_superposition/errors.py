@@ -76,13 +76,21 @@ def machine_trouble(error: BaseException) -> str | None:
         # What is raised by writing to an open file does not know its name; see files.naming.
         where = f"{error.filename}: " if error.filename not in (None, "") else ""
         return f"{where}{error.strerror or type(error).__name__}; {_MENDS[error.errno]}"
-    text = str(error)
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
-    ):
-        first = f" ({text.splitlines()[0]})" if text else ""
-        return f"out of memory{first}; a smaller train.micro_batch_size, sequence or model needs less"
+    if is_out_of_memory(error):
+        return f"out of memory ({first_line(error)}); a smaller train.micro_batch_size, sequence or model needs less"
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine, or its accelerator, has no more memory."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type's name if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def one_line(text: str) -> str:

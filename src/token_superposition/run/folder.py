@@ -203,6 +203,12 @@ class RunFolder:
         self.summary_file.unlink(missing_ok=True)
         self.diverged_file.unlink(missing_ok=True)
 
+    def clear_leftovers(self) -> None:
+        """Remove what a kill left of files that were being written; call it under the lock."""
+        for path in self.path.glob(".*.tmp"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
+
     def resume_metrics(self, step: int) -> MetricsFile:
         """The metrics, cut back to the lines of completed step `step` and before; closed with the folder."""
         self._metrics = MetricsFile(self.metrics_file, step)

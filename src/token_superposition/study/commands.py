@@ -32,7 +32,9 @@ def add_study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     train = add("train", _train, "train one run, or go on with it")
     train.epilog = overridable
     train.set_defaults(takes_keys=True)
-    train.add_argument("config", type=Path, metavar="CONFIG.yaml")
+    train.add_argument(
+        "config", type=Path, metavar="CONFIG.yaml", help="a run's configuration, or its folder to continue"
+    )
     train.add_argument("--out", type=Path, help="run folder (default: runs/ and the configuration's name)")
     train.add_argument("--dry-run", action="store_true", help="say what the run would be, train and write nothing")
     train.add_argument("--deterministic", action="store_true", help="bit-equal reruns (train.deterministic)")
@@ -95,14 +97,17 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
     from token_superposition.train.config import load_config
     from token_superposition.train.loop import train
+    from token_superposition.train.progress import say
 
     values = _values(overrides)
     if options.deterministic:
         values["train.deterministic"] = True
     if options.fail_on_checkpoint_error:
         values["logging.fail_on_checkpoint_error"] = True
-    config = load_config(options.config, values)
-    folder = options.out or Path("runs") / options.config.stem
+    file, folder = _file_and_folder(options.config, options.out)
+    config = load_config(file, values)
+    if options.config.is_file() and folder == file.parent and not options.quiet:
+        say(f"this is the configuration of the run in {folder}, which continues")
     guarded = _guarded(options, config, folder)
     if options.dry_run:
         from token_superposition.train.dry_run import describe, dry_run
@@ -117,6 +122,29 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
         f"{summary['bits_per_byte']:.4f} bits per byte\nrun in {folder}"
     )
     return summary, text
+
+
+def _file_and_folder(given: Path, out: Path | None) -> tuple[Path, Path]:
+    """A run's configuration file and its folder, for a file or a run's folder that was named.
+
+    Raises:
+        UserError: for a folder that is not a run, or one to continue in another folder.
+    """
+    if given.is_dir():
+        if not ((given / "config.yaml").is_file() and (given / "run.json").is_file()):
+            raise UserError(
+                f"{given}: is a folder without a run to continue (no config.yaml and run.json); name a run's folder, "
+                "or a configuration file to start a run"
+            )
+        if out is not None and out.resolve() != given.resolve():
+            raise UserError(
+                f"--out {out}: {given} continues in its own folder; leave --out out, or start a new run from its "
+                f"configuration with: tst train {given / 'config.yaml'} --out {out}"
+            )
+        return given / "config.yaml", given
+    if out is None and given.name == "config.yaml" and (given.parent / "run.json").is_file():
+        return given, given.parent
+    return given, out or Path("runs") / given.stem
 
 
 def _guarded(options: argparse.Namespace, config: RunConfig, folder: Path) -> GuardedRun | None:

@@ -6,7 +6,6 @@ import sys
 import time
 from typing import Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
@@ -15,6 +14,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column
+
+from token_superposition.streams import draws_bars, progress_console
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -25,16 +26,18 @@ class ProgressSink:
     Args:
         total_steps: of the run.
         first_step: completed steps at the start (a resumed run's are not 0).
+        superposes: whether the run has a superposition phase; without one there is no recovery either.
         quiet: show nothing.
     """
 
-    def __init__(self, total_steps: int, first_step: int, *, quiet: bool) -> None:
+    def __init__(self, total_steps: int, first_step: int, *, superposes: bool = True, quiet: bool) -> None:
         self.total_steps = total_steps
-        self.console = Console(stderr=True, quiet=quiet)
+        self.superposes = superposes
+        self.console = progress_console(quiet=quiet)
         self.validation = ""
         self._next_line = 0.0
         self._bar: Progress | None = None
-        if self.console.is_terminal and not quiet:
+        if draws_bars(self.console):
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=12),
@@ -57,14 +60,16 @@ class ProgressSink:
             self.validation = f" · validation {line['validation_loss']:.3f}"
         if "loss" not in line:
             return
-        phase = line["phase"] if line["bag_size"] == 1 else f"{line['phase']} s={line['bag_size']}"
+        phase = line["phase"] if self.superposes else "next-token"
+        if line["bag_size"] > 1:
+            phase += f" s={line['bag_size']}"
         text = f"loss {line['loss']:.3f} · {_short(line['positions_per_second'])} positions/s{self.validation}"
         if self._bar:
             self._bar.update(self._task, completed=step, description=phase, text=text)
         elif time.monotonic() >= self._next_line or step == self.total_steps:
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
             left = (self.total_steps - step) * line["seconds_per_step"]
-            self.say(f"step {step}/{self.total_steps} · {phase} · {text} · {left:.0f} s left")
+            self.say(f"step {step}/{self.total_steps} · {phase} · {text} · {_duration(left)} left")
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -80,6 +85,14 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """A warning to standard error that does not stop anything."""
     print(f"warning: {text}", file=sys.stderr)
+
+
+def _duration(seconds: float) -> str:
+    """`38 s`, `4 min`, `2 h 05 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _short(value: float) -> str:

@@ -80,7 +80,8 @@ class Recorder:
         except BaseException:
             self._close_trackers()
             raise
-        self.progress = ProgressSink(self.schedule.total_steps, self.done, quiet=quiet)
+        superposes = self.schedule.switch_step > 0
+        self.progress = ProgressSink(self.schedule.total_steps, self.done, superposes=superposes, quiet=quiet)
 
     def close(self) -> None:
         """Close the progress bar and the trackers; the metrics close with the folder."""
