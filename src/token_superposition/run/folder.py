@@ -19,6 +19,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -209,7 +210,7 @@ class RunFolder:
             if path.is_file():
                 path.unlink(missing_ok=True)
 
-    def resume_metrics(self, step: int) -> MetricsFile:
-        """The metrics, cut back to the lines of completed step `step` and before; closed with the folder."""
-        self._metrics = MetricsFile(self.metrics_file, step)
+    def resume_metrics(self, step: int, mend: Callable[[dict[str, Any]], dict[str, Any]]) -> MetricsFile:
+        """The metrics, cut back to the lines of completed step `step` and before, each mended; closed with the folder."""
+        self._metrics = MetricsFile(self.metrics_file, step, mend)
         return self._metrics
