@@ -10,36 +10,38 @@ import pytest
 from token_superposition.interrupts import STOP_SIGNALS, deferred_stop, stop_requests
 
 
+def wait_through(*numbers: signal.Signals) -> int:
+    """Receive the signals where a stop is deferred; returns how many, once it has raised KeyboardInterrupt."""
+    reached = 0
+    try:
+        with deferred_stop() as wanted:
+            assert not wanted()
+            for number in numbers:
+                signal.raise_signal(number)
+                assert wanted()
+                reached += 1
+    except KeyboardInterrupt:
+        return reached
+    raise AssertionError
+
+
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_request_raises_or_waits(number: signal.Signals) -> None:
-    with pytest.raises(KeyboardInterrupt), stop_requests():
+    with stop_requests(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(number)
-    reached = False
-    with pytest.raises(KeyboardInterrupt), deferred_stop() as wanted:
-        assert not wanted()
-        signal.raise_signal(number)
-        reached = wanted()
-    assert reached
+    assert wait_through(number) == 1
 
 
 def test_repetitions_do_not_break_what_the_first_request_started() -> None:
     with stop_requests() as requests:
-        with pytest.raises(KeyboardInterrupt), deferred_stop():
-            signal.raise_signal(signal.SIGTERM)
-            signal.raise_signal(signal.SIGUSR1)
+        assert wait_through(signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM) == 3
         signal.raise_signal(signal.SIGTERM)
         requests.over = True
         signal.raise_signal(signal.SIGINT)
 
 
 def test_a_second_ctrl_c_does_not_wait() -> None:
-    reached = False
-    with pytest.raises(KeyboardInterrupt), deferred_stop():
-        signal.raise_signal(signal.SIGINT)
-        reached = True
-        signal.raise_signal(signal.SIGINT)
-        raise AssertionError
-    assert reached
+    assert wait_through(signal.SIGINT, signal.SIGINT) == 1
 
 
 def test_what_is_ignored_or_handled_by_others_stays() -> None:

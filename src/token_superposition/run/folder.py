@@ -211,6 +211,11 @@ class RunFolder:
                 path.unlink(missing_ok=True)
 
     def resume_metrics(self, step: int, mend: Callable[[dict[str, Any]], dict[str, Any]]) -> MetricsFile:
-        """The metrics, cut back to the lines of completed step `step` and before, each mended; closed with the folder."""
+        """The metrics, cut back to the lines of completed step `step` and before; closed with the folder.
+
+        Args:
+            step: completed steps.
+            mend: what to make of each line that is kept.
+        """
         self._metrics = MetricsFile(self.metrics_file, step, mend)
         return self._metrics

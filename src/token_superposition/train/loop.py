@@ -202,18 +202,20 @@ def _run(trainer: Trainer, record: Recorder, stop_after: int | None) -> dict[str
         raise
     except Exception as error:
         if is_out_of_memory(error):
-            raise UserError(_less_memory(trainer.config, record.folder, error)) from error
+            raise UserError(_less_memory(trainer.config, record, error)) from error
         raise
     finally:
         batches.close()  # type: ignore[attr-defined]
         record.close()
 
 
-def _less_memory(config: RunConfig, folder: RunFolder, error: Exception) -> str:
+def _less_memory(config: RunConfig, record: Recorder, error: Exception) -> str:
     """What to do after an out-of-memory error: the run may continue with fewer rows at once."""
     rows = config.train.micro_batch_size or config.train.batch_size
     fewer = max((n for n in range(1, rows) if config.train.batch_size % n == 0), default=None)
-    advice = f"continue with: tst train {folder.path} --train.micro_batch_size {fewer}"
+    advice = f"continue with: tst train {record.folder.path} --train.micro_batch_size {fewer}"
+    if record.done == 0:  # the folder of a run that has not begun is removed
+        advice = f"start it again with --train.micro_batch_size {fewer}"
     if fewer is None:
         advice = "one row at a time is too much: a smaller train.sequence_length or model needs less, in a new run"
     return f"out of memory ({first_line(error)}); {advice}"
