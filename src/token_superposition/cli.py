@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -21,7 +18,9 @@ from token_superposition import __version__
 from token_superposition.bench.command import add_bench_command
 from token_superposition.data.commands import add_data_commands
 from token_superposition.errors import RunError, UserError, did_you_mean, machine_trouble, one_line, shortened
+from token_superposition.interrupts import INTERRUPTED, stop_requests
 from token_superposition.planner.command import add_plan_command
+from token_superposition.streams import losable_stderr, open_standard_streams, to_null_device
 from token_superposition.study.commands import add_study_commands
 from token_superposition.use.commands import add_use_commands
 
@@ -35,10 +34,26 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `tst` with the given arguments (those of the process without them); returns the exit code."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to stop, however it is made
+    open_standard_streams()
+    with losable_stderr(), stop_requests(ends_process=arguments is None) as requests:
+        try:
+            code = _run(sys.argv[1:] if arguments is None else arguments)
+            requests.over = True
+            return code
+        except KeyboardInterrupt:
+            requests.over = True
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
+        finally:
+            try:
+                sys.stdout.flush()
+            except OSError:
+                to_null_device(sys.stdout)
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
-        words, overrides = _split(_as_text(sys.argv[1:] if arguments is None else arguments))
+        words, overrides = _split(_as_text(arguments))
         options, unknown = _parser().parse_known_args(words)
         if unknown:
             raise UserError(_unknown_words(options.parser, unknown))
@@ -54,10 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(str(error), 2)
     except RunError as error:
         return _failed(str(error), 1)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone before the result was there
         return 1
     except Exception as error:
         trouble = machine_trouble(error)
@@ -68,13 +80,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _print(text: str) -> None:
-    """The result, to standard output, also where that cannot write every character."""
+    """The result, to standard output, also where that cannot write every character.
+
+    A reader that has gone wants no more of it: the command has done its work.
+    """
     encoding = sys.stdout.encoding or "utf-8"
     try:
         print(text.encode(encoding, errors="backslashreplace").decode(encoding), flush=True)
     except OSError as error:
-        # What could not be written stays in Python's buffer, and would fail once more at the exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        to_null_device(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            return
         error.filename = "standard output"
         raise
 

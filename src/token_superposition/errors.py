@@ -84,13 +84,21 @@ def machine_trouble(error: BaseException) -> str | None:
     if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding():
         name = shortened(error.object)
         return f"{name!r}: the encoding of this system's file names is {error.encoding}; set PYTHONUTF8=1"
-    text = str(error)
-    if isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and any(words in text for words in _OUT_OF_MEMORY)
-    ):
-        first = f" ({text.splitlines()[0]})" if text else ""
-        return f"out of memory{first}; a smaller train.micro_batch_size, sequence or model needs less"
+    if is_out_of_memory(error):
+        return f"out of memory ({first_line(error)}); a smaller train.micro_batch_size, sequence or model needs less"
     return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine, or its accelerator, has no more memory."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its type's name if it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def one_line(text: str) -> str:

@@ -26,6 +26,7 @@ from tests.train.runs import TIMES, go, go_until, numbers, weights
 from token_superposition.cli import main
 from token_superposition.data.shards import TokenDataset
 from token_superposition.errors import CheckpointError, TrainingDivergedError, UserError
+from token_superposition.interrupts import STOP_SIGNALS
 from token_superposition.model.superposed import SuperposedLM
 from token_superposition.run import checkpoint
 from token_superposition.run.metrics import MetricsFile, read_metrics
@@ -174,7 +175,7 @@ def test_pruning_never_keeps_a_damaged_checkpoint_for_a_good_one(
     assert go(small_run, whole, logging__keep_checkpoints=1)["steps"] == 12
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_request_to_stop_is_answered_with_a_checkpoint(
     small_run: dict[str, Any], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
@@ -403,7 +404,7 @@ def test_a_checkpoint_of_another_model_is_one_line(small_run: dict[str, Any], wh
     text = (whole / "config.yaml").read_text()
     (whole / "config.yaml").write_text(text.replace("intermediate_size: 32", "intermediate_size: 64"))
     small_run["model"]["config"]["intermediate_size"] = 64
-    with pytest.raises(UserError, match=r"does not fit the model of the run's config.yaml") as caught:
+    with pytest.raises(UserError, match=r"model.config.intermediate_size is 64, .* trained with 32") as caught:
         go(small_run, whole)
     assert "\n" not in str(caught.value)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+from token_superposition.streams import draws_bars, progress_console
 
 
 class Progress:
@@ -15,10 +16,10 @@ class Progress:
     """
 
     def __init__(self, *, quiet: bool) -> None:
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console = progress_console(quiet=quiet)
         self._task: TaskID | None = None
         self._bar: Bar | None = None
-        if self._console.is_terminal and not self._console.is_dumb_terminal and not quiet:
+        if draws_bars(self._console):
             self._bar = Bar(
                 TextColumn("{task.description}"),
                 BarColumn(),

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from token_superposition.errors import UserError
 from token_superposition.files import is_whole_number, make_folder, replace_folder, write_text
 from token_superposition.plan.stages import Schedule
-from token_superposition.run.checkpoint import branch_checkpoint, checkpoint_path, read_state
+from token_superposition.run.checkpoint import branch_checkpoint, checkpoint_path, is_whole, read_state
 from token_superposition.run.folder import RunFolder
 from token_superposition.run.metrics import read_metrics
 
@@ -38,11 +39,14 @@ def make_branch(parent: RunFolder, path: Path, step: int, config: dict[str, Any]
         schedule: its stages, up to `step` those of the other.
 
     Raises:
-        UserError: where the place holds other things than a run, or the other run has been edited.
+        UserError: where the place holds other things than a run, the other run has been edited, or its checkpoint is
+            damaged.
         FileNotFoundError: where there is no such checkpoint.
         FileExistsError: where a run has begun in the place.
     """
     source = checkpoint_path(parent.checkpoints, step)
+    if source.exists() and not is_whole(source):
+        raise UserError(f"{source}: this checkpoint is damaged, and {path} would begin with it; remove it")
     state = {**read_state(source), "stages": schedule.as_dicts(), "config": config}
     with _beside(path) as folder:
         lines = [line for line in read_metrics(parent.metrics_file) if line["step"] <= step and not line.get("final")]

@@ -72,10 +72,7 @@ def save_checkpoint(
         raise CheckpointError(could_not_write(final, *causes)) from error
     except OSError as error:
         raise CheckpointError(could_not_write(final, error)) from error
-    for old in _all_checkpoints(folder)[:-keep]:
-        if _step_of(old) in keep_steps:
-            continue
-        shutil.rmtree(old, ignore_errors=True)  # what stays is older than what is good, and the next one's to remove
+    discard_old(folder, keep, keep_steps)
     return final
 
 
@@ -149,8 +146,23 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     return None, complaints
 
 
+def discard_old(folder: Path, keep: int, keep_steps: Collection[int] = ()) -> None:
+    """Remove all checkpoints but the newest `keep` and those of `keep_steps`.
+
+    One that cannot be removed stays: it is older than a good one, and is removed with the next.
+    """
+    for old in _all_checkpoints(folder)[:-keep]:
+        if _step_of(old) not in keep_steps:
+            shutil.rmtree(old, ignore_errors=True)
+
+
 def discard_newer(folder: Path, step: int) -> None:
-    """Remove the checkpoints after `step`: damaged ones, which would count among the newest that are kept."""
+    """Remove the checkpoints after `step`: damaged ones, which would count among the newest that are kept.
+
+    What a kill left of checkpoints that were being written or replaced is removed too.
+    """
+    for path in (*folder.glob(".step-*.tmp"), *folder.glob(".step-*.replaced")):
+        shutil.rmtree(path, ignore_errors=True)
     for path in _all_checkpoints(folder):
         if _step_of(path) > step:
             shutil.rmtree(path)

@@ -19,6 +19,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -205,7 +206,18 @@ class RunFolder:
         self.summary_file.unlink(missing_ok=True)
         self.diverged_file.unlink(missing_ok=True)
 
-    def resume_metrics(self, step: int) -> MetricsFile:
-        """The metrics, cut back to the lines of completed step `step` and before; closed with the folder."""
-        self._metrics = MetricsFile(self.metrics_file, step)
+    def clear_leftovers(self) -> None:
+        """Remove what a kill left of files that were being written; call it under the lock."""
+        for path in self.path.glob(".*.tmp"):
+            if path.is_file():
+                path.unlink(missing_ok=True)
+
+    def resume_metrics(self, step: int, mend: Callable[[dict[str, Any]], dict[str, Any]]) -> MetricsFile:
+        """The metrics, cut back to the lines of completed step `step` and before; closed with the folder.
+
+        Args:
+            step: completed steps.
+            mend: what to make of each line that is kept.
+        """
+        self._metrics = MetricsFile(self.metrics_file, step, mend)
         return self._metrics

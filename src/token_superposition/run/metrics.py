@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,16 @@ class MetricsFile:
         path: the file.
         step: lines after this completed step are cut off first, and so is the final validation's: a run that
             goes on from a checkpoint writes them again.
+        mend: what to make of each line that is kept; nothing if not given.
     """
 
-    def __init__(self, path: Path, step: int) -> None:
+    def __init__(
+        self, path: Path, step: int, mend: Callable[[dict[str, Any]], dict[str, Any]] = lambda line: line
+    ) -> None:
         kept = [
-            json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= step and not line.get("final")
+            json.dumps(mend(line)) + "\n"
+            for line in read_metrics(path)
+            if line["step"] <= step and not line.get("final")
         ]
         write_text(path, "".join(kept))
         self.path = path

@@ -21,6 +21,7 @@ from token_superposition.model.build import build_model
 from token_superposition.model.device import DTYPES
 from token_superposition.model.superposed import SuperposedLM
 from token_superposition.plan.stages import Schedule
+from token_superposition.run.changes import check_trained_with
 from token_superposition.run.checkpoint import load_checkpoint, newest_checkpoint, no_whole_checkpoint, read_state
 from token_superposition.run.folder import RunFolder
 from token_superposition.run.origin import Origin
@@ -90,6 +91,7 @@ def open_trained(path: Path) -> TrainedRun:
     if not (path / TOKENIZER_FILE).exists():
         raise UserError(f"{path}: has no {TOKENIZER_FILE}; copy it here from the data the run was trained on")
     tokenizer, state = load_tokenizer(path), read_state(checkpoint)
+    check_trained_with(folder, checkpoint, config)
     warnings = [f"{complaint}; using the checkpoint before it" for complaint in complaints]
     try:
         return TrainedRun(

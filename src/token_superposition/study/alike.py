@@ -15,7 +15,7 @@ from token_superposition.plan.stages import Schedule
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig
 from token_superposition.train.optimizer import WarmupStableDecay, build_learning_rate
-from token_superposition.train.resume import first_total_steps, settle_machine, stored_config, trained_learning_rate
+from token_superposition.train.resume import first_total_steps, settle_device, stored_config, trained_learning_rate
 
 Asked = tuple[RunFolder, RunConfig]  # where a run lies, or will, and what is asked for there
 _Steps = tuple[Schedule, WarmupStableDecay]
@@ -53,7 +53,7 @@ def check_machines(runs: Sequence[Asked]) -> None:
     first: dict[tuple[str, str], tuple[RunFolder, str, str]] = {}
     # Those that have begun come first: what is new can still be made like them.
     for (folder, config), begun in sorted(zip(runs, stored, strict=True), key=lambda pair: pair[1] is None):
-        device, dtype = (settle_machine(config, begun)[key] for key in ("device", "dtype"))
+        device, dtype = (settle_device(config, begun)[key] for key in ("device", "dtype"))
         asked = (config.train.device, config.train.dtype)
         other, its_device, its_dtype = first.setdefault(asked, (folder, device, dtype))
         if (device.partition(":")[0], dtype) != (its_device.partition(":")[0], its_dtype):

@@ -37,7 +37,9 @@ def add_study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     train.epilog = _keys_help()
     train.set_defaults(takes_keys=True)
     train.add_argument("--schema", action=_PrintSchema, nargs=0, help="print the JSON schema of the YAML file and exit")
-    train.add_argument("config", type=path, metavar="CONFIG.yaml")
+    train.add_argument(
+        "config", type=path, metavar="CONFIG.yaml", help="a run's configuration, or a run's folder to continue"
+    )
     train.add_argument("--out", type=path, help="run folder (default: runs/ and the configuration's name)")
     train.add_argument("--dry-run", action="store_true", help="say what the run would be, train and write nothing")
     train.add_argument("--deterministic", action="store_true", help="bit-equal reruns (train.deterministic)")
@@ -118,14 +120,17 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
     from token_superposition.train.config import load_config
     from token_superposition.train.files_there import check_folders
+    from token_superposition.train.progress import say
 
     values = _values(overrides)
     if options.deterministic:
         values["train.deterministic"] = True
     if options.fail_on_checkpoint_error:
         values["logging.fail_on_checkpoint_error"] = True
-    config = load_config(options.config, values)
-    folder = options.out or Path("runs") / options.config.stem
+    file, folder = _file_and_folder(options.config, options.out)
+    config = load_config(file, values)
+    if options.config.is_file() and folder == file.parent and not options.quiet:
+        say(f"this is the configuration of the run in {folder}, which continues")
     _check_guard_options(options)
     if not (folder / "config.yaml").exists():  # a run that is done needs its data no more
         check_folders(config)
@@ -145,6 +150,29 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
         f"{summary['bits_per_byte']:.4f} bits per byte\nrun in {folder}"
     )
     return summary, text
+
+
+def _file_and_folder(given: Path, out: Path | None) -> tuple[Path, Path]:
+    """A run's configuration file and its folder, for a file or a run's folder that was named.
+
+    Raises:
+        UserError: for a folder that is not a run, or one to continue in another folder.
+    """
+    if given.is_dir():
+        if not ((given / "config.yaml").is_file() and (given / "run.json").is_file()):
+            raise UserError(
+                f"{given}: is a folder without a run to continue (no config.yaml and run.json); name a run's folder, "
+                "or a configuration file to start a run"
+            )
+        if out is not None and out.resolve() != given.resolve():
+            raise UserError(
+                f"--out {out}: {given} continues in its own folder; leave --out out, or start a new run from its "
+                f"configuration with: tst train {given / 'config.yaml'} --out {out}"
+            )
+        return given / "config.yaml", given
+    if out is None and given.name == "config.yaml" and (given.parent / "run.json").is_file():
+        return given, given.parent
+    return given, out or Path("runs") / given.stem
 
 
 def _check_guard_options(options: argparse.Namespace) -> None:

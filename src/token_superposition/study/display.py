@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from token_superposition.streams import draws_bars, progress_console
 from token_superposition.study.job import Job
 from token_superposition.study.report.numbers import duration, plural
 
@@ -30,12 +31,12 @@ class Display:
 
     def __init__(self, jobs: Sequence[Job], *, quiet: bool, console: Console | None = None) -> None:
         self.jobs = jobs
-        self.console = console or Console(stderr=True, quiet=quiet)
+        self.console = console or progress_console(quiet=quiet)
         self.started = time.monotonic()
         self.first = sum(job.last_step()[0] - job.branch_step for job in jobs)
         self.next_line = 0.0
         self.bars: Progress | None = None
-        if self.console.is_terminal and not self.console.is_dumb_terminal and not quiet:
+        if draws_bars(self.console):
             self.bars = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(),

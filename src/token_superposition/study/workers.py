@@ -12,16 +12,14 @@ tries values that may be too much.
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
 
 from token_superposition.errors import RunFailedError, TrainingDivergedError, UserError
+from token_superposition.interrupts import stop_requests
 from token_superposition.run.folder import RunFolder
 from token_superposition.study.display import Display
 from token_superposition.study.job import Job
@@ -31,6 +29,7 @@ from token_superposition.train.progress import say, warn
 from token_superposition.train.resume import stored_config
 
 
+@stop_requests()
 def run_jobs(jobs: Sequence[Job], *, share: Share, quiet: bool, may_diverge: bool = False) -> None:
     """Run every job that is not done, sharing the machine as `share` says.
 
@@ -49,7 +48,6 @@ def run_jobs(jobs: Sequence[Job], *, share: Share, quiet: bool, may_diverge: boo
     devices: dict[Job, str | None] = {}  # of those
     lost: TrainingDivergedError | None = None
     display = Display(jobs, quiet=quiet)
-    before = _interrupt_on(signal.SIGTERM, signal.SIGHUP)
     try:
         while waiting or running:
             for job in _stranded(waiting, running):
@@ -90,8 +88,6 @@ def run_jobs(jobs: Sequence[Job], *, share: Share, quiet: bool, may_diverge: boo
             process.terminate()
         for process in running.values():
             process.wait()
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if lost is not None:
         raise lost
 
@@ -105,13 +101,6 @@ def _stranded(waiting: Sequence[Job], running: Collection[Job]) -> list[Job]:
 def _begins_lost(job: Job) -> bool:
     """Whether a run that it would begin as, or one that that would begin as, has diverged."""
     return job.parent is not None and (job.parent.diverged or _begins_lost(job.parent))
-
-
-def _interrupt_on(*numbers: signal.Signals) -> dict[signal.Signals, Any]:
-    """Let these signals end the study as Ctrl-C does; returns what they did before."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    return {number: signal.signal(number, signal.default_int_handler) for number in numbers}
 
 
 def _names_device(job: Job) -> bool:

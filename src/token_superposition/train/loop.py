@@ -8,32 +8,42 @@ none and repeats none.
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, overload
 from uuid import uuid4
 
 from token_superposition.data.prefetch import prefetch
-from token_superposition.errors import TrainingDivergedError
-from token_superposition.run.checkpoint import discard_newer, newest_checkpoint, no_whole_checkpoint, read_state
+from token_superposition.errors import TrainingDivergedError, UserError, first_line, is_out_of_memory
+from token_superposition.interrupts import deferred_stop
+from token_superposition.run.changes import check_trained_with
+from token_superposition.run.checkpoint import (
+    discard_newer,
+    discard_old,
+    newest_checkpoint,
+    no_whole_checkpoint,
+    read_state,
+)
 from token_superposition.run.folder import RunFolder
+from token_superposition.streams import losable_stderr
 from token_superposition.train.config import RunConfig
 from token_superposition.train.init_from import open_source
 from token_superposition.train.preflight import check_data
 from token_superposition.train.progress import say, warn
 from token_superposition.train.record import Recorder
 from token_superposition.train.resume import (
+    check_stages,
     check_unchanged,
     first_total_steps,
+    rounding_changes,
     settle_config,
     settle_schedule,
+    stored_config,
     what_is_odd,
 )
 from token_superposition.train.slot_weights import measure_slot_weights
+from token_superposition.train.threads import choose_threads
 from token_superposition.train.trainer import Trainer
 
 _LOSS = {
@@ -72,33 +82,37 @@ def train(
         UserError: for what the user can mend.
         TrainingDivergedError: where the run comes to no numbers any more; the folder says so from then on.
         CheckpointError: where the last checkpoint cannot be written, or any and `logging.fail_on_checkpoint_error`.
-        KeyboardInterrupt: after SIGINT or SIGTERM, once a checkpoint is written.
+        KeyboardInterrupt: after a signal of `interrupts.STOP_SIGNALS`, once a checkpoint is written.
     """
-    with RunFolder(path) as folder:
+    with losable_stderr(), RunFolder(path) as folder:
         check_unchanged(config, folder)
         summary = folder.read_summary()
-        checkpoint, complaints = newest_checkpoint(folder.checkpoints)
-        if checkpoint is None and complaints:
-            raise no_whole_checkpoint(folder.checkpoints, complaints)
-        for complaint in complaints:
-            warn(f"{complaint}; going on from the checkpoint before it")
+        checkpoint, damaged = _newest_checkpoint(folder)
         source = open_source(config) if checkpoint is None and summary is None else None
+        picks_threads, stored = config.train.num_threads == "auto", stored_config(folder)
         config = settle_config(config, folder, source)
         steps_done = read_state(checkpoint)["step"] if checkpoint else 0
         fixed = folder.read_fixed()
         schedule = settle_schedule(config, fixed, steps_done)
-        if summary is not None and summary["steps"] == schedule.total_steps:
+        if checkpoint is not None:
+            check_trained_with(folder, checkpoint, config.model_dump(mode="json"))
+            check_stages(checkpoint, schedule, folder)
+        # A run whose last checkpoint is damaged lacks its weights, so its last steps are trained again.
+        if summary is not None and summary["steps"] == schedule.total_steps and not damaged:
             return summary
         if stop_after is not None and steps_done >= stop_after:
             return None
+        tell: Callable[[str], None] = (lambda _: None) if quiet else say
+        if stored is None and picks_threads and config.train.device == "cpu":
+            for text in choose_threads().remarks():
+                tell(text)
         check_data(config, None if quiet else say)
         measured = fixed.get("mutual_information") if fixed else None
         if fixed is None:
             config, found = measure_slot_weights(config)
             if found is not None:
                 measured, schedule = found.as_dict(), config.schedule()
-                if not quiet:
-                    say(f"slot weights from the corpus: {found.describe(schedule.bag_size)}")
+                tell(f"slot weights from the corpus: {found.describe(schedule.bag_size)}")
         trainer = Trainer(config, schedule, source)
         run_id: str = fixed["id"] if fixed else uuid4().hex[:8]
         fixed_now = {
@@ -112,19 +126,32 @@ def train(
         trainer.corpora.tokenizer.save(folder.path)
         folder.write_config(config.model_dump(mode="json"), fixed_now)
         state = trainer.load(checkpoint) if checkpoint else trainer.start()
-        folder.clear_end()
-        if source is not None and not quiet:
-            say(f"goes on from {source.words}")
-        discard_newer(folder.checkpoints, steps_done)
-        for text in what_is_odd(config, trainer.stream, source):
+        if source is not None:
+            tell(f"continues from {source.words}")
+        _clear(folder, config, steps_done)
+        for text in (*what_is_odd(config, trainer.stream, source), *rounding_changes(config, stored)):
             warn(text)
         record = Recorder(trainer, folder, state, run_id=run_id, quiet=quiet)
         record.progress.say(f"the loss is computed {_LOSS[trainer.loss_backend]} (train.loss_backend)")
-        try:
-            return _run(trainer, record, stop_after)
-        except TrainingDivergedError as error:
-            folder.write_diverged(str(error))
-            raise
+        return _run(trainer, record, stop_after)
+
+
+def _newest_checkpoint(folder: RunFolder) -> tuple[Path | None, bool]:
+    """The newest whole checkpoint, if there is one, and whether there is a newer one that is damaged."""
+    checkpoint, complaints = newest_checkpoint(folder.checkpoints)
+    if checkpoint is None and complaints:
+        raise no_whole_checkpoint(folder.checkpoints, complaints)
+    for complaint in complaints:
+        warn(f"{complaint}; continuing from the checkpoint before it")
+    return checkpoint, bool(complaints)
+
+
+def _clear(folder: RunFolder, config: RunConfig, steps_done: int) -> None:
+    """Take back what was said of the run's end, and remove what a kill left behind and what is not kept any more."""
+    folder.clear_end()
+    folder.clear_leftovers()
+    discard_newer(folder.checkpoints, steps_done)
+    discard_old(folder.checkpoints, config.logging.keep_checkpoints, config.logging.keep_checkpoint_steps)
 
 
 def _run(trainer: Trainer, record: Recorder, stop_after: int | None) -> dict[str, Any] | None:
@@ -133,7 +160,7 @@ def _run(trainer: Trainer, record: Recorder, stop_after: int | None) -> dict[str
     first_step = record.done
     batches = prefetch(trainer.batches(first_step))
     try:
-        with _stop_requests() as stop:
+        with deferred_stop() as stop_wanted:
             if first_step == 0:
                 record.validate(logging.interim_validation_tokens)
             waited, since, mark = 0.0, first_step, time.perf_counter()
@@ -144,7 +171,7 @@ def _run(trainer: Trainer, record: Recorder, stop_after: int | None) -> dict[str
                 record.add(batch, trainer.step(batch))
                 step = record.done
                 last_of_stage = step == total or schedule.index_at(step) != batch.span.stage
-                stopping = stop.is_set()  # asked once: a request from here on waits for the next step
+                stopping = stop_wanted()  # asked once: a request from here on waits for the next step
                 log = step % logging.log_interval == 0 or last_of_stage
                 kept = step in logging.keep_checkpoint_steps
                 far_enough = step == stop_after
@@ -168,29 +195,27 @@ def _run(trainer: Trainer, record: Recorder, stop_after: int | None) -> dict[str
         return record.finish()
     except KeyboardInterrupt:
         if record.done > first_step:
-            record.progress.say(f"stopped after step {record.done}; start it again to go on from there")
+            record.progress.say(f"stopped after step {record.done}; continue with: tst train {record.folder.path}")
+        raise
+    except TrainingDivergedError as error:
+        record.folder.write_diverged(str(error))
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise UserError(_less_memory(trainer.config, record, error)) from error
         raise
     finally:
         batches.close()  # type: ignore[attr-defined]
         record.close()
 
 
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """Set when SIGINT or SIGTERM asks to stop; a second request stops at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(*_: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _less_memory(config: RunConfig, record: Recorder, error: Exception) -> str:
+    """What to do after an out-of-memory error: the run may continue with fewer rows at once."""
+    rows = config.train.micro_batch_size or config.train.batch_size
+    fewer = max((n for n in range(1, rows) if config.train.batch_size % n == 0), default=None)
+    advice = f"continue with: tst train {record.folder.path} --train.micro_batch_size {fewer}"
+    if record.done == 0:  # the folder of a run that has not begun is removed
+        advice = f"start it again with --train.micro_batch_size {fewer}"
+    if fewer is None:
+        advice = "one row at a time is too much: a smaller train.sequence_length or model needs less, in a new run"
+    return f"out of memory ({first_line(error)}); {advice}"

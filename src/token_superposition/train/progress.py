@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     Progress,
@@ -16,6 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column
+
+from token_superposition.streams import draws_bars, progress_console
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -26,17 +27,18 @@ class ProgressSink:
     Args:
         total_steps: of the run.
         first_step: completed steps at the start (a resumed run's are not 0).
+        superposed: whether the run has a superposition phase; without one there is no recovery either.
         quiet: show nothing.
         superposed: whether the run has a superposition phase.
     """
 
     def __init__(self, total_steps: int, first_step: int, *, quiet: bool, superposed: bool = True) -> None:
         self.total_steps, self.superposed = total_steps, superposed
-        self.console = Console(stderr=True, quiet=quiet)
+        self.console = progress_console(quiet=quiet)
         self.validation = ""
         self._next_line = 0.0
         self._bar: Progress | None = None
-        if self.console.is_terminal and not quiet:
+        if draws_bars(self.console):
             self._bar = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=12),
@@ -66,7 +68,7 @@ class ProgressSink:
         elif time.monotonic() >= self._next_line or step == self.total_steps:
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
             left = (self.total_steps - step) * line["seconds_per_step"]
-            self.say(f"step {step}/{self.total_steps} · {phase} · {text} · {left:.0f} s left")
+            self.say(f"step {step}/{self.total_steps} · {phase} · {text} · {_duration(left)} left")
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -94,6 +96,14 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """A warning to standard error that does not stop anything."""
     print(f"warning: {text}", file=sys.stderr)
+
+
+def _duration(seconds: float) -> str:
+    """`38 s`, `4 min`, `2 h 05 min`."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _short(value: float) -> str:

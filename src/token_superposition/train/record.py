@@ -61,7 +61,7 @@ class Recorder:
         self.seconds_before: float = state["wall_seconds"]
         self.started = time.perf_counter()
         self.peak = matrix_peak(trainer.device, trainer.dtype)
-        self.metrics = folder.resume_metrics(self.done if self.done else -1)
+        self.metrics = folder.resume_metrics(self.done if self.done else -1, self._recomputed)
         self.last_logged: dict[str, Any] = {}
         for line in read_metrics(folder.metrics_file):
             if "loss" in line:
@@ -82,6 +82,12 @@ class Recorder:
             raise
         superposed = any(stage.bag_size > 1 for stage in self.schedule.stages)
         self.progress = ProgressSink(self.schedule.total_steps, self.done, quiet=quiet, superposed=superposed)
+
+    def _recomputed(self, line: dict[str, Any]) -> dict[str, Any]:
+        """A line that was read, with what follows from its step computed again: the file has no checksum."""
+        trained = self.schedule.lookup(max(line["step"] - 1, 0))
+        known = {"phase": trained.phase, "bag_size": trained.bag_size, **self.trainer.counters(line["step"])}
+        return {key: known.get(key, value) for key, value in line.items()}
 
     def close(self) -> None:
         """Close the progress bar and the trackers; the metrics close with the folder."""

@@ -2,9 +2,10 @@
 
 A run is fixed when it starts: `config.yaml` keeps the configuration with every `auto` decided, `run.json`
 keeps the stages and the fingerprint of the data. Going on with another configuration would give a result
-that neither configuration stands for, so a changed key is refused by name. Four things may change: how a
+that neither configuration stands for, so a changed key is refused by name. These may change: how a
 run is logged and validated besides, how many skipped steps it bears, where its data lies (the fingerprint
-says that it is the same), and `train.total_steps` before the decay, and after a warm-up that is a share of it: the
+says that it is the same), how it uses the machine (threads, rows at once, which device of a kind; a warning says that
+the last bits may differ), and `train.total_steps` before the decay, and after a warm-up that is a share of it: the
 recovery gets longer or shorter, and switch and warm-up stay what they were. `run.json` keeps the steps that the run was
 started with, or nobody could tell its warm-up later.
 """
@@ -22,22 +23,22 @@ from token_superposition.data.stream import TokenStream
 from token_superposition.errors import UserError
 from token_superposition.model.device import resolve_device, resolve_dtype
 from token_superposition.plan.stages import Schedule
-from token_superposition.run.checkpoint import checkpoint_steps
+from token_superposition.run.changes import may_change, value_at
+from token_superposition.run.checkpoint import checkpoint_steps, read_state
 from token_superposition.run.folder import RunFolder
 from token_superposition.train.config import RunConfig, changed_keys, parse_config
 from token_superposition.train.corpora import Corpora
 from token_superposition.train.init_from import NO_EVIDENCE, Source, settle_model
 from token_superposition.train.optimizer import WarmupStableDecay, build_learning_rate
 from token_superposition.train.slot_weights import take_measured
+from token_superposition.train.threads import choose_threads
 
-_FREE = (
-    "logging.",
-    "data.path",
-    "data.validation_sets",
-    "data.verify",
-    "train.total_steps",
-    "train.max_skipped_steps",
-)
+# What changes the order of additions, and what to say besides.
+_ROUNDING = {
+    "train.micro_batch_size": "; router losses of experts are averages over a micro-batch, so they differ more",
+    "train.num_threads": "",
+    "train.device": "",
+}
 _RESULT = ("logging.validation_tokens", "logging.interim_validation_tokens")  # what figures are taken on
 
 
@@ -72,9 +73,8 @@ def settle_config(config: RunConfig, folder: RunFolder, source: Source | None = 
         take_measured(settled["superposition"], stored["superposition"])
         _keep_spelling(settled, config, stored, run)
         for key in changed_keys(stored, settled):
-            moved = key.startswith("data.sources.") and key.endswith(".path")
-            if not (key.startswith(_FREE) or moved) or key in _RESULT:
-                old, new = (_value(values, key) for values in (stored, settled))
+            old, new = (value_at(values, key) for values in (stored, settled))
+            if not may_change(key, old, new):
                 raise UserError(
                     f"{folder.path}: this run was started with {key} {old!r}, and is now given {new!r}; "
                     "give the old value to go on, or name another folder for a new run"
@@ -82,25 +82,60 @@ def settle_config(config: RunConfig, folder: RunFolder, source: Source | None = 
     return parse_config(settled)
 
 
-def settle_machine(config: RunConfig, stored: RunConfig | None) -> dict[str, Any]:
-    """The keys of `train` that say where and in what a run computes, decided.
+def settle_device(config: RunConfig, stored: RunConfig | None) -> dict[str, Any]:
+    """The keys of `train` that say where and in what precision a run computes, decided.
 
     Args:
         config: what the user gave.
         stored: what a run that has begun was started with; what it has is not decided again.
     """
-    before = {} if stored is None else stored.train.model_dump()
-    settled = {key: getattr(config.train, key) for key in ("device", "dtype", "num_threads")}
-    for key in settled:
-        if settled[key] == "auto":
-            settled[key] = before.get(key, "auto")
+    settled = {key: _given(config, stored, key) for key in ("device", "dtype")}
     if settled["device"] == "auto":
         settled["device"] = str(resolve_device("auto"))
     if settled["dtype"] == "auto":
         settled["dtype"] = str(resolve_dtype("auto", resolve_device(settled["device"]))).removeprefix("torch.")
-    if settled["num_threads"] == "auto":
-        settled["num_threads"] = torch.get_num_threads()
     return settled
+
+
+def settle_machine(config: RunConfig, stored: RunConfig | None) -> dict[str, Any]:
+    """The same, and the number of CPU threads, for which the machine may be tried out for a moment."""
+    settled = settle_device(config, stored)
+    threads = _given(config, stored, "num_threads")
+    if threads == "auto":
+        threads = choose_threads().num_threads if settled["device"] == "cpu" else torch.get_num_threads()
+    return {**settled, "num_threads": threads}
+
+
+def _given(config: RunConfig, stored: RunConfig | None, key: str) -> Any:
+    value = getattr(config.train, key)
+    return getattr(stored.train, key) if value == "auto" and stored is not None else value
+
+
+def rounding_changes(config: RunConfig, stored: RunConfig | None) -> list[str]:
+    """What to say where a run that has begun continues with keys that change the order of additions.
+
+    Args:
+        config: the settled configuration.
+        stored: what the run had until here; None for a new run.
+    """
+    if stored is None:
+        return []
+    old, new = stored.model_dump(mode="json"), config.model_dump(mode="json")
+    return [
+        f"{key} is {value_at(new, key)} from here on and was {value_at(old, key)}: results differ in rounding from "
+        f"those of a run that was not changed{_ROUNDING[key]}"
+        for key in changed_keys(old, new)
+        if key in _ROUNDING
+    ]
+
+
+def check_stages(checkpoint: Path, schedule: Schedule, folder: RunFolder) -> None:
+    """Refuse a `run.json` with other superposition stages than a checkpoint was trained with; UserError says so."""
+    if Schedule.from_dicts(read_state(checkpoint)["stages"]).stages[:-1] != schedule.stages[:-1]:
+        raise UserError(
+            f"{folder.run_file}: its stages are not those that {checkpoint.name} was trained with; put the file back "
+            "as it was"
+        )
 
 
 def branch_config(config: RunConfig, parent: RunFolder) -> RunConfig:
@@ -255,10 +290,3 @@ def stored_config(folder: RunFolder) -> RunConfig | None:
         return parse_config(values, source=str(folder.config_file))
     except UserError as error:
         raise UserError(f"{error}; it was edited or damaged: put it right, or name another folder") from None
-
-
-def _value(values: dict[str, Any], dotted: str) -> Any:
-    found: Any = values
-    for key in dotted.split("."):
-        found = found.get(key) if isinstance(found, dict) else None
-    return found

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from token_superposition.data.prepare.encode import Progress
+from token_superposition.streams import draws_bars, progress_console
 
 _SECONDS_BETWEEN_UPDATES = 0.1
+_SECONDS_BETWEEN_LINES = 30.0
 
 # Called with what is being done, how far it is, and of how many bytes.
 Show = Callable[[str, Progress, int], None]
@@ -40,11 +42,14 @@ class Sum:
 
 @contextlib.contextmanager
 def progress_bar(quiet: bool) -> Iterator[Show]:
-    """A bar on standard error where that is a terminal."""
-    if quiet or not sys.stderr.isatty():
+    """A bar on standard error if that is a terminal, otherwise a line every half minute."""
+    if quiet:
         yield lambda *_: None
         return
-    from rich.console import Console
+    console = progress_console(quiet=quiet)
+    if not draws_bars(console):
+        yield _lines()
+        return
     from rich.progress import (
         BarColumn,
         TaskProgressColumn,
@@ -54,7 +59,6 @@ def progress_bar(quiet: bool) -> Iterator[Show]:
     )
     from rich.progress import Progress as Bar
 
-    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=max(8, min(40, console.width - 72))),  # the figures come first
@@ -75,10 +79,27 @@ def progress_bar(quiet: bool) -> Iterator[Show]:
             elif time.monotonic() < next_update and progress.done < total:
                 return
             next_update = time.monotonic() + _SECONDS_BETWEEN_UPDATES
-            words = ""
-            if progress.documents:
-                millions = progress.tokens / 1e6
-                words = f"{progress.documents:,} documents, {millions:,.{0 if millions > 100 else 1}f}M tokens"
-            bar.update(tasks[what], completed=progress.done, total=total, words=words)
+            bar.update(tasks[what], completed=progress.done, total=total, words=_words(progress))
 
         yield show
+
+
+def _lines() -> Show:
+    """What writes a line now and then; nothing if the work takes less time than that."""
+    next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+
+    def show(what: str, progress: Progress, total: int) -> None:
+        nonlocal next_line
+        if time.monotonic() >= next_line:
+            next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+            share = f"{progress.done / total:.0%}" if total else ""
+            print(" · ".join(filter(None, [what, share, _words(progress)])), file=sys.stderr)
+
+    return show
+
+
+def _words(progress: Progress) -> str:
+    if not progress.documents:
+        return ""
+    millions = progress.tokens / 1e6
+    return f"{progress.documents:,} documents, {millions:,.{0 if millions > 100 else 1}f}M tokens"

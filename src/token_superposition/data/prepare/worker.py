@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from token_superposition.data.sources import Piece, Reading
 from token_superposition.data.tokenizers import load_tokenizer
 from token_superposition.errors import UserError
 from token_superposition.files import read_object, write_json
+from token_superposition.interrupts import ignore_stop_signals
 
 _TOLD = "worker.json"
 
@@ -49,7 +49,7 @@ def _say(**answer: Any) -> None:
 
 def main() -> None:
     """Encode what comes in, until nothing more does or the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent ends its processes
+    ignore_stop_signals()
     with contextlib.suppress(BrokenPipeError):
         _encode_what_comes_in()
 
