@@ -89,4 +89,4 @@ def test_files_that_are_not_what_they_should_be(folder: str, tmp_path: Path) -> 
     assert "need the tokenizer that wrote them" in complaint([path], out=tmp_path / "data", tokenizer="bpe:300")
     (tmp_path / "a.txt").write_text("text")
     message = complaint([path, tmp_path / "a.txt"], out=tmp_path / "data", tokenizer=folder, quiet=True)
-    assert "token files (.bin) cannot be mixed with text" in message
+    assert "token files (.bin, .npy) cannot be mixed with text" in message

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from token_superposition.data.description import loss_warning
 from token_superposition.errors import UserError
 
 if TYPE_CHECKING:
@@ -116,6 +118,9 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
         f"validation loss {summary['final_validation_loss']:.4f} nats per token, "
         f"{summary['bits_per_byte']:.4f} bits per byte\nrun in {folder}"
     )
+    loss = loss_warning(summary.get("text_lost"))
+    if loss is not None:
+        print(f"warning: {loss}", file=sys.stderr)
     return summary, text
 
 
