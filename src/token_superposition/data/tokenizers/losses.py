@@ -97,12 +97,18 @@ def count_lost(
 
 
 def not_covered(text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], unknown: int | None) -> int:
-    """Characters of a text, without white space, that no known token covers."""
-    edges = np.zeros(len(text) + 1, dtype=np.int64)
+    """Characters of a text, without white space, that the unknown token covers or no token."""
     spans = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
-    if unknown is not None:
-        spans = spans[np.asarray(ids) != unknown]
+    is_unknown = np.asarray(ids, dtype=np.int64) == (-1 if unknown is None else unknown)
+    known, lost = (_covered(len(text), spans[chosen]) for chosen in (~is_unknown, is_unknown))
+    # A known token can cover an unknown character: a space that was put before it has no place of its own.
+    places = np.flatnonzero(lost | ~known).tolist()
+    return sum(map(len, "".join(text[place] for place in places).split()))
+
+
+def _covered(length: int, spans: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """(length,): which places lie in one of the spans (n, 2), each from its begin to before its end."""
+    edges = np.zeros(length + 1, dtype=np.int64)
     np.add.at(edges, spans[:, 0], 1)
     np.add.at(edges, spans[:, 1], -1)
-    bare = np.flatnonzero(np.cumsum(edges[:-1]) == 0)
-    return sum(map(len, "".join(text[place] for place in bare.tolist()).split()))
+    return np.cumsum(edges[:-1]) > 0
