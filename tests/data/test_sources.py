@@ -127,7 +127,11 @@ def test_damaged_containers(tmp_path: Path) -> None:
     ("line", "wanted"),
     [
         (b'{"text": "cut', "a.jsonl:2: is not JSON (Unterminated string starting, column 10)"),
-        (b'{"body": "x", "id": 1}', "a.jsonl:2: has no key 'text' (keys: body, id); name the text with --text-key"),
+        (
+            b'{"body": "x", "id": 1}',
+            "a.jsonl:2: has no key 'text' (keys: body, id); name the text with --text-key; a key inside another is "
+            "named with a dot, such as meta.text, or skip what is bad (--on-error skip)",
+        ),
         (b'{"text": 3}', "a.jsonl:2: the value of 'text' is of type int, not a string"),
         (b'["x"]', "a.jsonl:2: is a JSON list, not an object with a text key"),
         (b'{"text": "\xff"}', "a.jsonl:2: is not UTF-8 (byte 10 of the line)"),

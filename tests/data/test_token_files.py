@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from tests.data.corpora import complaint, corpus_texts, documents
+from tests.data.test_lost_text import words
 from tests.data.tokenizer_folders import gpt2_folder
 from token_superposition.data.prepare import prepare
 from token_superposition.data.sources import tokens
 from token_superposition.data.tokenizers import Tokenizer, make_tokenizer
+from token_superposition.errors import UserError
 
 
 @pytest.fixture
@@ -89,4 +91,77 @@ def test_files_that_are_not_what_they_should_be(folder: str, tmp_path: Path) -> 
     assert "need the tokenizer that wrote them" in complaint([path], out=tmp_path / "data", tokenizer="bpe:300")
     (tmp_path / "a.txt").write_text("text")
     message = complaint([path, tmp_path / "a.txt"], out=tmp_path / "data", tokenizer=folder, quiet=True)
-    assert "token files (.bin) cannot be mixed with text" in message
+    assert "token files (.bin, .npy) cannot be mixed with text" in message
+
+
+def text_ids(folder: str) -> Any:
+    return encoded(make_tokenizer(folder), corpus_texts(200), end_first=False)
+
+
+@pytest.mark.parametrize("dtype", ["<u4", "<i4", "<u8", "<i8", ">u4", ">u2"])
+@pytest.mark.parametrize("cut", [0, 2])
+def test_ids_of_another_width_are_told(dtype: str, cut: int, folder: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(text_ids(folder).astype(dtype).tobytes()[: -cut or None])
+    message = complaint([path], out=tmp_path / "data", tokenizer=folder, quiet=True)
+    assert "a.bin" in message
+    assert f"integers of {dtype[-1]} bytes" in message.rpartition("seems to hold")[2]
+    assert ("--token-bytes" in message) == (dtype[0] == "<")
+    if dtype[0] == "<" and not cut:
+        summary = prepare([path], out=tmp_path / "data", tokenizer=folder, token_bytes=int(dtype[-1]), quiet=True)
+        assert summary["documents"] == 200
+        other = complaint([path], out=tmp_path / "data", tokenizer=folder, token_bytes=2, quiet=True)
+        assert "token_bytes" in other
+
+
+@pytest.mark.parametrize("width", [4, 8])
+def test_two_bytes_read_as_more_are_told(width: int, folder: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    ids = text_ids(folder)
+    path.write_bytes(ids[: len(ids) // 4 * 4].astype("<u2").tobytes())
+    message = complaint([path], out=tmp_path / "data", tokenizer=folder, token_bytes=width, quiet=True)
+    assert "a.bin: token 0 is" in message
+    assert "--token-bytes 2" in message
+
+
+def test_a_vocabulary_of_four_bytes_finds_files_of_two_and_eight(tmp_path: Path) -> None:
+    kind: Any = SimpleNamespace(num_ids=128_256, name="llama", end_of_document_id=128_001)
+    path = str(tmp_path / "a.bin")
+    ids = np.arange(1, 60_000, dtype="<u8")
+    ids.tofile(path)
+    with pytest.raises(UserError, match="--token-bytes 8"):
+        tokens.check_ids(path, tokens.token_map(path, kind), kind)
+    ids.astype("<u4").tofile(path)
+    tokens.check_ids(path, tokens.token_map(path, kind), kind)
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<i4", "<i8", ">u4"])
+def test_arrays_of_numpy_say_their_type(dtype: str, tmp_path: Path) -> None:
+    ids = np.concatenate([[*text.encode(), 256] for text in corpus_texts(50)])
+    np.save(tmp_path / "a.npy", ids.astype(dtype))
+    summary = prepare([tmp_path / "a.npy"], out=tmp_path / "data", quiet=True)
+    assert summary["tokens"] == len(ids)
+
+
+def test_arrays_that_are_no_tokens(tmp_path: Path) -> None:
+    path = tmp_path / "a.npy"
+    for array, said in (
+        (np.zeros(20, dtype="f4"), "float32"),
+        (np.zeros((4, 5), dtype="i4"), "4 x 5"),
+        (np.array([1, 2, -1]), "token 2 is -1"),
+        (np.array([1, 999]), "token 1 is 999"),
+    ):
+        np.save(path, array)
+        assert said in complaint([path], out=tmp_path / "data", quiet=True)
+    assert "--token-bytes" in complaint([path], out=tmp_path / "data", token_bytes=2, quiet=True)
+    path.write_bytes(path.read_bytes()[:9])
+    assert "a.npy" in complaint([path], out=tmp_path / "data", quiet=True)
+
+
+def test_unknown_ids_of_a_token_file_are_lost_text(tmp_path: Path) -> None:
+    name = words(tmp_path / "tokenizer", unknown="[UNK]")
+    ids = [id_ for number in range(40) for id_ in [*[1] * number, 3, 2, 0]]
+    np.array(ids, dtype="<u2").tofile(tmp_path / "a.bin")
+    summary = prepare([tmp_path / "a.bin"], out=tmp_path / "data", tokenizer=name, quiet=True)
+    assert summary["characters_lost"] == 40
+    assert summary["text_lost"] == pytest.approx(40 / (40 + 4 * 40 + 5 * sum(range(40))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from tests.conftest import tiny_model
+from tests.data.tokenizer_folders import unigram_folder
 from tests.use.conftest import CPU
+from token_superposition.data.description import loss_warning
 from token_superposition.data.prepare import prepare
 from token_superposition.data.shards import TokenDataset
 from token_superposition.data.sources import Corpus
 from token_superposition.data.tokenizers import ByteTokenizer
 from token_superposition.errors import UserError
+from token_superposition.model.validation import Validator
 from token_superposition.use import texts
 from token_superposition.use.evaluate import ValidationSet, evaluate, lines_of, parse_sets
 from token_superposition.use.load import UsableModel, load_model
@@ -241,3 +245,64 @@ def test_a_small_corpus_prepared_elsewhere_fits(loaded: UsableModel, tmp_path: P
     (found,) = evaluate(loaded, parse_sets([f"mine={tmp_path / 'data'}"]))
     assert found["name"] == "mine"
     assert found["validation_bytes"] <= found["validation_tokens"]
+
+
+def test_damaged_validation_data_is_refused(loaded: UsableModel, small_data: Path, tmp_path: Path) -> None:
+    """A flipped bit that leaves an id in the vocabulary, and one that does not."""
+    good = evaluate(loaded, [ValidationSet("x", str(small_data))])
+    for bit, place in ((0, 0), (7, 1)):
+        copy = tmp_path / str(place)
+        shutil.copytree(small_data, copy)
+        shard = copy / "validation-00000.tokens"
+        data = bytearray(shard.read_bytes())
+        data[256 + 2 * 5 + place] ^= 1 << bit
+        shard.write_bytes(data)
+        with pytest.raises(UserError, match=f"{shard}: .*damaged between bytes"):
+            evaluate(loaded, [ValidationSet("x", str(copy))], max_tokens=64)
+    with pytest.raises(UserError, match=f"{shard}: token 5 has the id"):
+        TokenDataset.open(copy, "validation").read(0, 16)
+    assert evaluate(loaded, [ValidationSet("x", str(small_data))]) == good
+
+
+def test_bytes_are_rounded_once(tmp_path: Path) -> None:
+    """A tokenizer that changes text: what a validation counts does not depend on the length of its rows."""
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps({"text": f"To be, ﬁne {number}"}) + "\n" for number in range(60)))
+    prepare([source], out=tmp_path / "data", tokenizer=str(unigram_folder(tmp_path / "t5")), quiet=True)
+    split = TokenDataset.open(tmp_path / "data", "train")
+    model: Any = tiny_model("llama", tied=True, vocab_size=split.tokenizer.vocab_size)
+    number = (split.num_tokens - 1) // 8 * 8
+    found = {
+        Validator(split, sequence_length=length, batch_size=16).run(model, number, CPU, torch.float32).num_bytes
+        for length in (1, 2, 4, 8)
+    }
+    assert found == {split.count_bytes(1, number)}
+    assert split.count_bytes(0, split.num_tokens) == split.num_bytes
+
+
+def test_lost_text_is_said_beside_the_bits(loaded_tokenizers: dict[str, Any], tmp_path: Path) -> None:
+    """Bytes that no token stands for are counted all the same."""
+    source = tmp_path / "a.jsonl"
+    documents = ["To be, or not to be", "To be ЖЖЖЖЖЖЖЖ", "ЖЖЖЖ to be, or not ЖЖ"]
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    backend.train_from_iterator([PLAY], trainers.BpeTrainer(special_tokens=["<|endoftext|>"], show_progress=False))
+    lossy = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+    tokens = EncodedText(Corpus([source]), lossy, 10**6)
+    assert tokens.text_lost == pytest.approx(14 / sum(len("".join(text.split())) for text in documents))
+    assert tokens.count_bytes(0, tokens.num_tokens) == sum(len(text.encode()) for text in documents)
+    assert EncodedText(Corpus([source]), loaded_tokenizers["bpe"], 10**6).text_lost == 0
+    unknown = EncodedText(Corpus([source]), loaded_tokenizers["unigram"], 10**6)
+    assert unknown.text_lost == tokens.text_lost
+    line = {"name": "books", "validation_loss": 1.5, "bits_per_byte": 0.1, "validation_tokens": 300_000}
+    assert "lost 30.0%" in "\n".join(lines_of([{**line, "warning": loss_warning(0.3)}], {}))
+
+
+def test_a_document_that_the_tokenizer_fails_at_is_named(tmp_path: Path) -> None:
+    source = tmp_path / "a.jsonl"
+    source.write_text('{"text": "known"}\n{"text": "other"}\n')
+    backend = Tokenizer(models.WordLevel({"known": 0, "<|endoftext|>": 1}))
+    strict = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+    with pytest.raises(UserError, match=f"{source}:2: "):
+        EncodedText(Corpus([source]), strict, 10**6)

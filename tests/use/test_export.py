@@ -236,3 +236,17 @@ def test_transformers_4_reads_it(small_run: dict[str, Any], tmp_path: Path) -> N
     assert said["generated"] > 1
     assert torch.equal(torch.load(out / "logits"), load_model(run, device=CPU).model(IDS_BL).logits)
     shutil.rmtree(older)
+
+
+def test_texts_of_different_lengths_make_a_batch(exported: Path, done_run: Path) -> None:
+    """Stock transformers pads them, and continues each as it does alone."""
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    model = AutoModelForCausalLM.from_pretrained(exported)
+    assert tokenizer.pad_token_id == model.generation_config.pad_token_id == tokenizer.eos_token_id
+    assert len(tokenizer) <= model.config.vocab_size == load_model(done_run, device=CPU).model.config.vocab_size
+    inputs = tokenizer(["a", "bc"], padding=True, return_tensors="pt")
+    assert inputs["attention_mask"].sum(dim=1).tolist() == [1, 2]
+    together = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+    for row, text in enumerate(["a", "bc"]):
+        alone = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=6, do_sample=False)
+        assert together[row, -6:].tolist()[: alone.shape[1]] == alone[0, len(text) :].tolist()

@@ -14,8 +14,8 @@ from token_superposition.arguments import integer, path, path_or_word, seed
 from token_superposition.errors import UserError
 
 _SOURCE = (
-    "'python', text files, folders, patterns in quotes, .jsonl, .json, .csv, .parquet, .bin, hf:NAME:SPLIT, or - for "
-    "standard input"
+    "'python', text files, folders, patterns in quotes, .jsonl, .json, .csv, .parquet, .arrow, .bin, .npy, "
+    "hf:NAME:SPLIT, or - for standard input"
 )
 
 
@@ -32,7 +32,12 @@ def add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="bytes, bpe:SIZE, a tokenizer folder or hub name (default: %(default)s)",
     )
     prepare.add_argument("--end-token", metavar="TOKEN", help="ends a document (default: the tokenizer's own)")
-    prepare.add_argument("--text-key", default="text", help="column that holds the text (default: %(default)s)")
+    prepare.add_argument(
+        "--text-key", default="text", help="column of the text, such as meta.text (default: %(default)s)"
+    )
+    prepare.add_argument(
+        "--token-bytes", type=int, metavar="N", help="of an id in .bin: 2, 4, 8 (default: as the vocabulary needs)"
+    )
     prepare.add_argument("--format", default="text", help="of standard input: text, jsonl, json, csv (default: text)")
     prepare.add_argument("--seed", type=seed, default=0, help="of the documents' order (default: %(default)s)")
     prepare.add_argument("--deduplicate", action="store_true", help="keep one of several equal documents")
@@ -73,19 +78,21 @@ def _prepare(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, 
         max_shard_tokens=options.max_shard_tokens,
         max_validation_tokens=options.max_validation_tokens,
         stdin_format=options.format,
+        token_bytes=options.token_bytes,
         processes=options.processes,
         overwrite=options.overwrite,
         quiet=options.quiet,
     )
+    for warning in result.get("warnings", []):
+        print(f"warning: {warning}", file=sys.stderr)
     if result["skipped"].get("first"):
+        from token_superposition.data.sources.document import BAD
+
         skipped = result["skipped"]
-        bad = {name: skipped[name] for name in _BAD if skipped.get(name)}
+        bad = {name: skipped[name] for name in BAD if skipped.get(name)}
         counts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in bad.items())
         print(f"warning: skipped {counts}; the first: {skipped['first']}", file=sys.stderr)
     splits = result["splits"]
     lines = [f"{name}: {split['tokens']:,} tokens, {split['bytes']:,} bytes" for name, split in splits.items()]
     there = ", there already" if result["reused"] else ""
     return result, "\n".join([f"data set in {options.out}{there}", *lines])
-
-
-_BAD = ("documents_not_utf8", "documents_too_long", "records_not_readable", "files_damaged")

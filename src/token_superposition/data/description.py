@@ -12,6 +12,7 @@ DATASET_FILE = "dataset.json"
 DATASET_FORMAT = "token_superposition.dataset"
 DATASET_VERSION = 1
 SPLITS = ("train", "validation")
+LOST_TEXT = 0.01  # the share of a text's characters above which its loss is warned of
 AGAIN = "prepare the data again (tst prepare with --overwrite)"
 
 
@@ -52,6 +53,24 @@ def read_description(folder: Path) -> dict[str, Any]:
             if shard.get("file") != shard_name(name, number):
                 raise UserError(f"{file}: is damaged (split {name!r} names the shard {shard.get('file')!r}); {AGAIN}")
     return description
+
+
+def loss_warning(share: float | None) -> str | None:
+    """What to say beside bits per byte where a tokenizer lost that share of the text; None where that is little."""
+    if share is None or share <= LOST_TEXT:
+        return None
+    return (
+        f"the tokenizer lost {share:.1%} of the characters of the text (they became unknown or no token), so the bits "
+        "per byte are too low and cannot be compared"
+    )
+
+
+def text_lost(description: dict[str, Any]) -> float | None:
+    """The share of the characters that the tokenizer lost; None where nobody counted (version 0.1)."""
+    share = description.get("text_lost")
+    if isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 1:
+        return float(share)
+    return None
 
 
 def _is_counted(entry: object) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from token_superposition.data.description import SPLITS, read_description
+from token_superposition.data.description import SPLITS, loss_warning, read_description
 from token_superposition.data.shards import TokenDataset
 from token_superposition.data.verify import verify
 
@@ -19,7 +19,8 @@ def inspect(folder: Path) -> dict[str, Any]:
     Returns:
         `folder`; `sources`, `tokenizer` and `seed` as they were asked for; by split `tokens`, `bytes`, `documents`,
         `shards`, `bytes_per_token` (of text, ends not counted), `tokens_per_document` and a `sample`, the begin of the
-        first document; `duplicates_dropped`; `skipped`; and `verified`, which is true, for else an error is raised.
+        first document; `duplicates_dropped`; `skipped`; `text_lost`, the share of the characters that the
+        tokenizer lost (None: not counted); and `verified`, which is true, for else an error is raised.
 
     Raises:
         UserError: where it is not a prepared folder, or anything of it is damaged.
@@ -38,6 +39,7 @@ def inspect(folder: Path) -> dict[str, Any]:
         },
         "duplicates_dropped": description.get("duplicates_dropped"),
         "skipped": _object(description.get("skipped")),
+        "text_lost": next(iter(datasets.values())).text_lost,
         "verified": True,
     }
 
@@ -54,7 +56,9 @@ def lines_of(found: dict[str, Any]) -> list[str]:
     lines += [f"{name} begins: {split['sample']!r}" for name, split in found["splits"].items()]
     counts = {"duplicates_dropped": found["duplicates_dropped"], **found["skipped"]}
     said = [f"{name.replace('_', ' ')}: {count}" for name, count in counts.items() if count]
-    return [*lines, "; ".join(said)] if said else lines
+    lines += ["; ".join(said)] if said else []
+    warning = loss_warning(found["text_lost"])
+    return lines if warning is None else [*lines, f"warning: {warning}"]
 
 
 def _object(value: Any) -> dict[str, Any]:

@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from token_superposition.data.description import AGAIN, DATASET_FILE, read_description
-from token_superposition.data.shard_file import HEADER_BYTES, ShardHeader, ShardWriter, token_dtype
+from token_superposition.data.description import AGAIN, DATASET_FILE, read_description, text_lost
+from token_superposition.data.shard_file import BLOCK_TOKENS, HEADER_BYTES, ShardHeader, ShardWriter, token_dtype
 from token_superposition.data.tokenizers import Tokenizer, load_tokenizer
 from token_superposition.errors import UserError
 
@@ -42,6 +42,8 @@ class TokenDataset:
         folder, split: what was opened.
         tokenizer: the one that wrote it.
         dtype: of the ids on the disk.
+        text_lost: the share of the text's characters that the tokenizer lost; None where version 0.1 prepared the
+            folder, which did not count, with a tokenizer that can lose text.
         num_tokens, num_bytes, num_documents: tokens with, bytes of text without the ends of documents.
         fingerprint: hex, a hash over headers and checksums; equal for equal data wherever it lies.
     """
@@ -54,10 +56,12 @@ class TokenDataset:
         headers: dict[Path, ShardHeader],
         *,
         counted_bytes: int | None = None,
+        text_lost: float | None = None,
     ) -> None:
         self.folder = folder
         self.split = split
         self.tokenizer = tokenizer
+        self.text_lost = 0.0 if tokenizer.is_exact else text_lost
         self.dtype = token_dtype(tokenizer.vocab_size)
         self._byte_lengths = tokenizer.byte_lengths()
         self.num_tokens = sum(header.num_tokens for header in headers.values())
@@ -66,6 +70,7 @@ class TokenDataset:
         # Of a tokenizer that changes text: bytes of text for each byte that its tokens would stand for.
         self._bytes_per_counted = self.num_bytes / counted_bytes if counted_bytes else 1.0
         self._headers = headers
+        self._paths = list(headers)
         self._starts = [0, *accumulate(header.num_tokens for header in headers.values())]
         self._shards: list[NDArray[Any]] = []
         self._crcs: list[NDArray[np.uint32]] = []
@@ -107,13 +112,21 @@ class TokenDataset:
                 raise UserError(
                     f"{path}: holds {header.num_tokens:,} tokens where {DATASET_FILE} says {shard['tokens']:,}; {AGAIN}"
                 )
-        return cls(folder, split, tokenizer, headers, counted_bytes=description["splits"][split].get("counted_bytes"))
+        return cls(
+            folder,
+            split,
+            tokenizer,
+            headers,
+            counted_bytes=description["splits"][split].get("counted_bytes"),
+            text_lost=text_lost(description),
+        )
 
     def read(self, start: int, length: int) -> NDArray[np.int64]:
         """Tokens start .. start + length - 1 as a fresh int64 array, across shards.
 
         Raises:
             ValueError: where they are not all in [0, num_tokens).
+            UserError: for an id that the tokenizer does not have; names file and place.
         """
         stop = start + length
         if not 0 <= start <= stop <= self.num_tokens:
@@ -124,6 +137,7 @@ class TokenDataset:
         while done < length:  # once, but where the span crosses into the next shard
             offset = start + done - self._starts[shard]
             part = self._shards[shard][offset : offset + length - done]
+            self._check_ids(self._paths[shard], part, offset)
             out[done : done + len(part)] = part
             done += len(part)
             shard += 1
@@ -135,7 +149,11 @@ class TokenDataset:
         Exact for every part, unless the tokenizer changes text before it splits it: then exact for the whole split,
         and the same share off for every part.
         """
-        return round(int(self._byte_lengths[self.read(start, length)].sum()) * self._bytes_per_counted)
+        counted = sum(
+            int(self._byte_lengths[self.read(first, min(BLOCK_TOKENS, start + length - first))].sum())
+            for first in range(start, start + length, BLOCK_TOKENS)
+        )
+        return round(counted * self._bytes_per_counted)
 
     def document_ends(self) -> NDArray[np.int64]:
         """(documents,): for each document, the place of the first token after it, its end included."""
@@ -147,24 +165,30 @@ class TokenDataset:
                 parts.append(start + 1 + np.flatnonzero(shard == self.tokenizer.end_of_document_id))
         return np.concatenate(parts)
 
-    def verify(self) -> None:
-        """Read everything, compare the checksums, and look for ids that the tokenizer does not have.
+    def verify(self, num_tokens: int | None = None) -> None:
+        """Compare the checksums of everything, or of the first tokens, and look for ids that the tokenizer lacks.
 
         Raises:
             UserError: at a block that is not as it should be, naming file and place.
         """
-        for _, check in self.blocks():
+        for _, check in self.blocks(num_tokens):
             check()
 
-    def blocks(self) -> Iterator[tuple[int, Callable[[], None]]]:
-        """For each checksum, the bytes it covers, and what verifies them or raises UserError."""
-        for (path, header), tokens, crcs, index in zip(
-            self._headers.items(), self._shards, self._crcs, self._indexes, strict=True
+    def blocks(self, num_tokens: int | None = None) -> Iterator[tuple[int, Callable[[], None]]]:
+        """For each checksum, the bytes it covers, and what verifies them or raises UserError.
+
+        With `num_tokens` only the checksums of the blocks that hold the first so many tokens.
+        """
+        stop = self.num_tokens if num_tokens is None else num_tokens
+        for start, (path, header), tokens, crcs, index in zip(
+            self._starts, self._headers.items(), self._shards, self._crcs, self._indexes, strict=False
         ):
-            if len(index):
+            if len(index) and num_tokens is None:
                 yield len(index), partial(self._verify_index, path, header, index)
             for block in range(len(crcs)):
                 first = block * header.block_tokens
+                if start + first >= stop:
+                    return
                 part = tokens[first : first + header.block_tokens]
                 yield (
                     part.nbytes,
@@ -177,8 +201,11 @@ class TokenDataset:
             raise UserError(
                 f"{path}: is damaged between bytes {start:,} and {start + part.nbytes - 1:,} (checksum {name}); {AGAIN}"
             )
-        largest = int(part.max())
-        if largest >= self.tokenizer.num_ids:  # the checksum is right, so it was written like that
+        self._check_ids(path, part, first)  # the checksum is right, so a wrong id was written like that
+
+    def _check_ids(self, path: Path, part: NDArray[Any], first: int) -> None:
+        largest = int(part.max(initial=0))
+        if largest >= self.tokenizer.num_ids:
             place = first + int(np.argmax(part))
             raise UserError(
                 f"{path}: token {place:,} has the id {largest}, where tokenizer {self.tokenizer.name!r} has "

@@ -27,6 +27,9 @@ class ScoredTokens(Protocol):
 
     def count_bytes(self, start: int, length: int) -> int: ...
 
+    @property
+    def text_lost(self) -> float | None: ...
+
 
 @dataclass(frozen=True)
 class ValidationResult:
@@ -37,12 +40,15 @@ class ValidationResult:
         bits_per_byte: summed loss over the bytes of text that the targets stand for; end tokens have none.
         num_tokens: targets scored.
         num_bytes: of text that they stand for.
+        text_lost: the share of the text's characters that the tokenizer lost; None where it is not known. Above
+            `data.description.LOST_TEXT` the bits per byte are given with a warning.
     """
 
     loss: float
     bits_per_byte: float
     num_tokens: int
     num_bytes: int
+    text_lost: float | None = 0.0
 
 
 class Validator:
@@ -76,7 +82,7 @@ class Validator:
     def run(self, model: nn.Module, max_tokens: int, device: torch.device, dtype: torch.dtype) -> ValidationResult:
         """Score a causal language model in evaluation mode; its mode is put back afterwards."""
         num_rows = self.num_tokens(max_tokens) // self.sequence_length
-        nats, num_bytes, num_tokens = torch.zeros((), dtype=torch.float64), 0, 0
+        nats, num_tokens = torch.zeros((), dtype=torch.float64), num_rows * self.sequence_length
         was_training = model.training
         model.eval()
         vocab_size = getattr(getattr(model, "config", None), "vocab_size", None) or 1
@@ -86,8 +92,6 @@ class Validator:
             start, length = first * self.sequence_length, rows * self.sequence_length
             span = self.dataset.read(start, length + 1)
             ids, targets = (torch.from_numpy(np.ascontiguousarray(part)) for part in (span[:-1], span[1:]))
-            num_bytes += self.dataset.count_bytes(start + 1, length)
-            num_tokens += targets.numel()
             ids_BL = ids.view(rows, self.sequence_length).to(device)
             with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
                 logits = model(input_ids=ids_BL, use_cache=False).logits
@@ -95,4 +99,6 @@ class Validator:
             nats += losses.sum(dtype=torch.float64 if device.type != "mps" else None).cpu()
         model.train(was_training)
         total = float(nats)
-        return ValidationResult(total / num_tokens, bits_per_byte(total, num_bytes), num_tokens, num_bytes)
+        num_bytes = self.dataset.count_bytes(1, num_tokens)  # at once: what is rounded row by row does not add up
+        bits = bits_per_byte(total, num_bytes)
+        return ValidationResult(total / num_tokens, bits, num_tokens, num_bytes, self.dataset.text_lost)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.resources import files
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from token_superposition.arguments import integer, number, path
+from token_superposition.data.description import loss_warning
 from token_superposition.errors import UserError
 
 if TYPE_CHECKING:
@@ -149,6 +151,9 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
         f"validation loss {summary['final_validation_loss']:.4f} nats per token, "
         f"{summary['bits_per_byte']:.4f} bits per byte\nrun in {folder}"
     )
+    loss = loss_warning(summary.get("text_lost"))
+    if loss is not None:
+        print(f"warning: {loss}", file=sys.stderr)
     return summary, text
 
 

@@ -131,12 +131,14 @@ class Validators:
 def mixed_result(parts: list[ValidationResult], shares: list[float]) -> ValidationResult:
     """The figures of a text whose tokens are of several sources, in these shares."""
     loss = sum(share * part.loss for share, part in zip(shares, parts, strict=True))
+    lost = [part.text_lost for part in parts]
     bytes_a_token = sum(share * part.num_bytes / part.num_tokens for share, part in zip(shares, parts, strict=True))
     return ValidationResult(
         loss,
         bits_per_byte(loss, bytes_a_token),
         sum(part.num_tokens for part in parts),
         sum(part.num_bytes for part in parts),
+        None if None in lost else sum(share * (part or 0.0) for share, part in zip(shares, lost, strict=True)),
     )
 
 

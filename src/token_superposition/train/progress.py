@@ -27,9 +27,8 @@ class ProgressSink:
     Args:
         total_steps: of the run.
         first_step: completed steps at the start (a resumed run's are not 0).
-        superposed: whether the run has a superposition phase; without one there is no recovery either.
         quiet: show nothing.
-        superposed: whether the run has a superposition phase.
+        superposed: whether the run has a superposition phase; without one there is no recovery either.
     """
 
     def __init__(self, total_steps: int, first_step: int, *, quiet: bool, superposed: bool = True) -> None:

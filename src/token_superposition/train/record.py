@@ -305,4 +305,5 @@ def _validation(result: ValidationResult) -> dict[str, Any]:
         "validation_loss": result.loss,
         "bits_per_byte": result.bits_per_byte,
         "validation_tokens": result.num_tokens,
+        **({"text_lost": result.text_lost} if result.text_lost else {}),  # bits per byte are too low then
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from token_superposition.data.description import loss_warning
 from token_superposition.plan.slot_weights import describe_slot_weights
 from token_superposition.plan.stages import Schedule
 from token_superposition.run.origin import Origin
@@ -107,7 +108,8 @@ def _rows(origin: Origin, figures: dict[str, Any], config: dict[str, Any]) -> li
         when = "" if figures["validation_step"] == origin.step else f", at step {figures['validation_step']:,}"
         tokens = f"on {figures['validation_tokens']:,} tokens{when}"
         rows.append(("validation loss", f"{figures['validation_loss']:.4f} nats per token, {tokens}"))
-        rows.append(("", f"{figures['bits_per_byte']:.4f} bits per byte of text"))
+        loss = loss_warning(figures.get("text_lost"))
+        rows.append(("", f"{figures['bits_per_byte']:.4f} bits per byte of text{f' ({loss})' if loss else ''}"))
     if figures["data_fingerprint"] is not None:
         rows.append(("training data", f"fingerprint `{figures['data_fingerprint'][:16]}`"))
     return rows

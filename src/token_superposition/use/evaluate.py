@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from token_superposition.data.description import DATASET_FILE
+from token_superposition.data.description import DATASET_FILE, loss_warning
 from token_superposition.data.shards import TokenDataset
 from token_superposition.data.sources import Corpus
 from token_superposition.errors import UserError
@@ -51,10 +51,11 @@ def evaluate(
 
     Returns:
         For each set: name, path, split (of a prepared folder), validation_loss (nats a token), bits_per_byte,
-        validation_tokens, validation_bytes.
+        validation_tokens, validation_bytes, and text_lost, the share of the text's characters that the tokenizer lost
+        (None: not known). Above 0.01 the bits per byte are too low, and `warning` says so; else it is None.
 
     Raises:
-        UserError: for a set that is missing, too short, or of another tokenizer.
+        UserError: for a set that is missing, damaged, too short, or of another tokenizer.
     """
     length = sequence_length or _usual_length(loaded)
     most = getattr(loaded.model.config, "max_position_embeddings", None)
@@ -79,6 +80,8 @@ def lines_of(scored: Sequence[dict[str, Any]], tasks: Mapping[str, Mapping[str, 
         lines.append(
             f"{each['name']:{width}}  {loss:.4f} nats per token  {bits:.4f} bits per byte  {tokens:,} tokens{noisy}"
         )
+        if each.get("warning"):
+            lines.append(f"{'':{width}}  warning: {each['warning']}")
     for name, metrics in tasks.items():
         for metric, value in metrics.items():
             if metric == "samples" or "_stderr" in metric:
@@ -110,6 +113,7 @@ def _open(
     if (path / DATASET_FILE).exists():
         tokens = TokenDataset.open(path, split)
         _check_tokenizer(loaded, path, tokens.tokenizer.fingerprint, tokens.tokenizer.name)
+        tokens.verify(max_tokens + 1)
     else:
         corpus = Corpus([each.source], text_key=text_key, pieces=False)
         tokens = EncodedText(corpus, loaded.tokenizer, max_tokens // length * length + 1)
@@ -147,4 +151,6 @@ def _score(
         "bits_per_byte": result.bits_per_byte,
         "validation_tokens": result.num_tokens,
         "validation_bytes": result.num_bytes,
+        "text_lost": result.text_lost,
+        "warning": loss_warning(result.text_lost),
     }

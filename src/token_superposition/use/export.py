@@ -203,6 +203,7 @@ def _figures(loaded: UsableModel, origin: Origin) -> dict[str, Any]:
         "flops": positions * model_cost(loaded.model).flops_per_position(origin.sequence_length),
         "validation_loss": scored.get("validation_loss"),
         "bits_per_byte": scored.get("bits_per_byte"),
+        "text_lost": scored.get("text_lost"),
         "validation_tokens": scored.get("validation_tokens"),
         "validation_step": scored.get("step"),
         "data_fingerprint": (folder.read_fixed() or {}).get("data_fingerprint"),

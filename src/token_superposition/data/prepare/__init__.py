@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from token_superposition.data.description import DATASET_FILE, DATASET_FORMAT, DATASET_VERSION
+from token_superposition.data.description import DATASET_FILE, DATASET_FORMAT, DATASET_VERSION, loss_warning
 from token_superposition.data.prepare.encode import Encoder, Progress
 from token_superposition.data.prepare.merge import Limits, Merge
 from token_superposition.data.prepare.pool import available_cores, encode_pieces, tokenizer_threads
@@ -55,6 +55,7 @@ from token_superposition.files import naming, write_json
 
 _TRAINING_BYTES = 2**27  # of text that a tokenizer is trained on
 _SPOOL = "standard input"
+_PLAN_VERSION = 2  # of what a stopped preparation leaves to the next
 _SHARD_OF_HUB = 2**29  # bytes: nobody knows
 
 
@@ -74,6 +75,7 @@ def prepare(
     max_shard_tokens: int = 2**28,
     stdin: BinaryIO | None = None,
     stdin_format: str = "text",
+    token_bytes: int | None = None,
     processes: int | None = None,
     overwrite: bool = False,
     quiet: bool = False,
@@ -84,13 +86,13 @@ def prepare(
     (what is installed for `python`, or published on the hub, may have changed: that alone does not count).
 
     Args:
-        sources: `python`, text files, folders, patterns, .jsonl, .json, .csv, .parquet, token files (.bin),
-            hf:NAME:SPLIT, or `-` for standard input.
+        sources: `python`, text files, folders, patterns, .jsonl, .json, .csv, .parquet, .arrow, folders of
+            `save_to_disk`, token files (.bin, .npy), hf:NAME:SPLIT, or `-` for standard input.
         out: the folder to make.
         tokenizer: `bytes`, `bpe:SIZE` (trained on the corpus), a tokenizer folder or a name on the hub.
         end_token: ends a document; without it, the tokenizer's own.
         seed: of the order of the training documents.
-        text_key: the column that holds the text.
+        text_key: the column that holds the text; a column inside another is named with dots (`meta.text`).
         deduplicate: keep one of several documents of exactly the same text; without it, where `python` is
             among the sources.
         on_error: `fail` at the first document that is bad, or `skip` such and count them.
@@ -99,13 +101,15 @@ def prepare(
             (a fraction of all tokens), but at least one text.
         max_shard_tokens: the most tokens of a shard.
         stdin, stdin_format: what `-` stands for, and what it is: text, jsonl, json or csv.
+        token_bytes: bytes an id of token files that do not say it: 2, 4 or 8; what the tokenizer needs without it.
         processes: how many at once; as many as there are cores without it.
         overwrite: replace a prepared folder; never anything else.
         quiet: no progress on a terminal.
 
     Returns:
-        dataset.json (tokens, bytes and documents by split and in all, duplicates_dropped, skipped, ...),
-        and `folder`, `seconds` and `reused`, whether it was there already.
+        dataset.json (tokens, bytes and documents by split and in all, duplicates_dropped, skipped; text_lost, the
+        share of the characters that the tokenizer lost; tokenizer_ids, and tokenizer_ids_asked of one that was
+        trained; warnings; ...), and `folder`, `seconds` and `reused`, whether it was there already.
 
     Raises:
         UserError: for a source that cannot be used, an `out` that is taken, too small a corpus, a full disk.
@@ -119,6 +123,7 @@ def prepare(
         on_error=on_error,
         max_document_bytes=max_document_bytes,
         processes=processes,
+        token_bytes=token_bytes,
     )
     size = bpe_size(tokenizer)
     if size is not None and end_token not in (None, END_OF_DOCUMENT):
@@ -141,6 +146,9 @@ def prepare(
     if max_document_bytes != MAX_DOCUMENT_BYTES:
         request["max_document_bytes"] = max_document_bytes
 
+    if token_bytes is not None:
+        request["token_bytes"] = token_bytes
+
     def listed(stdin: File | None = None) -> Corpus:
         return Corpus(
             sources,
@@ -149,6 +157,7 @@ def prepare(
             max_document_bytes=max_document_bytes,
             stdin=stdin,
             tokenizer=codec,
+            token_bytes=token_bytes,
         )
 
     out = Path(out)
@@ -189,7 +198,12 @@ def _make(
         raise UserError("token files (.bin) need the tokenizer that wrote them; name it with --tokenizer")
     pieces = corpus.pieces()
     same = {key: value for key, value in request.items() if key != "on_error"}
-    plan = {"request": same, "pieces": [asdict(piece) for piece in pieces], "changed": corpus.newest}
+    plan = {
+        "version": _PLAN_VERSION,
+        "request": same,
+        "pieces": [asdict(piece) for piece in pieces],
+        "changed": corpus.newest,
+    }
     with_bad = corpus.reading.on_error == "skip"
     finished = workplace.plan({**plan, "stdin": spooled}, keep={_SPOOL}, with_bad=with_bad)
     if codec is None:
@@ -224,16 +238,34 @@ def _make(
         raise
     width = 2 if codec.vocab_size <= 2**16 else 4
     splits = merge.write(census, processes, lambda progress: show("writing", progress, width * census.tokens))
+    lost, characters = (sum(result["characters"][part] for result in finished.values()) for part in (0, 1))
+    share = lost / characters if characters else 0.0
     return {
         "format": DATASET_FORMAT,
         "version": DATASET_VERSION,
         "request": {**request, "tokenizer": _named(codec)},
+        "tokenizer_ids": codec.num_ids,
+        "tokenizer_ids_asked": size,
+        "text_lost": share,
+        "characters_lost": lost,
+        "warnings": _warnings(codec, size, share),
         "splits": splits,
         **{key: sum(split[key] for split in splits.values()) for key in COUNTED},
         "duplicates_dropped": census.duplicates,
         "skipped": skipped.counts(),
         "sources": {name: corpus.sizes[name] for name in request["sources"]},
     }
+
+
+def _warnings(codec: Tokenizer, size: int | None, share: float) -> list[str]:
+    warnings = []
+    if size is not None and codec.num_ids < size:
+        warnings.append(
+            f"tokenizer {codec.name!r} has {codec.num_ids:,} ids, fewer than the {size:,} that were asked for: the "
+            "text is too short to give more"
+        )
+    loss = loss_warning(share)
+    return warnings if loss is None else [*warnings, loss]
 
 
 def _named(codec: Tokenizer) -> dict[str, str]:

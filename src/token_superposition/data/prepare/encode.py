@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ import numpy as np
 from token_superposition.data.prepare import runs as on_disk
 from token_superposition.data.prepare.runs import ROW, Ids, Run, hash_text, places_of, write_run
 from token_superposition.data.sources import Document, Piece, Reading, Skipped, read_piece
-from token_superposition.data.tokenizers import Tokenizer
+from token_superposition.data.sources.document import SKIP_HINT
+from token_superposition.data.tokenizers import Tokenizer, is_tokenizers_own
 
 _SECONDS_BETWEEN_REPORTS = 0.2
 
@@ -56,7 +58,7 @@ class Encoder:
             report: called now and then.
 
         Returns:
-            `runs`, and `skipped`, both as JSON.
+            `runs`, `skipped` and `characters` (lost by the tokenizer, of how many), all as JSON.
 
         Raises:
             UserError: for what is wrong with the source.
@@ -65,15 +67,19 @@ class Encoder:
         runs: list[Run] = []
         batch: list[Document] = []
         size, progress, reported = 0, Progress(), time.monotonic()
+        lost = characters = 0
 
         def flush() -> None:
-            nonlocal size
-            if batch:
-                runs.append(self._write(f"piece-{number:06d}-{len(runs):04d}", batch))
+            nonlocal size, lost, characters
+            encoded = self._encode(batch, skipped)
+            if encoded:
+                runs.append(self._write(f"piece-{number:06d}-{len(runs):04d}", encoded))
                 progress.documents += runs[-1].documents
                 progress.tokens += runs[-1].tokens + runs[-1].documents
-                batch.clear()
-                size = 0
+                lost += sum(each.lost * each.times for each in encoded)
+                characters += sum(each.characters * each.times for each in encoded)
+            batch.clear()
+            size = 0
 
         for document in read_piece(piece, self.reading, skipped, self.tokenizer):
             batch.append(document)
@@ -86,43 +92,84 @@ class Encoder:
         flush()
         progress.done = piece.size
         report(progress)
-        return {"runs": [run.as_dict() for run in runs], "skipped": skipped.counts()}
+        return {"runs": [run.as_dict() for run in runs], "skipped": skipped.counts(), "characters": [lost, characters]}
 
-    def _write(self, name: str, documents: list[Document]) -> Run:
-        number_of: dict[bytes, int] = {}  # of each text among the different ones
-        times: list[int] = []
-        different: list[Document] = []
-        for document in documents:
-            number = number_of.setdefault(_hash(document), len(different))
-            if number == len(different):
-                different.append(document)
-                times.append(0)
-            times[number] += 1
-        rows = np.zeros(len(different), dtype=ROW)
-        hashes = list(number_of)
+    def _write(self, name: str, encoded: list[_Encoded]) -> Run:
+        rows = np.zeros(len(encoded), dtype=ROW)
+        hashes = [each.hash for each in encoded]
         rows["high"], rows["low"] = np.frombuffer(b"".join(hashes), dtype=">u8").reshape(-1, 2).T
         rows["place"] = places_of(hashes, self.seed)
-        rows["times"] = times
-        ids, rows["bytes"], rows["counted"] = self._encode(different)
-        rows["tokens"] = [len(each) for each in ids]
-        return write_run(self.folder, name, rows, ids)
+        rows["times"] = [each.times for each in encoded]
+        rows["bytes"] = [each.num_bytes for each in encoded]
+        rows["counted"] = [each.counted for each in encoded]
+        rows["tokens"] = [len(each.ids) for each in encoded]
+        return write_run(self.folder, name, rows, [each.ids for each in encoded])
 
-    def _encode(self, documents: list[Document]) -> tuple[list[Ids], list[int], list[int]]:
-        """Of each document its ids, how many bytes it is, and how many its tokens stand for."""
-        lengths = self.tokenizer.byte_lengths()
-        encoded = iter(self.tokenizer.encode_documents([each.text for each in documents if each.ids is None]))
-        ids, num_bytes, counted = [], [], []
+    def _encode(self, documents: list[Document], skipped: Skipped) -> list[_Encoded]:
+        """The different documents, but for those that cannot be encoded."""
+        different: dict[bytes, Document] = {}
+        times: Counter[bytes] = Counter()
         for document in documents:
-            if document.ids is None:
-                own = next(encoded)
-                num_bytes.append(len(document.text))
-                counted.append(len(document.text) if self.tokenizer.is_exact else int(lengths[own].sum()))
+            key = _hash(document)
+            different.setdefault(key, document)
+            times[key] += 1
+        texts = iter(self._ids_of([each.text for each in different.values() if each.ids is None]))
+        encoded = []
+        for key, document in different.items():
+            ids = next(texts) if document.ids is None else document.ids.astype(self.tokenizer.encoded_dtype)
+            if isinstance(ids, str) or not len(ids):
+                name, what = self.tokenizer.name, ids if isinstance(ids, str) else "it gives no token"
+                message = (
+                    f"{document.origin}: tokenizer {name!r} cannot encode this document ({what}); "
+                    f"name another tokenizer, leave the document out, {SKIP_HINT}"
+                )
+                self.reading.bad(skipped, "documents_not_encoded", message, times[key])
             else:
-                own = document.ids.astype(self.tokenizer.encoded_dtype)
-                num_bytes.append(int(lengths[own].sum()))
-                counted.append(num_bytes[-1])
-            ids.append(own)
-        return ids, num_bytes, counted
+                encoded.append(self._counted(document, ids, key, times[key]))
+        return encoded
+
+    def _ids_of(self, texts: list[bytes]) -> list[Ids | str]:
+        """Of each text its ids, or what the tokenizer says against it."""
+        try:
+            return list(self.tokenizer.encode_documents(texts))
+        except BaseException as error:
+            if not is_tokenizers_own(error):
+                raise
+            if len(texts) == 1:
+                return [" ".join(str(error).split())[:200] or type(error).__name__]
+        return [ids for text in texts for ids in self._ids_of([text])]
+
+    def _counted(self, document: Document, ids: Ids, key: bytes, times: int) -> _Encoded:
+        exact, is_text = self.tokenizer.is_exact, document.ids is None
+        num_bytes = counted = len(document.text)
+        if not (exact and is_text):
+            counted = int(self.tokenizer.byte_lengths()[ids].sum())
+            num_bytes = num_bytes if is_text else counted
+        lost, characters = 0, 0
+        if not exact:
+            lost, characters = self.tokenizer.count_lost(document.text if is_text else None, ids)
+        return _Encoded(key, ids, times, num_bytes, counted, lost, characters)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A text and its ids.
+
+    Attributes:
+        hash: of the text.
+        ids: without an end.
+        times: how many documents have this text.
+        num_bytes, counted: of the text, and what its tokens stand for.
+        lost, characters: what the tokenizer lost, of how many; 0 and 0 where it loses nothing.
+    """
+
+    hash: bytes
+    ids: Ids
+    times: int
+    num_bytes: int
+    counted: int
+    lost: int
+    characters: int
 
 
 def _hash(document: Document) -> bytes:

@@ -14,7 +14,11 @@ from token_superposition.errors import UserError
 
 FORMATS = ("text", "jsonl", "json", "csv")
 ON_ERROR = ("fail", "skip")
-_LATER = {"on_error": "fail", "max_document_bytes": MAX_DOCUMENT_BYTES}  # keys that older data sets lack
+_LATER = {
+    "on_error": "fail",
+    "max_document_bytes": MAX_DOCUMENT_BYTES,
+    "token_bytes": None,
+}  # keys that older data sets lack
 
 
 def check_options(
@@ -26,6 +30,7 @@ def check_options(
     on_error: str,
     max_document_bytes: int,
     processes: int | None,
+    token_bytes: int | None,
 ) -> None:
     """Raise `UserError` for an option out of its range."""
     if not 0 < validation_fraction < 1 or max_validation_tokens < 1 or max_shard_tokens < 1:
@@ -39,6 +44,8 @@ def check_options(
         raise UserError(f"--on-error is one of {', '.join(ON_ERROR)}, not {on_error!r}")
     if not 1 <= max_document_bytes < 2**40:
         raise UserError("--max-document-bytes is at least 1 and under 2**40")
+    if token_bytes not in (None, 2, 4, 8):
+        raise UserError(f"--token-bytes is 2, 4 or 8, not {token_bytes}")
     if processes is not None and not 1 <= processes <= 1024:
         raise UserError("--processes is at least 1 and at most 1024")
 

@@ -19,13 +19,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from token_superposition.data.sources import hub
+from token_superposition.data.sources.arrow import is_saved, read_arrow
 from token_superposition.data.sources.compression import split_compression
 from token_superposition.data.sources.document import MAX_DOCUMENT_BYTES, Document, Piece, Read, Reading, Skipped
-from token_superposition.data.sources.listing import PYTHON, STDIN, File, list_files, source_name
+from token_superposition.data.sources.listing import PYTHON, STDIN, File, list_files, list_saved, source_name
 from token_superposition.data.sources.parquet import read_parquet, row_groups
 from token_superposition.data.sources.records import read_csv, read_json, read_jsonl
 from token_superposition.data.sources.text import RANGE_BYTES, read_texts
-from token_superposition.data.sources.tokens import RANGE_TOKENS, read_tokens, token_map
+from token_superposition.data.sources.tokens import RANGE_TOKENS, check_ids, read_tokens, token_map
 from token_superposition.data.tokenizers import Tokenizer
 from token_superposition.errors import UserError
 
@@ -38,6 +39,7 @@ _READERS: dict[str, Read] = {
     "json": read_json,
     "csv": read_csv,
     "parquet": read_parquet,
+    "arrow": read_arrow,
     "hub": hub.read_hub,
 }
 
@@ -51,7 +53,7 @@ class Corpus:
         pieces: cut texts where they are few and long, so that there is something to shuffle and hold out.
         on_error, max_document_bytes: as in `Reading`.
         stdin: the file that stands for the source `-`.
-        tokenizer: of token files.
+        tokenizer, token_bytes: of token files; the bytes an id where the files do not say it.
 
     Attributes:
         sizes: by source, how many files `documents` reads and their bytes on the disk.
@@ -76,6 +78,7 @@ class Corpus:
         max_document_bytes: int = MAX_DOCUMENT_BYTES,
         stdin: File | None = None,
         tokenizer: Tokenizer | None = None,
+        token_bytes: int | None = None,
     ) -> None:
         if not sources:
             raise UserError("no source given: name 'python', text files, folders, .jsonl, .parquet or others")
@@ -101,7 +104,11 @@ class Corpus:
         self.total_bytes = sum(size["bytes"] for size in self.sizes.values())
         kinds = {file.kind for file in every}
         if "tokens" in kinds and len(kinds) > 1:
-            raise UserError("token files (.bin) cannot be mixed with text; prepare them into a folder of their own")
+            raise UserError(
+                "token files (.bin, .npy) cannot be mixed with text; prepare them into a folder of their own"
+            )
+        if token_bytes is not None and kinds != {"tokens"}:
+            raise UserError("--token-bytes: is of token files (.bin), and the sources are text; leave it out")
         part = max(_SMALLEST_PART, self.total_bytes // _NUM_PARTS) if pieces else None
         self.reading = Reading(
             text_key=text_key,
@@ -109,6 +116,7 @@ class Corpus:
             max_document_bytes=max_document_bytes,
             cut_bytes=part if self._has_few_texts(kinds) else None,
             cut_tokens=part if kinds == {"tokens"} else None,
+            token_bytes=token_bytes,
         )
 
     def pieces(self) -> list[Piece]:
@@ -187,7 +195,8 @@ class Corpus:
         elif file.kind == "tokens":
             if self._tokenizer is None:
                 raise UserError(f"{file.path}: is a token file; prepare it first (tst prepare)")
-            tokens = token_map(file.path, self._tokenizer)
+            tokens = token_map(file.path, self._tokenizer, self.reading.token_bytes)
+            check_ids(file.path, tokens, self._tokenizer)
             yield from _ranges(source, file, len(tokens), RANGE_TOKENS)
         elif file.kind == "text":
             yield from _ranges(source, file, file.size, RANGE_BYTES)
@@ -252,7 +261,8 @@ def _list(source: str, stdin: File | None, skipped: Skipped) -> list[File]:
             raise UserError("standard input (-) can only be prepared (tst prepare -)")
         return [stdin]
     if source.startswith(hub.PREFIX):
-        return [File(source, hub.num_shards(source), "hub")]
+        name, _, split = hub.split_name(source)
+        return list_saved(name, split) if is_saved(name) else [File(source, hub.num_shards(source), "hub")]
     return list_files(source, skipped)
 
 

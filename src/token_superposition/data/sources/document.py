@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,6 +14,14 @@ from numpy.typing import NDArray
 from token_superposition.errors import UserError
 
 MAX_DOCUMENT_BYTES = 2**28
+BAD = (
+    "documents_not_utf8",
+    "documents_too_long",
+    "records_not_readable",
+    "files_damaged",
+    "documents_not_encoded",
+)
+_MOST_NAMES = 1000  # of keys that are looked at for a message
 SKIP_HINT = "or skip what is bad (--on-error skip)"
 
 
@@ -53,6 +63,7 @@ class Skipped:
     documents_too_long: int = 0
     records_not_readable: int = 0
     files_damaged: int = 0
+    documents_not_encoded: int = 0
     first: str | None = None
     bytes_done: int = field(default=0, compare=False)
 
@@ -71,7 +82,7 @@ class Skipped:
     @property
     def bad(self) -> int:
         """How many things `on_error="skip"` passed over."""
-        return self.documents_not_utf8 + self.documents_too_long + self.records_not_readable + self.files_damaged
+        return sum(getattr(self, name) for name in BAD)
 
 
 @dataclass(frozen=True)
@@ -79,11 +90,12 @@ class Reading:
     """How sources are read.
 
     Attributes:
-        text_key: the column that holds the text.
+        text_key: the column that holds the text; dots lead into columns that hold others.
         on_error: "fail", or "skip" and count what is bad.
         max_document_bytes: a record above this is bad; a text above it is cut.
         cut_bytes: cut texts after the line that reaches so many bytes; None leaves them whole.
         cut_tokens: the same for token files.
+        token_bytes: bytes an id of token files that do not say it; None takes what the tokenizer needs.
     """
 
     text_key: str = "text"
@@ -91,12 +103,13 @@ class Reading:
     max_document_bytes: int = MAX_DOCUMENT_BYTES
     cut_bytes: int | None = None
     cut_tokens: int | None = None
+    token_bytes: int | None = None
 
-    def bad(self, skipped: Skipped, kind: str, message: str) -> None:
+    def bad(self, skipped: Skipped, kind: str, message: str, times: int = 1) -> None:
         """Something is bad: raise, or count it under the name of one of `Skipped`'s counts."""
         if self.on_error == "fail":
             raise UserError(message)
-        setattr(skipped, kind, getattr(skipped, kind) + 1)
+        setattr(skipped, kind, getattr(skipped, kind) + times)
         skipped.first = skipped.first if skipped.first is not None else message
 
 
@@ -143,8 +156,21 @@ def check_utf8(text: bytes, what: str, reading: Reading, skipped: Skipped, first
     return True
 
 
+def text_of_record(
+    record: Mapping[str, Any], origin: object, reading: Reading, skipped: Skipped, word: str
+) -> bytes | None:
+    """A record's text in UTF-8, None where the record is bad; `word` is what its columns are called."""
+    try:
+        value = value_at(record, reading.text_key)
+    except KeyError:
+        message = f"{no_column(str(origin), reading.text_key, dotted_names(record), word)}, {SKIP_HINT}"
+        reading.bad(skipped, "records_not_readable", message)
+        return None
+    return text_of(value, origin, reading, skipped)
+
+
 def text_of(value: object, origin: object, reading: Reading, skipped: Skipped) -> bytes | None:
-    """A record's text in UTF-8, None where it is bad; a null is a document without text."""
+    """A value as text in UTF-8, None where it is bad; a null is a document without text."""
     if value is None:
         return b""
     if not isinstance(value, str):
@@ -173,8 +199,66 @@ def is_too_long(size: int, origin: object, reading: Reading, skipped: Skipped) -
     return True
 
 
-def no_column(where: str, text_key: str, names: Any, word: str = "column") -> UserError:
-    """The error of a text column that is not there."""
+def value_at(record: Mapping[str, Any], key: str) -> Any:
+    """The value of a key, or where there is no such key, of a field inside another that dots lead to (`meta.text`).
+
+    A null on the way is a null.
+
+    Raises:
+        KeyError: where there is neither.
+    """
+    if key in record:
+        return record[key]
+    for place, character in enumerate(key):
+        if character != "." or key[:place] not in record:
+            continue
+        inner = record[key[:place]]
+        if inner is None:
+            return None
+        if isinstance(inner, Mapping):
+            with contextlib.suppress(KeyError):
+                return value_at(inner, key[place + 1 :])
+    raise KeyError(key)
+
+
+def path_of(columns: Mapping[str, Any], key: str) -> list[str]:
+    """The names that lead to a column, as `value_at` finds a value; KeyError where there is none."""
+    if key in columns:
+        return [key]
+    for place, character in enumerate(key):
+        inner = columns.get(key[:place]) if character == "." else None
+        if isinstance(inner, Mapping):
+            with contextlib.suppress(KeyError):
+                return [key[:place], *path_of(inner, key[place + 1 :])]
+    raise KeyError(key)
+
+
+def dotted_names(record: Mapping[str, Any]) -> list[str]:
+    """The keys of a record, and of the records inside, as `--text-key` names them."""
+    names: list[str] = []
+    waiting = [("", record)]
+    while waiting and len(names) < _MOST_NAMES:
+        before, inside = waiting.pop(0)
+        names += [f"{before}{key}" for key in inside]
+        waiting += [(f"{before}{key}.", value) for key, value in inside.items() if isinstance(value, Mapping)]
+    return names
+
+
+def no_column(where: str, text_key: str, names: Sequence[str], word: str = "column", *, nested: bool = True) -> str:
+    """What is said of a text column that is not there.
+
+    Args:
+        where: the place.
+        text_key: the column that was asked for.
+        names: of the columns that are there, those inside others with dots.
+        word: what a column is called.
+        nested: whether a column can lie inside another.
+    """
     listed = [str(name) for name in names]
     some = ", ".join(listed[:10]) + (", ..." if len(listed) > 10 else "")
-    return UserError(f"{where}: has no {word} {text_key!r} ({word}s: {some}); name the text with --text-key")
+    last = text_key.rpartition(".")[2]
+    near = [name for name in listed if name.rpartition(".")[2] == last]
+    near = (near or difflib.get_close_matches(text_key, listed, n=3, cutoff=0.6))[:3]
+    hint = f"; nearest: {', '.join(map(repr, near))}" if near else ""
+    dots = f"; a {word} inside another is named with a dot, such as meta.text" if nested else ""
+    return f"{where}: has no {word} {text_key!r} ({word}s: {some}){hint}; name the text with --text-key{dots}"

@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face hub (extra `hub`), streamed: `hf:NAME`, `hf:NAME:SPLIT`, `hf:NAME:CONFIG:SPLIT`.
 
 NAME is a name on the hub or a local folder that `datasets` can load; the split is `train` where none is given.
+A folder that `datasets` wrote with `save_to_disk` is read by `arrow`, whether `hf:` stands before its name or not.
 A data set comes in shards (its files), which are the pieces: several processes read different ones, and a
 restart does not fetch again what was finished.
 """
@@ -10,10 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from token_superposition.data.sources.document import Document, Piece, Reading, Skipped, no_column, text_of
+from token_superposition.data.sources.document import Document, Piece, Reading, Skipped, text_of_record
 from token_superposition.errors import UserError
 
 PREFIX = "hf:"
+
+
+def split_name(source: str) -> tuple[str, str | None, str | None]:
+    """Name, configuration and split of a source that begins with `hf:`."""
+    name, *rest = source.removeprefix(PREFIX).split(":")
+    if not name or len(rest) > 2 or not all(rest):
+        raise UserError(f"{source}: write hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
+    return name, rest[0] if len(rest) == 2 else None, rest[-1] if rest else None
 
 
 def num_shards(source: str) -> int:
@@ -34,9 +43,7 @@ def read_hub(piece: Piece, reading: Reading, skipped: Skipped) -> Iterator[Docum
         where = f"{piece.source}, shard {shard}"
         try:
             for number, row in enumerate(part, start=1):
-                if reading.text_key not in row:
-                    raise no_column(piece.source, reading.text_key, row)
-                text = text_of(row[reading.text_key], f"{where}, row {number}", reading, skipped)
+                text = text_of_record(row, f"{where}, row {number}", reading, skipped, "column")
                 if text is not None:
                     yield Document(text, f"{piece.source}:{shard}:{number}")
         except UserError:
@@ -52,13 +59,10 @@ def _load(source: str) -> Any:
         import datasets
     except ImportError:
         raise UserError(f"{source}: needs an extra: pip install 'token-superposition[hub]'") from None
-    name, *rest = source.removeprefix(PREFIX).split(":")
-    if not name or len(rest) > 2 or not all(rest):
-        raise UserError(f"{source}: write hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
-    config, split = rest if len(rest) == 2 else (None, *(rest or ["train"]))
+    name, config, split = split_name(source)
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it says of a bad file is raised, too
     try:
-        return datasets.load_dataset(name, config, split=split, streaming=True)
+        return datasets.load_dataset(name, config, split=split or "train", streaming=True)
     except Exception as error:  # no such name, no rights, no network, no split
         raise UserError(f"{source}: cannot be loaded ({_line(error)})") from None
 

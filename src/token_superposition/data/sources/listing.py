@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from token_superposition.data.sources import hub
+from token_superposition.data.sources.arrow import is_saved, saved_files
 from token_superposition.data.sources.compression import split_compression
 from token_superposition.data.sources.document import Skipped
 from token_superposition.errors import UserError, did_you_mean
@@ -35,7 +36,12 @@ _SUFFIXES = """
 """
 TEXT_SUFFIXES = frozenset(_SUFFIXES.split())
 _RECORDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv"}
-_WHOLE = {".parquet": "parquet", ".bin": "tokens"}  # never compressed by another program
+_WHOLE = {
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".bin": "tokens",
+    ".npy": "tokens",
+}  # never compressed by another program
 
 _TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})  # `testing` is a library in numpy and torch: kept
 _TEST_FILES = ("test_*.py", "*_test.py", "conftest.py")
@@ -52,7 +58,7 @@ class File:
 
 
 def kind_of(name: str) -> str:
-    """Which reader reads a file of that name: text, jsonl, json, csv, parquet, tokens, or `unknown`."""
+    """Which reader reads a file of that name: text, jsonl, json, csv, parquet, arrow, tokens, or `unknown`."""
     base, compression = split_compression(name)
     suffix = os.path.splitext(base)[1]  # noqa: PTH122  (Path is slow a million times)
     if suffix in _RECORDS:
@@ -89,7 +95,12 @@ def list_files(source: str, skipped: Skipped) -> list[File]:
         return [_named(source)]
     if not path.is_dir():
         raise UserError(f"{source}: is neither a file nor a folder; what a pipe gives is read from standard input (-)")
-    return _list_folder(source, skipped)
+    return list_saved(source, None) if is_saved(source) else _list_folder(source, skipped)
+
+
+def list_saved(folder: str, split: str | None) -> list[File]:
+    """The files of a data set that `datasets` wrote with `save_to_disk`; UserError where they are not all there."""
+    return [_stat(path, "arrow") for path in saved_files(folder, split)]
 
 
 def _named(path: str) -> File:
@@ -124,7 +135,7 @@ def _list_folder(source: str, skipped: Skipped) -> list[File]:
         for name in sorted(name for name in names if not name.startswith(".")):
             kind = kind_of(name)
             plain = not split_compression(name)[1]
-            if kind in ("unknown", "tokens") or (kind in ("json", "csv") and plain):
+            if kind in ("unknown", "tokens", "arrow") or (kind in ("json", "csv") and plain):
                 num_unknown += 1
             else:
                 found.append(_stat(os.path.join(folder, name), kind))  # noqa: PTH118

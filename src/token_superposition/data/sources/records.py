@@ -25,9 +25,10 @@ from token_superposition.data.sources.document import (
     Skipped,
     is_too_long,
     no_column,
-    text_of,
+    text_of_record,
 )
 from token_superposition.data.sources.text import line_start
+from token_superposition.errors import UserError
 
 _CHUNK = 2**20
 _FAR = 2**62
@@ -82,7 +83,7 @@ def read_json(piece: Piece, reading: Reading, skipped: Skipped) -> Iterator[Docu
     number = 0
     try:
         with open_stream(path) as stream:
-            for number, record in enumerate(_values(stream, path, reading, skipped), start=1):
+            for number, record in _values(stream, path, reading, skipped):
                 text = _text_of_record(record, f"{path}:{number}", reading, skipped)
                 if text is not None:
                     yield Document(text, f"{path}:{number}")
@@ -105,8 +106,8 @@ def read_csv(piece: Piece, reading: Reading, skipped: Skipped) -> Iterator[Docum
             header = _row(rows, f"{path}, first row", reading, skipped)
             if header is None:
                 return
-            if reading.text_key not in header:
-                raise no_column(path, reading.text_key, header)
+            if header.count(reading.text_key) != 1:
+                raise UserError(_not_one_column(path, reading.text_key, header))
             column = header.index(reading.text_key)
             while True:
                 number += 1
@@ -124,6 +125,12 @@ def read_csv(piece: Piece, reading: Reading, skipped: Skipped) -> Iterator[Docum
                 skipped.bytes_done = stream.tell()
     except DamagedError as error:
         reading.bad(skipped, "files_damaged", f"{path}: {error} after row {number} ({error.reason})")
+
+
+def _not_one_column(path: str, text_key: str, header: list[str]) -> str:
+    if text_key not in header:
+        return no_column(path, text_key, header, nested=False)
+    return f"{path}: has {header.count(text_key)} columns {text_key!r}; give each a name of its own"
 
 
 def _lines(file: IO[str], longest: int) -> Iterator[str]:
@@ -168,7 +175,8 @@ def _pass_over_line(file: IO[bytes], part: bytes) -> int:
 
 def _text_of_line(line: bytes, origin: object, reading: Reading, skipped: Skipped) -> bytes | None:
     try:
-        record = json.loads(line.rstrip().removeprefix(codecs.BOM_UTF8).decode("utf-8"))
+        text = line.rstrip().removeprefix(codecs.BOM_UTF8).decode("utf-8")
+        record = json.loads(text)
     except UnicodeDecodeError as error:
         message = f"{origin}: is not UTF-8 (byte {error.start} of the line)"
         reading.bad(skipped, "documents_not_utf8", message)
@@ -180,7 +188,25 @@ def _text_of_line(line: bytes, origin: object, reading: Reading, skipped: Skippe
     except (ValueError, RecursionError) as error:  # a number of more digits, or lists deeper than Python reads
         reading.bad(skipped, "records_not_readable", f"{origin}: is not JSON that Python reads ({error})")
         return None
+    if twice := _has_twice(text, 0, len(text), reading.text_key):
+        reading.bad(skipped, "records_not_readable", f"{origin}: {twice}")
+        return None
     return _text_of_record(record, origin, reading, skipped)
+
+
+def _has_twice(text: str, start: int, stop: int, text_key: str) -> str | None:
+    """What to say of a JSON value in which an object has the text key twice: Python takes the last one silently."""
+    names = {text_key, text_key.rpartition(".")[2]}
+    if all(text.count(f'"{name}"', start, stop) < 2 for name in names):
+        return None
+    found: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        keys = [key for key, _ in pairs]
+        found.extend(name for name in names if keys.count(name) > 1)
+
+    json.loads(text[start:stop], object_pairs_hook=look)
+    return f"has the key {found[0]!r} twice in one object; keep one of them, {SKIP_HINT}" if found else None
 
 
 def _text_of_record(record: Any, origin: object, reading: Reading, skipped: Skipped) -> bytes | None:
@@ -188,9 +214,7 @@ def _text_of_record(record: Any, origin: object, reading: Reading, skipped: Skip
         message = f"{origin}: is a JSON {type(record).__name__}, not an object with a text key"
         reading.bad(skipped, "records_not_readable", message)
         return None
-    if reading.text_key not in record:
-        raise no_column(str(origin), reading.text_key, record, "key")
-    return text_of(record[reading.text_key], origin, reading, skipped)
+    return text_of_record(record, origin, reading, skipped, "key")
 
 
 def _text_of_field(field: str, origin: str, reading: Reading, skipped: Skipped) -> bytes | None:
@@ -204,8 +228,8 @@ def _text_of_field(field: str, origin: str, reading: Reading, skipped: Skipped) 
     return None if is_too_long(len(text), origin, reading, skipped) else text
 
 
-def _values(stream: Stream, path: str, reading: Reading, skipped: Skipped) -> Iterator[Any]:
-    """JSON values that follow each other, with or without lists about them."""
+def _values(stream: Stream, path: str, reading: Reading, skipped: Skipped) -> Iterator[tuple[int, Any]]:
+    """JSON values that follow each other, with or without lists about them; each with its number, from 1."""
     decoder, decode = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")()
     text, place, wanted, ended, number = "", 0, 1, False, 0  # `wanted`: characters from `place` on
     is_open: bool | None = None  # whether a list is about them; None where one may begin
@@ -245,9 +269,12 @@ def _values(stream: Stream, path: str, reading: Reading, skipped: Skipped) -> It
             continue
         except (ValueError, RecursionError) as error:
             return bad("records_not_readable", f"is not JSON that Python reads ({error})")
-        yield value
-        number, place, wanted = number + 1, end, 1
-        is_open = bool(is_open)
+        number, wanted, is_open = number + 1, 1, bool(is_open)
+        if twice := _has_twice(text, place, end, reading.text_key):
+            reading.bad(skipped, "records_not_readable", f"{path}:{number}: {twice}")
+        else:
+            yield number, value
+        place = end
 
 
 def _end_of(pattern: re.Pattern[str], text: str, place: int) -> int:

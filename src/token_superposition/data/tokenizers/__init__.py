@@ -15,6 +15,7 @@ from token_superposition.data.tokenizers.interface import (
     TOKENIZER_FILE,
     TOKENIZER_FILES,
     Tokenizer,
+    is_tokenizers_own,
 )
 from token_superposition.errors import UserError, did_you_mean
 from token_superposition.files import read_object
@@ -25,6 +26,7 @@ __all__ = [
     "TOKENIZER_FILES",
     "ByteTokenizer",
     "Tokenizer",
+    "is_tokenizers_own",
     "load_tokenizer",
     "make_tokenizer",
 ]

@@ -37,6 +37,9 @@ class ByteTokenizer:
     def encode_documents(self, texts: Sequence[bytes]) -> list[NDArray[np.unsignedinteger[Any]]]:
         return [np.frombuffer(text, dtype=np.uint8) for text in texts]
 
+    def count_lost(self, text: bytes | None, ids: NDArray[np.integer[Any]]) -> tuple[int, int]:  # noqa: ARG002
+        return 0, len(ids)
+
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         values = np.asarray(ids, dtype=np.int64)
         if values.size and not 0 <= values.min() <= values.max() < self.vocab_size:

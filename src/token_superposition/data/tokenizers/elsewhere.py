@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from token_superposition.data.tokenizers.interface import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE
-from token_superposition.data.tokenizers.subwords import SubwordTokenizer
+from token_superposition.data.tokenizers.subwords import SubwordTokenizer, without_randomness
 from token_superposition.errors import UserError
 from token_superposition.files import read_object
 
@@ -53,7 +53,8 @@ def read_tokenizer(name: str, folder: Path, end_token: str | None) -> SubwordTok
             f"tokenizer {name!r} names no end token (eos_token); name it with --end-token "
             f"(its special tokens: {listed})"
         )
-    return SubwordTokenizer(name, definition, end)
+    # What 0.1 prepared keeps its fingerprint, randomness and all; a tokenizer that is read now has none.
+    return SubwordTokenizer(name, without_randomness(definition), end)
 
 
 def fetch_tokenizer(name: str, end_token: str | None) -> SubwordTokenizer:

@@ -31,6 +31,16 @@ def padded(num_ids: int) -> int:
     return -(-num_ids // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
 
 
+def is_tokenizers_own(error: BaseException) -> bool:
+    """Whether an exception out of a tokenizer is about the text, and not about the machine or a signal.
+
+    The library `tokenizers` raises plain `Exception`s, and panics that are no `Exception` at all.
+    """
+    if type(error).__name__ == "PanicException":
+        return True
+    return isinstance(error, Exception) and not isinstance(error, OSError | MemoryError)
+
+
 class Tokenizer(Protocol):
     """Text to ids and back, and how many bytes of text each id stands for."""
 
@@ -85,6 +95,15 @@ class Tokenizer(Protocol):
 
     def encode_documents(self, texts: Sequence[bytes]) -> list[NDArray[np.unsignedinteger[Any]]]:
         """The ids of each of some texts in valid UTF-8, as `encode` gives them."""
+        ...
+
+    def count_lost(self, text: bytes | None, ids: NDArray[np.integer[Any]]) -> tuple[int, int]:
+        """Characters of a text that became the unknown token or no token, of how many; white space is not counted.
+
+        Args:
+            text: in UTF-8; None where it is known by its ids alone, so that only unknown tokens are counted.
+            ids: what it was encoded to, without ends of documents.
+        """
         ...
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:

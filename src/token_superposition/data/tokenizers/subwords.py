@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from token_superposition.data.tokenizers.byte_level import byte_characters
 from token_superposition.data.tokenizers.interface import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, padded
+from token_superposition.data.tokenizers.losses import Places, characters_by_id, count_lost
 from token_superposition.data.tokenizers.words import WordEncoder, splits_at_words
 from token_superposition.errors import UserError, did_you_mean
 from token_superposition.files import write_json, write_text
@@ -38,6 +39,7 @@ OURS = "token_superposition"  # the key of tokenizer_config.json that is for us
 _SEGMENT_CHARACTERS = 2**18
 _BATCH_CHARACTERS = 2**21
 _NOT_ITS_OWN = ("truncation", "padding", "post_processor")
+_RANDOM = ("dropout", "alpha", "nbest_size")  # of a model: merges left out, and segmentations drawn, at random
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _LINE_END = re.compile(r"\S\n(?=\S)")  # alone: a run of white space may be cut into tokens as a whole
 _SPACE = "\u2581"  # what SentencePiece writes a space as
@@ -63,7 +65,7 @@ class SubwordTokenizer:
         self.end_token = end_token
         self._definition = _own(definition, end_token)
         try:
-            self._backend = Backend.from_str(json.dumps(self._definition))
+            self._backend = Backend.from_str(json.dumps(without_randomness(self._definition)))
             vocabulary = self._backend.get_vocab(with_added_tokens=True)
             if end_token in vocabulary and end_token not in _special(self._definition):
                 self._backend.add_special_tokens([AddedToken(end_token, special=True, normalized=False)])
@@ -79,10 +81,11 @@ class SubwordTokenizer:
         self.end_of_document_id: int = vocabulary[end_token]
         self.encoded_dtype: np.dtype[Any] = np.dtype(np.uint16 if self.vocab_size <= 2**16 else np.uint32)
         model = self._definition["model"]
-        unknown = vocabulary.get(model.get("unk_token"), model.get("unk_id"))
+        unknown: int | None = vocabulary.get(model.get("unk_token"), model.get("unk_id"))
+        self._unknown = None if unknown == self.end_of_document_id else unknown
         special = {token: vocabulary[token] for token in _special(self._definition)}
         self._never_text = np.zeros(self.num_ids, dtype=bool)  # ids that no text may give
-        self._never_text[[place for place in special.values() if place != unknown]] = True
+        self._never_text[[place for place in special.values() if place != self._unknown]] = True
         self._spelt = sorted((token for token in special if len(token) > 1), key=len, reverse=True)
         self._vocabulary: dict[str, int] = vocabulary
 
@@ -101,10 +104,11 @@ class SubwordTokenizer:
             and not each.get("add_prefix_space")
             for each in splitters
         )
+        dropped = any(len(token) == 1 for token in _special(own))  # such a token has no inside: see `_encode_apart`
         strip = any(token.get(side) for token in own["added_tokens"] for side in ("lstrip", "rstrip"))
         byte_level = any(each.get("type") == "ByteLevel" for each in splitters)
         whole = set(byte_characters()) <= set(self._vocabulary)
-        return own.get("normalizer") is None and byte_level and keep and whole and not strip
+        return own.get("normalizer") is None and byte_level and keep and whole and not strip and not dropped
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -125,6 +129,23 @@ class SubwordTokenizer:
                 encoded += self._encode(batch)
                 batch, size = [], 0
         return [*encoded, *self._encode(batch)]
+
+    def count_lost(self, text: bytes | None, ids: NDArray[np.integer[Any]]) -> tuple[int, int]:
+        if text is None:
+            unknown = 0 if self._unknown is None else int(np.count_nonzero(ids == self._unknown))
+            return unknown, unknown + int(self._characters[ids].sum())
+        changes_text = self._definition.get("normalizer") is not None
+        return count_lost(text, ids, self._characters, self._unknown, self._with_places if changes_text else None)
+
+    @functools.cached_property
+    def _characters(self) -> NDArray[np.int64]:
+        return characters_by_id(self._vocabulary, self._definition, self._unknown, self.vocab_size)
+
+    def _with_places(self, text: str) -> Places:
+        """Parts of a text, their ids, and where in the part each id's text begins and ends."""
+        for part in _segments(text):
+            encoding = self._backend.encode(part, add_special_tokens=False)
+            yield part, encoding.ids, encoding.offsets
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
         values = np.asarray(ids, dtype=np.int64)
@@ -169,7 +190,7 @@ class SubwordTokenizer:
     def backend(self) -> Any:
         from tokenizers import Tokenizer as Backend
 
-        return Backend.from_str(json.dumps(self._definition))
+        return Backend.from_str(json.dumps(without_randomness(self._definition)))
 
     def _encode(self, texts: list[str]) -> list[NDArray[np.unsignedinteger[Any]]]:
         segments = [list(_segments(text)) for text in texts]
@@ -205,6 +226,14 @@ class SubwordTokenizer:
         ]
         joined = np.concatenate(ids)
         return joined[~self._never_text[joined]]  # a special token of one character has no inside: it is dropped
+
+
+def without_randomness(definition: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json that encodes a text the same way each time."""
+    model = definition.get("model")
+    if not isinstance(model, dict) or not any(model.get(key) for key in _RANDOM):
+        return definition
+    return {**definition, "model": {**model, **{key: None for key in _RANDOM if key in model}}}
 
 
 def _own(definition: dict[str, Any], end_token: str) -> dict[str, Any]:
