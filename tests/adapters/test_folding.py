@@ -1,4 +1,4 @@
-"""Padding and labels in bags: targets are the row's own labels, and a slot without a token is in no mean and no loss."""
+"""Padding and labels in bags: targets are the row's own labels; a slot without a token is in no mean and no loss."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_no_token_is_lost_where_short_bags_would_not_find_room(bag_size: int) ->
     data = text([L, *[L - 1] * (bag_size - 1)])
     batch = fold([padded(row, mask=True) for row in data], Stage(bag_size, 1))
     ids = batch["input_ids"][0]
-    assert ids[ids >= 0].tolist() == sum(data, [])
+    assert ids[ids >= 0].tolist() == [token for row in data for token in row]
 
 
 def test_a_label_that_is_ignored_is_no_target_but_its_token_is_read() -> None:

@@ -153,7 +153,7 @@ class SuperpositionMixin:
         if folder is True:
             folder = get_last_checkpoint(trainer.args.output_dir)
         self._run = run = Progress(resumed=bool(folder), before=started(Path(folder)) if folder else None)
-        if run.resumed and run.before is None:
+        if folder and run.before is None and Path(folder).is_dir():
             logger.warning("%s does not say when its run leaves superposition: the arguments now decide", folder)
         with bags_accepted(trainer.model, slot_weights=self._weights, transform=self._transform):
             self._look_ahead()
