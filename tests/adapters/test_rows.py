@@ -9,9 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from token_superposition import Schedule, Stage, SuperpositionSchedule
-from token_superposition.adapters.rows import BagRows, BagStream, RunSampler, bag_feature
+from token_superposition.adapters.folding import Folding, Group
+from token_superposition.adapters.rows import BagRows, BagStream, RunSampler
 from token_superposition.errors import UserError
 
 L = 8
@@ -20,6 +22,20 @@ L = 8
 def rows(number: int) -> list[dict[str, Any]]:
     """Rows of an ordered sequence: row n holds n * L ... n * L + L - 1."""
     return [{"input_ids": list(range(n * L, (n + 1) * L)), "n": n} for n in range(number)]
+
+
+def folded(groups: list[Group]) -> dict[str, Tensor]:
+    """A batch of bags; every token is its own label."""
+
+    def collate(features: list[Any]) -> dict[str, Tensor]:
+        ids = torch.tensor([feature["input_ids"] for feature in features])
+        return {"input_ids": ids, "labels": ids}
+
+    return Folding(collate, "input_ids", frozenset(), None)(groups)
+
+
+def group_of(stage: Stage, data: list[dict[str, Any]]) -> Group:
+    return Group(stage, tuple(range(len(data))), tuple(data))
 
 
 def sampler(num_rows: int, schedule: Schedule, **options: int) -> RunSampler:
@@ -31,9 +47,8 @@ def sampler(num_rows: int, schedule: Schedule, **options: int) -> RunSampler:
 @pytest.mark.parametrize("bag_size", [2, 3, 4])
 def test_what_a_bag_predicts_follows_it_in_the_text(mode: Any, bag_size: int) -> None:
     stage = Stage(bag_size, 1, mode)
-    group = [row["input_ids"] for row in rows(stage.input_bag_size + 1)]
-    feature = bag_feature(group, stage)
-    ids_Ls, targets_Lk = feature["input_ids"], feature["labels"]
+    batch = folded([group_of(stage, rows(stage.input_bag_size + 1))])
+    ids_Ls, targets_Lk = batch["input_ids"][0], batch["labels"][0]
     assert ids_Ls.shape == (L, stage.input_bag_size)
     assert torch.equal(ids_Ls.flatten(), torch.arange(stage.input_bag_size * L))
     expected = ids_Ls[:, -1:] + torch.arange(1, stage.num_targets + 1)
@@ -41,14 +56,9 @@ def test_what_a_bag_predicts_follows_it_in_the_text(mode: Any, bag_size: int) ->
 
 
 def test_without_a_row_after_the_group_only_the_last_bag_is_ignored() -> None:
-    feature = bag_feature([row["input_ids"] for row in rows(2)], Stage(2, 1))
-    assert (feature["labels"][-1] == -100).all()
-    assert (feature["labels"][:-1] != -100).all()
-
-
-def test_rows_of_several_lengths_are_refused() -> None:
-    with pytest.raises(UserError, match="differ in length"):
-        bag_feature([[1, 2, 3], [4, 5]], Stage(2, 1))
+    labels_Lk = folded([group_of(Stage(2, 1), rows(2))])["labels"][0]
+    assert (labels_Lk[-1] == -100).all()
+    assert (labels_Lk[:-1] != -100).all()
 
 
 @settings(deadline=None, max_examples=40)
@@ -74,7 +84,7 @@ def test_epochs_of_the_trainer_go_on_where_the_one_before_stopped() -> None:
     parts = sampler(40, schedule, steps_per_epoch=4)
     pieces = []
     for epoch in range(3):
-        parts.set_epoch(epoch)
+        parts.first_step = 4 * epoch
         pieces += list(parts)
     assert pieces == whole
     assert [key.stage.bag_size for key, _ in whole] == [2] * 3 + [1] * 7
@@ -83,26 +93,31 @@ def test_epochs_of_the_trainer_go_on_where_the_one_before_stopped() -> None:
 def test_recovery_yields_the_data_sets_own_rows() -> None:
     schedule = SuperpositionSchedule(4, 2, 0.5)
     data, keys = rows(20), sampler(20, schedule)
-    features = [[BagRows(data, keys, "input_ids")[key] for key in batch] for batch in keys]
-    assert features[0][0]["input_ids"].shape == (L, 2)
+    features = [[BagRows(data)[key] for key in batch] for batch in keys]
+    assert folded(features[0])["input_ids"].shape == (2, L, 2)
     assert features[-1][0] in data  # columns and all
 
 
-def test_a_stream_is_read_front_to_back_and_nothing_is_lost_at_the_switch() -> None:
-    schedule = SuperpositionSchedule(4, 2, 0.5)
-    features = list(BagStream(rows(100), schedule, rows_per_step=2, column="input_ids"))
-    bags, plain = features[:4], features[4:]
-    assert torch.cat([feature["input_ids"].flatten() for feature in bags]).tolist() == list(range(8 * L))
-    assert [row["n"] for row in plain] == [8, 9, 10, 11]
-    for feature in bags:
-        assert torch.equal(feature["labels"], feature["input_ids"] + 2)
+@pytest.mark.parametrize("first_step", [0, 1])
+def test_a_stream_is_read_front_to_back_and_nothing_is_lost_at_the_switch(first_step: int) -> None:
+    """Where it starts at a later step, the data starts at its front and the step has its own stage."""
+    stream = BagStream(rows(100), SuperpositionSchedule(4, 2, 0.5), rows_per_step=2)
+    stream.first_step = first_step
+    features = list(stream)
+    num_bags = 4 - 2 * first_step
+    bags, plain = folded(features[:num_bags]), features[num_bags:]
+    assert bags["input_ids"].flatten().tolist() == list(range(num_bags * 2 * L))
+    assert [row["n"] for row in plain] == list(range(2 * num_bags, 2 * num_bags + 4))
+    assert torch.equal(bags["labels"], bags["input_ids"] + 2)
 
 
 def test_a_stream_begins_again_when_it_ends() -> None:
-    features = list(BagStream(rows(3), Schedule([Stage(1, 7)]), rows_per_step=1, column="input_ids"))
+    features = list(BagStream(rows(3), Schedule([Stage(1, 7)]), rows_per_step=1))
     assert [row["n"] for row in features] == [0, 1, 2, 0, 1, 2, 0]
+    groups = list(BagStream(rows(4), Schedule([Stage(2, 3)]), rows_per_step=1))
+    assert [group.numbers for group in groups] == [(0, 1, 2), (2, 3), (0, 1, 2)]  # nothing follows row 3
     with pytest.raises(UserError, match="no rows"):
-        next(iter(BagStream([], Schedule([Stage(1, 1)]), rows_per_step=1, column="input_ids")))
+        next(iter(BagStream([], Schedule([Stage(1, 1)]), rows_per_step=1)))
 
 
 def test_fewer_rows_than_a_group_are_refused() -> None:

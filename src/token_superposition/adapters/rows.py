@@ -1,7 +1,7 @@
-"""Bag rows out of a data set of rows of token ids, which stays what it is.
+"""Which rows of a data set each batch of a run takes; the data set stays what it is.
 
-A bag row of bag size s is a group of s consecutive rows: s times L token ids, folded into L bags. What its last
-bag predicts lies in the row after the group; where there is none, the last bag is ignored. Groups are shuffled,
+A bag row of bag size s is a group of s consecutive rows: s times L token ids, folded into L bags (`folding`). What its
+last bag predicts lies in the row after the group; where there is none, the last bag is ignored. Groups are shuffled,
 rows inside a group never, so neighbours in a bag are neighbours in the text. (But for a group across the data set's
 end, which goes on at its beginning, and where a stage's bag size does not divide what the one before left.)
 
@@ -14,23 +14,17 @@ Rows of a recovery step are the data set's own features, untouched: the batch is
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
+from token_superposition.adapters.folding import Group
 from token_superposition.data.stream import TokenStream
 from token_superposition.errors import UserError
-from token_superposition.objective.bags import split_inputs_and_targets
 from token_superposition.plan.stages import Schedule, Stage
-
-BAGS = "superposition_bags"  # marks a feature of ours among the data set's own
-_IGNORED = -100
 
 
 class Key(NamedTuple):
@@ -51,7 +45,9 @@ class _RowNumbers:
 
 
 class RunSampler:
-    """The keys of every batch of a run, an epoch of the Trainer's at a time.
+    """The keys of every batch of a run, an epoch of the Trainer's at a time, from step `first_step` on.
+
+    Whoever trains sets `first_step` before each epoch, by the number of steps that were trained.
 
     Args:
         num_rows: of the data set.
@@ -96,10 +92,6 @@ class RunSampler:
         )
         self.rows: Any = self.stream.rows[0]  # row numbers, of rows of row numbers
 
-    def set_epoch(self, epoch: int) -> None:
-        """Go on with that epoch's steps."""
-        self.first_step = epoch * self.steps_per_epoch
-
     def __len__(self) -> int:
         return self.steps_per_epoch * self.batches_per_step
 
@@ -121,12 +113,10 @@ class RunSampler:
 
 
 class BagRows(Dataset[Any]):
-    """A map-style data set, asked with keys."""
+    """A map-style data set, asked with keys: its own rows in recovery, groups of them before."""
 
-    def __init__(self, rows: Any, sampler: RunSampler, column: str) -> None:
+    def __init__(self, rows: Any) -> None:
         self.rows = rows
-        self.column = column
-        self.set_epoch = sampler.set_epoch  # accelerate passes the Trainer's epoch to the data set
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -135,67 +125,47 @@ class BagRows(Dataset[Any]):
         stage, numbers = key
         if stage.bag_size == 1:
             return self.rows[numbers[0]]
-        return bag_feature([self.rows[number][self.column] for number in numbers], stage)
+        return Group(stage, numbers, tuple(self.rows[number] for number in numbers))
+
+    def set_epoch(self, epoch: int) -> None:
+        """What accelerate tells the data set, passed on."""
+        if hasattr(self.rows, "set_epoch"):
+            self.rows.set_epoch(epoch)
 
 
 class BagStream(IterableDataset[Any]):
-    """A streaming data set, read front to back into the rows that each step needs.
+    """A streaming data set, read front to back into the rows that each step needs, from step `first_step` on.
 
     Raises:
-        UserError: while reading, where a whole pass over the data holds no group of rows.
+        UserError: while reading, where a whole pass over the data holds no row.
     """
 
-    def __init__(self, rows: Iterable[Any], schedule: Schedule, *, rows_per_step: int, column: str) -> None:
+    def __init__(self, rows: Iterable[Any], schedule: Schedule, *, rows_per_step: int) -> None:
         self.rows = rows
         self.schedule = schedule
         self.rows_per_step = rows_per_step
-        self.column = column
+        self.first_step = 0
 
     def __iter__(self) -> Iterator[Any]:
         passes = self._passes()
-        ahead: list[Any] = []  # the row that was read as a look-ahead is the next group's first
-        for stage in self.schedule.stages:
-            for _ in range(stage.steps * self.rows_per_step):
+        ahead: list[tuple[int, Any]] = []  # the row that was read as a look-ahead is the next group's first
+        for step in range(self.first_step, self.schedule.total_steps):
+            stage = self.schedule.lookup(step)
+            for _ in range(self.rows_per_step):
                 group = [*ahead, *(next(passes) for _ in range(stage.input_bag_size - len(ahead)))]
                 if stage.bag_size == 1:
                     ahead = []
-                    yield group[0]
+                    yield group[0][1]
                     continue
                 ahead = [next(passes)]
-                yield bag_feature([row[self.column] for row in chain(group, ahead)], stage)
+                followed = ahead if ahead[0][0] == group[-1][0] + 1 else []  # not where the data begins again
+                numbers, rows = zip(*group, *followed, strict=True)
+                yield Group(stage, numbers, rows)
 
-    def _passes(self) -> Iterator[Any]:
+    def _passes(self) -> Iterator[tuple[int, Any]]:
         while True:
-            count = 0
-            for row in self.rows:
-                count += 1
-                yield row
-            if not count:
+            number = -1
+            for number, row in enumerate(self.rows):
+                yield number, row
+            if number < 0:
                 raise UserError("the training data has no rows")
-
-
-def bag_feature(rows: Sequence[Any], stage: Stage) -> dict[str, Tensor]:
-    """A bag row: the ids of a group's rows and of the row after it, where there is one.
-
-    Args:
-        rows: token ids, (L,) each; one more than the stage's bags read, or none more at the data's end.
-        stage: how they are trained.
-
-    Returns:
-        `input_ids` (L, s) and `labels` (L, k), int64.
-
-    Raises:
-        UserError: where the rows differ in length.
-    """
-    group = [torch.as_tensor(row, dtype=torch.int64) for row in rows]
-    length = len(group[0])
-    if any(row.shape != (length,) for row in group):
-        raise UserError(
-            "rows of the training data differ in length; superposition takes rows of one fixed length of "
-            "token ids (concatenate the texts and cut them)"
-        )
-    wanted = stage.input_bag_size * length + stage.bag_size
-    ids_T = torch.cat(group)[:wanted]
-    ids_T = torch.cat([ids_T, ids_T.new_full((wanted - len(ids_T),), _IGNORED)])
-    inputs_BLs, targets_BLk = split_inputs_and_targets(ids_T.unsqueeze(0), stage.bag_size, stage.mode)
-    return {BAGS: torch.tensor(True), "input_ids": inputs_BLs[0], "labels": targets_BLk[0].contiguous()}

@@ -25,16 +25,16 @@ def mean_embedding(module: nn.Module, ids_BLs: Tensor, *, padded: bool = False) 
     real_BLs = ids_BLs >= 0
     if padded:
         ids_BLs = ids_BLs.clamp(min=0)
-    count = real_BLs.sum(dim=-1, keepdim=True) if padded else ids_BLs.shape[-1]
+    count = real_BLs.sum(dim=-1, keepdim=True).clamp(min=1) if padded else ids_BLs.shape[-1]
     if isinstance(module, nn.Embedding) and _is_sharded(module):
         embedded_BLsd = module(ids_BLs)  # at once: every call of it gathers the weight from all ranks
         if padded:
             embedded_BLsd = embedded_BLsd * real_BLs.unsqueeze(-1)
         return (embedded_BLsd.sum(dim=2, dtype=_wide(embedded_BLsd)) / count).to(embedded_BLsd.dtype)
     # A module we do not know is asked for one slot at a time: slower, and right whatever it does.
-    total_BLd = module(ids_BLs[..., 0])  # a bag's first slot is never free
+    total_BLd = module(ids_BLs[..., 0])
     dtype, wide = total_BLd.dtype, _wide(total_BLd)
-    total_BLd = total_BLd.to(wide)
+    total_BLd = total_BLd.to(wide) * real_BLs[..., 0, None] if padded else total_BLd.to(wide)
     for slot in range(1, ids_BLs.shape[-1]):
         more_BLd = module(ids_BLs[..., slot]).to(wide)
         total_BLd = total_BLd + (more_BLd * real_BLs[..., slot, None] if padded else more_BLd)

@@ -40,6 +40,8 @@ def bags_accepted(
         transform: what `SuperposedLM(model).transform` found; with it, many logits are not made, and a forward on bags
             then returns logits of one column.
 
+    Where an `attention_mask` (B, L) is given too, negative ids are slots without a token, left out of a bag's mean.
+
     Labels are aligned with the inputs, not shifted by one; `num_items_in_batch`, where the caller gives it, is what
     the weighted sum is divided by instead of its own weights. Such a forward raises TypeError where the model
     computes its loss by itself.
@@ -57,7 +59,7 @@ def bags_accepted(
         labels: Any = options.get("labels")
         if isinstance(ids, Tensor) and ids.dim() == 3:
             options = {name: value for name, value in options.items() if name != "input_ids"}
-            options.update(superposed.embed(ids))
+            options.update(superposed.embed(ids, padded=options.get("attention_mask") is not None))
         if _are_bags(labels):
             options = {**options, **logits_asked_for(model)}
             backend = superposed.backend_for(labels.shape[0] * labels.shape[1])

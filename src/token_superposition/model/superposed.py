@@ -200,7 +200,7 @@ class SuperposedLM(nn.Module):
         if ids.dim() == 2:
             return {"input_ids": ids}
         if ids.shape[-1] == 1:
-            return {"input_ids": ids.squeeze(-1)}
+            return {"input_ids": (ids.clamp(min=0) if padded else ids).squeeze(-1)}
         embedding = self.model.get_input_embeddings()  # type: ignore[operator]
         return {"inputs_embeds": mean_embedding(embedding, ids, padded=padded)}
 
