@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
 
+from token_superposition.adapters.loss_check import check_loss, check_settings
 from token_superposition.adapters.rows import BAGS, BagRows, BagStream, RunSampler
 from token_superposition.errors import UserError
 from token_superposition.model.inplace import bags_accepted
@@ -117,6 +118,7 @@ class SuperpositionMixin:
         for name, given in refused.items():
             if given:
                 raise UserError(f"{name}: does not go with superposition")
+        check_settings(trainer)
         self._transform = SuperposedLM(trainer.model).transform  # and refuses what would be trained wrongly
 
     def train(self, *arguments: Any, **options: Any) -> Any:
@@ -125,6 +127,7 @@ class SuperpositionMixin:
         if self.superposition.bag_size == 1:
             return super().train(*arguments, **options)  # type: ignore[misc]
         with bags_accepted(trainer.model, slot_weights=self._weights, transform=self._transform):
+            check_loss(trainer)
             return super().train(*arguments, **options)  # type: ignore[misc]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -181,6 +184,11 @@ class SuperpositionMixin:
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """What a step's loss is divided by: of bags, the weights of all their targets."""
         trainer: Any = self
+        if self.superposition.bag_size > 1 and self.schedule is None:
+            raise UserError(
+                f"{type(self).__name__}: its get_train_dataloader does not call SuperpositionMixin's, so no step would "
+                "be trained on bags: give the rows as train_dataset instead"
+            )
         if not batch_samples or not _holds_bags(batch_samples[0]):
             return super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
         if not trainer.model_accepts_loss_kwargs:
@@ -193,8 +201,11 @@ class SuperpositionMixin:
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         """As `Trainer.compute_loss`; bags take the loss function that `train` put in place."""
+        trainer: Any = self
         if "input_ids" in inputs:
             self._sequence_length = inputs["input_ids"].shape[1]
+        if _holds_bags(inputs):  # an override behind us could not read bags; `check_loss` has compared its loss
+            return Trainer.compute_loss(trainer, model, inputs, *arguments, **options)
         return super().compute_loss(model, inputs, *arguments, **options)  # type: ignore[misc]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
