@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from token_superposition import Schedule, Stage, SuperpositionSchedule
+from token_superposition import Schedule, Stage
 from token_superposition.adapters.rows import BagRows, BagStream, RunSampler, bag_feature
 from token_superposition.errors import UserError
 
@@ -60,7 +60,7 @@ def test_rows_of_several_lengths_are_refused() -> None:
     seed=st.integers(0, 9),
 )
 def test_every_row_is_read_once_a_pass(bag_size: int, steps: int, ratio: float, num_rows: int, seed: int) -> None:
-    schedule = SuperpositionSchedule(steps, bag_size, ratio)
+    schedule = Schedule.two_phase(steps, bag_size, ratio)
     keys = [key for batch in sampler(num_rows, schedule, seed=seed) for key in batch]
     read = Counter(number for key in keys for number in key.numbers[: key.stage.bag_size])
     epochs = read.total() // num_rows
@@ -69,7 +69,7 @@ def test_every_row_is_read_once_a_pass(bag_size: int, steps: int, ratio: float, 
 
 
 def test_epochs_of_the_trainer_go_on_where_the_one_before_stopped() -> None:
-    schedule = SuperpositionSchedule(10, 2, 0.3)
+    schedule = Schedule.two_phase(10, 2, 0.3)
     whole = list(sampler(40, schedule))
     parts = sampler(40, schedule, steps_per_epoch=4)
     pieces = []
@@ -81,7 +81,7 @@ def test_epochs_of_the_trainer_go_on_where_the_one_before_stopped() -> None:
 
 
 def test_recovery_yields_the_data_sets_own_rows() -> None:
-    schedule = SuperpositionSchedule(4, 2, 0.5)
+    schedule = Schedule.two_phase(4, 2, 0.5)
     data, keys = rows(20), sampler(20, schedule)
     features = [[BagRows(data, keys, "input_ids")[key] for key in batch] for batch in keys]
     assert features[0][0]["input_ids"].shape == (L, 2)
@@ -89,7 +89,7 @@ def test_recovery_yields_the_data_sets_own_rows() -> None:
 
 
 def test_a_stream_is_read_front_to_back_and_nothing_is_lost_at_the_switch() -> None:
-    schedule = SuperpositionSchedule(4, 2, 0.5)
+    schedule = Schedule.two_phase(4, 2, 0.5)
     features = list(BagStream(rows(100), schedule, rows_per_step=2, column="input_ids"))
     bags, plain = features[:4], features[4:]
     assert torch.cat([feature["input_ids"].flatten() for feature in bags]).tolist() == list(range(8 * L))
@@ -107,4 +107,4 @@ def test_a_stream_begins_again_when_it_ends() -> None:
 
 def test_fewer_rows_than_a_group_are_refused() -> None:
     with pytest.raises(UserError, match="has 3 rows, but a group of this run takes 4"):
-        sampler(3, SuperpositionSchedule(4, 4, 0.5))
+        sampler(3, Schedule.two_phase(4, 4, 0.5))

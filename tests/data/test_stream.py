@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import ArrayTokens
-from token_superposition import Schedule, Stage, SuperpositionSchedule
+from token_superposition import Schedule, Stage
 from token_superposition.data.permutation import permute
 from token_superposition.data.prefetch import prefetch
 from token_superposition.data.stream import TokenStream
@@ -135,7 +135,7 @@ def test_going_on_from_any_step_on_any_number_of_ranks_gives_the_same_batches(ra
 
 def test_recovery_goes_on_where_superposition_stopped() -> None:
     # Trap 8: the recovery that starts the corpus again is the commonest mistake.
-    schedule = SuperpositionSchedule(40, 2, 0.5)
+    schedule = Schedule.two_phase(40, 2, 0.5)
     stream = make(list(schedule.stages), num_tokens=10_000)
     first = torch.cat([stream.batch(step).ids.flatten() for step in range(20)])
     second = torch.cat([stream.batch(step).ids.flatten() for step in range(20, 40)])
@@ -205,8 +205,8 @@ def test_an_error_while_reading_ahead_reaches_the_reader() -> None:
 
 def test_a_longer_run_reads_the_same_text_first() -> None:
     short, long = (
-        SuperpositionSchedule(40, 2, superposition_steps=10),
-        SuperpositionSchedule(90, 2, superposition_steps=10),
+        Schedule.two_phase(40, 2, superposition_steps=10),
+        Schedule.two_phase(90, 2, superposition_steps=10),
     )
     streams = [
         TokenStream(ArrayTokens(np.arange(50_000)), schedule, sequence_length=4, rows_per_step=4, seed=0)

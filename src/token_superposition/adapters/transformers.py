@@ -35,7 +35,7 @@ from token_superposition.model.inplace import bags_accepted
 from token_superposition.model.superposed import SuperposedLM
 from token_superposition.objective.loss import target_weights
 from token_superposition.objective.slot_weights import slot_weights
-from token_superposition.plan.stages import Mode, Schedule, Stage, SuperpositionSchedule
+from token_superposition.plan.stages import Mode, Schedule, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class SuperpositionArguments:
     def schedule(self, total_steps: int) -> Schedule:
         """The stages of a run of that many steps; raises ValueError for numbers out of range."""
         ratio = self.superposition_ratio if self.superposition_steps is None else None
-        return SuperpositionSchedule(
+        return Schedule.two_phase(
             total_steps,
             self.bag_size,
             ratio,
