@@ -95,7 +95,7 @@ def rows_of(data: Path, size: Size, steps: int) -> list[torch.Tensor]:
     """The very rows that an ordinary run reads, one (L + 1,) tensor each."""
     dataset = TokenDataset.open(str(data), "train")
     stream = TokenStream(
-        dataset, Schedule.two_phase(steps, 1, 0.0), sequence_length=size.length, rows_per_step=size.rows, seed=0
+        dataset, Schedule.two_phase(steps, 1, 0.0), sequence_length=size.length, batch_size=size.rows, seed=0
     )
     rows: list[torch.Tensor] = []
     for step in range(steps):

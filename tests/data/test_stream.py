@@ -22,7 +22,7 @@ plans = st.lists(
 
 
 def make(plan: list[Stage], num_tokens: int = 1000, **settings_: int) -> TokenStream:
-    options = {"sequence_length": 4, "rows_per_step": 4, "seed": 0, "block_windows": 5, **settings_}
+    options = {"sequence_length": 4, "batch_size": 4, "seed": 0, "block_windows": 5, **settings_}
     return TokenStream(ArrayTokens(np.arange(num_tokens)), Schedule(plan), **options)  # type: ignore[arg-type]
 
 
@@ -60,7 +60,7 @@ def test_every_token_is_an_input_exactly_once_an_epoch(
     After any step: with n epochs behind it, each token was read n or n + 1 times. None is left out, at a change of
     stages or at the corpus's end, and none comes again before all have come.
     """
-    options = {"sequence_length": length, "rows_per_step": rows * ranks, "block_windows": blocks, "seed": seed}
+    options = {"sequence_length": length, "batch_size": rows * ranks, "block_windows": blocks, "seed": seed}
     streams = [make(plan, num_tokens, **options, rank=rank, world_size=ranks) for rank in range(ranks)]
     counts = np.zeros(num_tokens, dtype=int)
     for step in range(streams[0].schedule.total_steps):
@@ -76,7 +76,7 @@ def test_every_token_is_an_input_exactly_once_an_epoch(
 
 def test_one_epoch_of_the_papers_two_phases_reads_each_token_once() -> None:
     # 1,000 tokens: 25 rows of 16 in bags of 4, then 150 rows of 4. Nothing is skipped, nothing is left.
-    stream = make([Stage(4, 5), Stage(1, 30)], num_tokens=1000, rows_per_step=5)
+    stream = make([Stage(4, 5), Stage(1, 30)], num_tokens=1000, batch_size=5)
     seen = torch.cat([batch.ids.flatten() for batch in stream.batches()])
     assert torch.equal(seen.sort().values, torch.arange(1000))
 
@@ -159,7 +159,7 @@ def test_neighbouring_rows_come_from_different_windows() -> None:
 
 
 def test_they_do_so_in_a_step_of_more_rows_than_a_block_has_windows() -> None:
-    stream = make([Stage(2, 2), Stage(1, 4)], num_tokens=10_000, block_windows=2, rows_per_step=8)
+    stream = make([Stage(2, 2), Stage(1, 4)], num_tokens=10_000, block_windows=2, batch_size=8)
     for batch in stream.batches():
         windows = batch.ids[:, 0, 0] // stream.rows[0].window
         assert len(set(windows.tolist())) == 8
@@ -209,7 +209,7 @@ def test_a_longer_run_reads_the_same_text_first() -> None:
         Schedule.two_phase(90, 2, superposition_steps=10),
     )
     streams = [
-        TokenStream(ArrayTokens(np.arange(50_000)), schedule, sequence_length=4, rows_per_step=4, seed=0)
+        TokenStream(ArrayTokens(np.arange(50_000)), schedule, sequence_length=4, batch_size=4, seed=0)
         for schedule in (short, long)
     ]
     for step in range(40):

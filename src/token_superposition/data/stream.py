@@ -131,7 +131,7 @@ class TokenStream:
         corpus: the training tokens, or the sources of a mixture.
         schedule: the run's stages.
         sequence_length: L, latent positions a row.
-        rows_per_step: B over all ranks and micro-batches.
+        batch_size: B over all ranks and micro-batches.
         seed: of the windows' order.
         rank, world_size: which rows this process takes.
         block_windows: windows that rows are shuffled over.
@@ -148,19 +148,19 @@ class TokenStream:
         schedule: Schedule,
         *,
         sequence_length: int,
-        rows_per_step: int,
+        batch_size: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
         block_windows: int = _BLOCK_WINDOWS,
         documents_apart: bool = False,
     ) -> None:
-        if rows_per_step % world_size:
-            raise ValueError(f"{rows_per_step} rows a step do not divide over {world_size} ranks")
+        if batch_size % world_size:
+            raise ValueError(f"{batch_size} rows a step do not divide over {world_size} ranks")
         self.sources = tuple(corpus) if isinstance(corpus, Sequence) else (Source("", corpus),)
         self.schedule = schedule
         self.sequence_length = sequence_length
-        self.rows_per_step = rows_per_step
+        self.batch_size = batch_size
         self.rank = rank
         self.world_size = world_size
         self.interleaving = Interleaving([source.weight for source in self.sources])
@@ -173,7 +173,7 @@ class TokenStream:
                 sequence_length=sequence_length,
                 window=sequence_length * schedule.input_period,
                 # Rows of a step come from different windows.
-                block_windows=max(block_windows, rows_per_step),
+                block_windows=max(block_windows, batch_size),
                 seed=seed,
             )
             for number, source in enumerate(self.sources)
@@ -200,8 +200,8 @@ class TokenStream:
         """The batch of one step; raises ValueError where the run has no such step."""
         index = self.schedule.index_at(step)
         stage, length = self.schedule.stages[index], self.sequence_length
-        first_row = (step - self.schedule.starts[index]) * self.rows_per_step
-        rows = np.arange(first_row + self.rank, first_row + self.rows_per_step, self.world_size)
+        first_row = (step - self.schedule.starts[index]) * self.batch_size
+        rows = np.arange(first_row + self.rank, first_row + self.batch_size, self.world_size)
         # numpy's memory and numpy's copies. torch asks for no huge pages: the first touch of a large batch then takes
         # four times as long as its copying. And torch would copy with several threads, which go on spinning where the
         # step beside is computed: on two cores it took a sixth longer.
@@ -215,7 +215,7 @@ class TokenStream:
                 positions = np.empty((len(rows), length), dtype=np.int64) if positions is None else positions
                 positions[here] = restart.numpy()
         restarting = None if positions is None else torch.from_numpy(positions)
-        span = Span(index, first_row, self.rows_per_step)
+        span = Span(index, first_row, self.batch_size)
         return Batch(step, stage, torch.from_numpy(ids), torch.from_numpy(targets), span, restarting)
 
     def batches(self, first_step: int = 0) -> Iterator[Batch]:
@@ -234,7 +234,7 @@ class TokenStream:
         for number, source in enumerate(self.sources):
             raw_tokens, slots = 0, 0
             for index, (start, stage) in enumerate(zip(self.schedule.starts, self.schedule.stages, strict=True)):
-                first, last = (min(max(at, start), start + stage.steps) * self.rows_per_step for at in (start, end))
+                first, last = (min(max(at, start), start + stage.steps) * self.batch_size for at in (start, end))
                 rows = self.interleaving.count(number, last) - self.interleaving.count(number, first)
                 raw_tokens += self.rows[number].tokens_read(index, int(rows))
                 slots += int(rows) * stage.input_bag_size * self.sequence_length
@@ -247,7 +247,7 @@ class TokenStream:
         self, stage_index: int, rows: NDArray[np.int64]
     ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
         """For each source that rows of a stage come from: its number, which of them, their numbers in the source."""
-        first = self.schedule.starts[stage_index] * self.rows_per_step
+        first = self.schedule.starts[stage_index] * self.batch_size
         sources = self.interleaving.sources(first + rows)
         for number in np.unique(sources).tolist():
             here = np.flatnonzero(sources == number)
@@ -258,7 +258,7 @@ class TokenStream:
         """How many rows a stage takes from a source; None for the last stage, which may get longer."""
         if stage_index == len(self.schedule.stages) - 1:
             return None
-        ends = (self.schedule.starts[index] * self.rows_per_step for index in (stage_index, stage_index + 1))
+        ends = (self.schedule.starts[index] * self.batch_size for index in (stage_index, stage_index + 1))
         first, last = (self.interleaving.count(source, row) for row in ends)
         return int(last - first)
 
