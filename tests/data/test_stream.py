@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -214,3 +217,68 @@ def test_a_longer_run_reads_the_same_text_first() -> None:
     ]
     for step in range(40):
         assert torch.equal(streams[0].batch(step).ids, streams[1].batch(step).ids)
+
+
+@pytest.mark.parametrize("stop", [0, 3, 5, 6, 7, 11, 12])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_state_goes_on_with_the_next_batch_whatever_the_ranks(stop: int, ranks: int) -> None:
+    """Through JSON, across the switch at step 6 and an epoch's end."""
+    plan = [Stage(4, 6), Stage(1, 6)]
+    whole = list(make(plan, num_tokens=300))
+    first = make(plan, num_tokens=300)
+    for _, batch in zip(range(stop), first, strict=False):
+        assert torch.equal(batch.ids, whole[batch.step].ids)
+    state = json.loads(json.dumps(first.state_dict()))
+    parts = [make(plan, num_tokens=300, rank=rank, world_size=ranks) for rank in range(ranks)]
+    for part in parts:
+        part.load_state_dict(state)
+        assert len(part) == 12 - stop
+    rest = list(zip(*parts, strict=True))
+    assert [batches[0].step for batches in rest] == list(range(stop, 12))
+    for batches in rest:
+        for rank, batch in enumerate(batches):
+            assert torch.equal(batch.ids, whole[batch.step].ids[rank::ranks])
+            assert torch.equal(batch.targets, whole[batch.step].targets[rank::ranks])
+    assert list(parts[0]) == []
+
+
+def test_a_state_goes_on_in_a_longer_run() -> None:
+    stream = make([Stage(4, 6), Stage(1, 6)], num_tokens=3000)
+    next(iter(stream))
+    longer = make([Stage(4, 6), Stage(1, 20)], num_tokens=3000)
+    longer.load_state_dict(stream.state_dict())
+    assert torch.equal(next(iter(longer)).ids, make([Stage(4, 6), Stage(1, 6)], num_tokens=3000).batch(1).ids)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"num_tokens": 301}, "corpus"),
+        ({"plan": [Stage(4, 5), Stage(1, 7)]}, "schedule"),
+        ({"plan": [Stage(2, 6), Stage(1, 6)]}, "schedule"),
+        ({"batch_size": 8}, "batch_size"),
+        ({"sequence_length": 2}, "sequence_length"),
+        ({"seed": 1}, "seed"),
+    ],
+)
+def test_a_state_of_another_run_is_refused(options: dict[str, Any], named: str) -> None:
+    state = make([Stage(4, 6), Stage(1, 6)], num_tokens=300).state_dict()
+    other = make(**{"plan": [Stage(4, 6), Stage(1, 6)], "num_tokens": 300, **options})
+    with pytest.raises(UserError, match=f"its {named} is"):
+        other.load_state_dict(state)
+    assert other.step == 0
+
+
+@pytest.mark.parametrize("damage", [{"step": -1}, {"step": 13}, {"step": None}, {"more": 1}])
+def test_a_damaged_state_is_refused(damage: dict[str, Any]) -> None:
+    stream = make([Stage(4, 6), Stage(1, 6)], num_tokens=300)
+    with pytest.raises(UserError):
+        stream.load_state_dict({**stream.state_dict(), **damage})
+    with pytest.raises(UserError, match="no state"):
+        stream.load_state_dict({})
+
+
+def test_a_batch_moves_with_all_of_its_tensors() -> None:
+    batch = make([Stage(2, 1)], num_tokens=300).batch(0).to("meta")
+    assert batch.ids.device.type == batch.targets.device.type == "meta"
+    assert batch.position_ids is None
