@@ -68,7 +68,7 @@ def rows_a_second(stream: TokenStream, first_step: int) -> tuple[Speed, int]:
         assert batch.ids.is_contiguous()
         assert batch.ids.dtype == batch.targets.dtype == torch.int64
         step += 1
-    rows = (step - first_step) * stream.rows_per_step
+    rows = (step - first_step) * stream.batch_size
     return Speed(rows / (time.perf_counter() - start), rows / (time.thread_time() - core)), step - first_step
 
 
@@ -102,7 +102,7 @@ def measure(bag_size: int, megabytes: int, repeats: int) -> dict[str, Any]:
                 dataset,
                 Schedule([Stage(bag_size, _STEPS), Stage(1, 1)]),
                 sequence_length=length,
-                rows_per_step=rows,
+                batch_size=rows,
                 seed=0,
             )
             for shape, (length, rows) in _SHAPES.items()

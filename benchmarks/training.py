@@ -28,7 +28,7 @@ from transformers import TrainerCallback, TrainingArguments
 from token_superposition.data.shards import TokenDataset
 from token_superposition.data.stream import TokenStream
 from token_superposition.model.build import build_model
-from token_superposition.plan.stages import SuperpositionSchedule
+from token_superposition.plan.stages import Schedule
 from token_superposition.run.metrics import read_metrics
 from token_superposition.train.config import parse_config
 from token_superposition.train.loop import train
@@ -95,7 +95,7 @@ def rows_of(data: Path, size: Size, steps: int) -> list[torch.Tensor]:
     """The very rows that an ordinary run reads, one (L + 1,) tensor each."""
     dataset = TokenDataset.open(str(data), "train")
     stream = TokenStream(
-        dataset, SuperpositionSchedule(steps, 1, 0.0), sequence_length=size.length, rows_per_step=size.rows, seed=0
+        dataset, Schedule.two_phase(steps, 1, 0.0), sequence_length=size.length, batch_size=size.rows, seed=0
     )
     rows: list[torch.Tensor] = []
     for step in range(steps):

@@ -18,7 +18,6 @@ _HOMES = {
     "Stage": "plan.stages",
     "SuperposedLM": "model.superposed",
     "SuperposedOutput": "model.superposed",
-    "SuperpositionSchedule": "plan.stages",
     "bag_embedding": "objective.bags",
     "fit_mutual_information": "data.mutual_information",
     "fold_into_bags": "objective.bags",
@@ -48,7 +47,6 @@ if TYPE_CHECKING:
     from token_superposition.plan.stages import Phase as Phase
     from token_superposition.plan.stages import Schedule as Schedule
     from token_superposition.plan.stages import Stage as Stage
-    from token_superposition.plan.stages import SuperpositionSchedule as SuperpositionSchedule
 
 
 def __getattr__(name: str) -> Any:

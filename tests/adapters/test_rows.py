@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from token_superposition import Schedule, Stage, SuperpositionSchedule
+from token_superposition import Schedule, Stage
 from token_superposition.adapters.folding import Folding, Group
 from token_superposition.adapters.rows import BagRows, BagStream, RunSampler
 from token_superposition.errors import UserError
@@ -70,7 +70,7 @@ def test_without_a_row_after_the_group_only_the_last_bag_is_ignored() -> None:
     seed=st.integers(0, 9),
 )
 def test_every_row_is_read_once_a_pass(bag_size: int, steps: int, ratio: float, num_rows: int, seed: int) -> None:
-    schedule = SuperpositionSchedule(steps, bag_size, ratio)
+    schedule = Schedule.two_phase(steps, bag_size, ratio)
     keys = [key for batch in sampler(num_rows, schedule, seed=seed) for key in batch]
     read = Counter(number for key in keys for number in key.numbers[: key.stage.bag_size])
     epochs = read.total() // num_rows
@@ -79,7 +79,7 @@ def test_every_row_is_read_once_a_pass(bag_size: int, steps: int, ratio: float, 
 
 
 def test_epochs_of_the_trainer_go_on_where_the_one_before_stopped() -> None:
-    schedule = SuperpositionSchedule(10, 2, 0.3)
+    schedule = Schedule.two_phase(10, 2, 0.3)
     whole = list(sampler(40, schedule))
     parts = sampler(40, schedule, steps_per_epoch=4)
     pieces = []
@@ -91,7 +91,7 @@ def test_epochs_of_the_trainer_go_on_where_the_one_before_stopped() -> None:
 
 
 def test_recovery_yields_the_data_sets_own_rows() -> None:
-    schedule = SuperpositionSchedule(4, 2, 0.5)
+    schedule = Schedule.two_phase(4, 2, 0.5)
     data, keys = rows(20), sampler(20, schedule)
     features = [[BagRows(data)[key] for key in batch] for batch in keys]
     assert folded(features[0])["input_ids"].shape == (2, L, 2)
@@ -101,7 +101,7 @@ def test_recovery_yields_the_data_sets_own_rows() -> None:
 @pytest.mark.parametrize("first_step", [0, 1])
 def test_a_stream_is_read_front_to_back_and_nothing_is_lost_at_the_switch(first_step: int) -> None:
     """Where it starts at a later step, the data starts at its front and the step has its own stage."""
-    stream = BagStream(rows(100), SuperpositionSchedule(4, 2, 0.5), rows_per_step=2)
+    stream = BagStream(rows(100), Schedule.two_phase(4, 2, 0.5), rows_per_step=2)
     stream.first_step = first_step
     features = list(stream)
     num_bags = 4 - 2 * first_step
@@ -122,4 +122,4 @@ def test_a_stream_begins_again_when_it_ends() -> None:
 
 def test_fewer_rows_than_a_group_are_refused() -> None:
     with pytest.raises(UserError, match="has 3 rows, but a group of this run takes 4"):
-        sampler(3, SuperpositionSchedule(4, 4, 0.5))
+        sampler(3, Schedule.two_phase(4, 4, 0.5))

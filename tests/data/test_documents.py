@@ -33,7 +33,7 @@ def corpus(lengths: list[int]) -> np.ndarray:
 
 
 def make(plan: list[Stage], lengths: list[int], **settings_: int) -> TokenStream:
-    options = {"sequence_length": 4, "rows_per_step": 4, "seed": 0, "block_windows": 3, **settings_}
+    options = {"sequence_length": 4, "batch_size": 4, "seed": 0, "block_windows": 3, **settings_}
     return TokenStream(ArrayTokens(corpus(lengths)), Schedule(plan), documents_apart=True, **options)  # type: ignore[arg-type]
 
 
@@ -53,7 +53,7 @@ def test_no_bag_and_no_target_crosses_the_end_of_a_document(
     plan: list[Stage], lengths: list[int], length: int, rows: int, seed: int
 ) -> None:
     try:
-        stream = make(plan, lengths, sequence_length=length, rows_per_step=rows, seed=seed)
+        stream = make(plan, lengths, sequence_length=length, batch_size=rows, seed=seed)
     except UserError:
         return  # too little text for a row
     text = corpus(lengths).tolist()
@@ -88,7 +88,7 @@ def test_every_token_is_an_input_exactly_once_an_epoch(
     plan: list[Stage], lengths: list[int], length: int, rows: int, ranks: int, seed: int
 ) -> None:
     """After any step, whatever the mix of bag sizes, batch sizes and ranks; padding is what is left of the slots."""
-    options = {"sequence_length": length, "rows_per_step": rows * ranks, "seed": seed}
+    options = {"sequence_length": length, "batch_size": rows * ranks, "seed": seed}
     try:
         streams = [make(plan, lengths, **options, rank=rank, world_size=ranks) for rank in range(ranks)]
     except UserError:
@@ -114,7 +114,7 @@ def test_every_token_is_an_input_exactly_once_an_epoch(
 def test_rows_equal_a_plain_reference() -> None:
     # One window (of 24 tokens) holds everything, so documents come in the order of the corpus.
     lengths = [5, 3, 1, 6]
-    stream = make([Stage(2, 1), Stage(6, 1)], lengths, rows_per_step=2)
+    stream = make([Stage(2, 1), Stage(6, 1)], lengths, batch_size=2)
     batch = stream.batch(0)
     assert batch.ids.tolist() == [
         [[1, 2], [3, 4], [END, -100], [6, 7]],
@@ -129,7 +129,7 @@ def test_rows_equal_a_plain_reference() -> None:
 
 
 def test_the_next_stage_goes_on_inside_a_document() -> None:
-    stream = make([Stage(3, 1), Stage(2, 1)], [17], sequence_length=3, rows_per_step=1)
+    stream = make([Stage(3, 1), Stage(2, 1)], [17], sequence_length=3, batch_size=1)
     first, second = stream.batches()
     assert first.ids.tolist() == [[[1, 2, 3], [4, 5, 6], [7, 8, 9]]]
     assert first.targets.tolist() == [[[4, 5, 6], [7, 8, 9], [10, 11, 12]]]
@@ -179,13 +179,13 @@ def test_a_longer_run_reads_the_same_text_first() -> None:
 def test_other_epochs_and_seeds_give_other_orders() -> None:
     lengths = [7] * 40
     orders = [
-        torch.cat([b.ids.flatten() for b in make([Stage(1, 70)], lengths, rows_per_step=1, seed=seed).batches()])
+        torch.cat([b.ids.flatten() for b in make([Stage(1, 70)], lengths, batch_size=1, seed=seed).batches()])
         for seed in (0, 1)
     ]
     assert not torch.equal(*orders)
     assert not torch.equal(orders[0][:140], orders[1][:140])
 
-    epochs = torch.cat([b.ids.flatten() for b in make([Stage(1, 140)], lengths, rows_per_step=1).batches()]).chunk(2)
+    epochs = torch.cat([b.ids.flatten() for b in make([Stage(1, 140)], lengths, batch_size=1).batches()]).chunk(2)
     assert (epochs[0] == epochs[1]).float().mean() < 0.3  # a seventh are ends
 
 
@@ -201,7 +201,7 @@ def test_a_mixture_keeps_documents_apart_too() -> None:
     texts = [corpus([7, 2, 9] * 5), corpus([4, 13, 5] * 5)]
     texts[1][texts[1] != END] += 1000
     sources = [Source(name, ArrayTokens(text)) for name, text in zip("ab", texts, strict=True)]
-    options = {"sequence_length": 4, "rows_per_step": 4, "seed": 0}
+    options = {"sequence_length": 4, "batch_size": 4, "seed": 0}
     stream = TokenStream(sources, Schedule([Stage(2, 5), Stage(1, 20)]), documents_apart=True, **options)
     counts = {"a": 0, "b": 0}
     for batch in stream.batches():

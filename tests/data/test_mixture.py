@@ -24,7 +24,7 @@ def make(plan: list[Stage], weights: tuple[float, ...] = (5, 3, 2), **options: i
         Source(name, ArrayTokens(np.arange(size) + 1000 * number), weight)
         for number, (name, size, weight) in enumerate(zip("abc", SIZES, weights, strict=True))
     ]
-    options = {"sequence_length": 4, "rows_per_step": 4, "seed": 0, "block_windows": 5, **options}
+    options = {"sequence_length": 4, "batch_size": 4, "seed": 0, "block_windows": 5, **options}
     return TokenStream(sources, Schedule(plan), **options)  # type: ignore[arg-type]
 
 
@@ -87,7 +87,7 @@ def test_each_source_is_read_exactly_once_in_each_of_its_own_epochs(
     plan: list[Stage], weights: tuple[int, ...], rows: int, ranks: int, seed: int
 ) -> None:
     streams = [
-        make(plan, weights, rows_per_step=rows * ranks, rank=rank, world_size=ranks, seed=seed) for rank in range(ranks)
+        make(plan, weights, batch_size=rows * ranks, rank=rank, world_size=ranks, seed=seed) for rank in range(ranks)
     ]
     counts, rows_read = np.zeros(3000, dtype=int), np.zeros(3, dtype=int)
     for step in range(streams[0].schedule.total_steps):
@@ -131,7 +131,7 @@ def test_going_on_from_any_step_on_any_number_of_ranks_gives_the_same_batches(ra
 
 def test_a_mixture_of_one_is_that_corpus() -> None:
     plan = Schedule([Stage(2, 9), Stage(1, 9)])
-    corpus, options = ArrayTokens(np.arange(300)), {"sequence_length": 4, "rows_per_step": 4, "seed": 0}
+    corpus, options = ArrayTokens(np.arange(300)), {"sequence_length": 4, "batch_size": 4, "seed": 0}
     alone, mixed = (TokenStream(each, plan, **options) for each in (corpus, [Source("a", corpus, 0.3)]))
     for a, b in zip(alone.batches(), mixed.batches(), strict=True):
         assert torch.equal(a.ids, b.ids)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import ArrayTokens
-from token_superposition import Schedule, Stage, SuperpositionSchedule
+from token_superposition import Schedule, Stage
 from token_superposition.data.permutation import permute
 from token_superposition.data.prefetch import prefetch
 from token_superposition.data.stream import TokenStream
@@ -22,7 +25,7 @@ plans = st.lists(
 
 
 def make(plan: list[Stage], num_tokens: int = 1000, **settings_: int) -> TokenStream:
-    options = {"sequence_length": 4, "rows_per_step": 4, "seed": 0, "block_windows": 5, **settings_}
+    options = {"sequence_length": 4, "batch_size": 4, "seed": 0, "block_windows": 5, **settings_}
     return TokenStream(ArrayTokens(np.arange(num_tokens)), Schedule(plan), **options)  # type: ignore[arg-type]
 
 
@@ -60,7 +63,7 @@ def test_every_token_is_an_input_exactly_once_an_epoch(
     After any step: with n epochs behind it, each token was read n or n + 1 times. None is left out, at a change of
     stages or at the corpus's end, and none comes again before all have come.
     """
-    options = {"sequence_length": length, "rows_per_step": rows * ranks, "block_windows": blocks, "seed": seed}
+    options = {"sequence_length": length, "batch_size": rows * ranks, "block_windows": blocks, "seed": seed}
     streams = [make(plan, num_tokens, **options, rank=rank, world_size=ranks) for rank in range(ranks)]
     counts = np.zeros(num_tokens, dtype=int)
     for step in range(streams[0].schedule.total_steps):
@@ -76,7 +79,7 @@ def test_every_token_is_an_input_exactly_once_an_epoch(
 
 def test_one_epoch_of_the_papers_two_phases_reads_each_token_once() -> None:
     # 1,000 tokens: 25 rows of 16 in bags of 4, then 150 rows of 4. Nothing is skipped, nothing is left.
-    stream = make([Stage(4, 5), Stage(1, 30)], num_tokens=1000, rows_per_step=5)
+    stream = make([Stage(4, 5), Stage(1, 30)], num_tokens=1000, batch_size=5)
     seen = torch.cat([batch.ids.flatten() for batch in stream.batches()])
     assert torch.equal(seen.sort().values, torch.arange(1000))
 
@@ -135,7 +138,7 @@ def test_going_on_from_any_step_on_any_number_of_ranks_gives_the_same_batches(ra
 
 def test_recovery_goes_on_where_superposition_stopped() -> None:
     # Trap 8: the recovery that starts the corpus again is the commonest mistake.
-    schedule = SuperpositionSchedule(40, 2, 0.5)
+    schedule = Schedule.two_phase(40, 2, 0.5)
     stream = make(list(schedule.stages), num_tokens=10_000)
     first = torch.cat([stream.batch(step).ids.flatten() for step in range(20)])
     second = torch.cat([stream.batch(step).ids.flatten() for step in range(20, 40)])
@@ -159,7 +162,7 @@ def test_neighbouring_rows_come_from_different_windows() -> None:
 
 
 def test_they_do_so_in_a_step_of_more_rows_than_a_block_has_windows() -> None:
-    stream = make([Stage(2, 2), Stage(1, 4)], num_tokens=10_000, block_windows=2, rows_per_step=8)
+    stream = make([Stage(2, 2), Stage(1, 4)], num_tokens=10_000, block_windows=2, batch_size=8)
     for batch in stream.batches():
         windows = batch.ids[:, 0, 0] // stream.rows[0].window
         assert len(set(windows.tolist())) == 8
@@ -205,12 +208,77 @@ def test_an_error_while_reading_ahead_reaches_the_reader() -> None:
 
 def test_a_longer_run_reads_the_same_text_first() -> None:
     short, long = (
-        SuperpositionSchedule(40, 2, superposition_steps=10),
-        SuperpositionSchedule(90, 2, superposition_steps=10),
+        Schedule.two_phase(40, 2, superposition_steps=10),
+        Schedule.two_phase(90, 2, superposition_steps=10),
     )
     streams = [
-        TokenStream(ArrayTokens(np.arange(50_000)), schedule, sequence_length=4, rows_per_step=4, seed=0)
+        TokenStream(ArrayTokens(np.arange(50_000)), schedule, sequence_length=4, batch_size=4, seed=0)
         for schedule in (short, long)
     ]
     for step in range(40):
         assert torch.equal(streams[0].batch(step).ids, streams[1].batch(step).ids)
+
+
+@pytest.mark.parametrize("stop", [0, 3, 5, 6, 7, 11, 12])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_state_goes_on_with_the_next_batch_whatever_the_ranks(stop: int, ranks: int) -> None:
+    """Through JSON, across the switch at step 6 and an epoch's end."""
+    plan = [Stage(4, 6), Stage(1, 6)]
+    whole = list(make(plan, num_tokens=300))
+    first = make(plan, num_tokens=300)
+    for _, batch in zip(range(stop), first, strict=False):
+        assert torch.equal(batch.ids, whole[batch.step].ids)
+    state = json.loads(json.dumps(first.state_dict()))
+    parts = [make(plan, num_tokens=300, rank=rank, world_size=ranks) for rank in range(ranks)]
+    for part in parts:
+        part.load_state_dict(state)
+        assert len(part) == 12 - stop
+    rest = list(zip(*parts, strict=True))
+    assert [batches[0].step for batches in rest] == list(range(stop, 12))
+    for batches in rest:
+        for rank, batch in enumerate(batches):
+            assert torch.equal(batch.ids, whole[batch.step].ids[rank::ranks])
+            assert torch.equal(batch.targets, whole[batch.step].targets[rank::ranks])
+    assert list(parts[0]) == []
+
+
+def test_a_state_goes_on_in_a_longer_run() -> None:
+    stream = make([Stage(4, 6), Stage(1, 6)], num_tokens=3000)
+    next(iter(stream))
+    longer = make([Stage(4, 6), Stage(1, 20)], num_tokens=3000)
+    longer.load_state_dict(stream.state_dict())
+    assert torch.equal(next(iter(longer)).ids, make([Stage(4, 6), Stage(1, 6)], num_tokens=3000).batch(1).ids)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"num_tokens": 301}, "corpus"),
+        ({"plan": [Stage(4, 5), Stage(1, 7)]}, "schedule"),
+        ({"plan": [Stage(2, 6), Stage(1, 6)]}, "schedule"),
+        ({"batch_size": 8}, "batch_size"),
+        ({"sequence_length": 2}, "sequence_length"),
+        ({"seed": 1}, "seed"),
+    ],
+)
+def test_a_state_of_another_run_is_refused(options: dict[str, Any], named: str) -> None:
+    state = make([Stage(4, 6), Stage(1, 6)], num_tokens=300).state_dict()
+    other = make(**{"plan": [Stage(4, 6), Stage(1, 6)], "num_tokens": 300, **options})
+    with pytest.raises(UserError, match=f"its {named} is"):
+        other.load_state_dict(state)
+    assert other.step == 0
+
+
+@pytest.mark.parametrize("damage", [{"step": -1}, {"step": 13}, {"step": None}, {"more": 1}])
+def test_a_damaged_state_is_refused(damage: dict[str, Any]) -> None:
+    stream = make([Stage(4, 6), Stage(1, 6)], num_tokens=300)
+    with pytest.raises(UserError):
+        stream.load_state_dict({**stream.state_dict(), **damage})
+    with pytest.raises(UserError, match="no state"):
+        stream.load_state_dict({})
+
+
+def test_a_batch_moves_with_all_of_its_tensors() -> None:
+    batch = make([Stage(2, 1)], num_tokens=300).batch(0).to("meta")
+    assert batch.ids.device.type == batch.targets.device.type == "meta"
+    assert batch.position_ids is None

@@ -17,7 +17,7 @@ from tests.planner.subjects import subject_of
 from token_superposition.errors import UserError
 from token_superposition.model.build import model_cost, sketch_model
 from token_superposition.model.memory import abstract
-from token_superposition.plan.stages import SuperpositionSchedule
+from token_superposition.plan.stages import Schedule
 from token_superposition.planner.amounts import amount
 from token_superposition.planner.corpus import Corpus
 from token_superposition.planner.forecast import Request, make_plan
@@ -192,7 +192,7 @@ def test_the_counts_hang_together(tokens: float, corpus: int | None, devices: in
         assert run["epochs"] == (None if corpus is None else run["raw_tokens"] / corpus)
         assert run["unique_raw_tokens"] == min(run["raw_tokens"], corpus or run["raw_tokens"])
         if run["switch_step"]:
-            schedule = SuperpositionSchedule(
+            schedule = Schedule.two_phase(
                 run["total_steps"], advised["bag_size"], superposition_steps=run["switch_step"], mode=advised["mode"]
             )
             assert run["raw_tokens"] == schedule.raw_tokens(2**21)

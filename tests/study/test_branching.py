@@ -154,7 +154,7 @@ def test_a_branch_reads_the_rows_that_its_parent_read(runs: list[Course], apart:
             sources,
             branch.schedule,
             sequence_length=8,
-            rows_per_step=3,
+            batch_size=3,
             seed=seed,
             block_windows=4,
             documents_apart=apart,

@@ -20,7 +20,7 @@ from tests.in_process import train_here
 from tests.train.runs import Stopped, check_equal, go
 from token_superposition.cli import main
 from token_superposition.errors import TrainingDivergedError
-from token_superposition.plan.stages import SuperpositionSchedule
+from token_superposition.plan.stages import Schedule
 from token_superposition.run.checkpoint import checkpoint_path
 from token_superposition.study.compare import compare, load_study
 from token_superposition.study.guard import run as guard_run
@@ -326,7 +326,7 @@ def test_a_dry_run_says_what_a_failed_attempt_costs(tst: Tst, study: Path, tmp_p
 def test_where_guards_lie_and_what_they_cost() -> None:
     """A branch decays over as large a share of its steps as the run does: 370 of 1,850 are a fifth."""
     train = TrainConfig(total_steps=4000, decay_ratio=0.2, warmup_steps=200)
-    schedule = SuperpositionSchedule(4000, 4, 0.3)
+    schedule = Schedule.two_phase(4000, 4, 0.3)
     guards = place_guards(train, schedule, parse_fractions("0.25,0.1"))
     assert [(guard.step, guard.branch_steps, guard.total_steps) for guard in guards] == [
         (1480, 370, 1850),

@@ -38,7 +38,7 @@ def test_a_run_equals_a_bare_loop_bit_for_bit(small_run: dict[str, Any], tmp_pat
 
     t = config.train
     dataset = TokenDataset.open(config.data.path, "train")
-    stream = TokenStream(dataset, config.schedule(), sequence_length=16, rows_per_step=4, seed=0)
+    stream = TokenStream(dataset, config.schedule(), sequence_length=16, batch_size=4, seed=0)
     model = build_model("llama", config.model.config, vocab_size=320, end_of_document_id=256, seed=0)
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]

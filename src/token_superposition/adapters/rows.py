@@ -87,7 +87,7 @@ class RunSampler:
             _RowNumbers(num_rows),
             schedule,
             sequence_length=1,
-            rows_per_step=batch_size * batches_per_step,
+            batch_size=batch_size * batches_per_step,
             seed=seed,
         )
         self.rows: Any = self.stream.rows[0]  # row numbers, of rows of row numbers
@@ -99,7 +99,7 @@ class RunSampler:
         last = min(self.first_step + self.steps_per_epoch, self.schedule.total_steps)
         for step in range(self.first_step, last):
             index = self.schedule.index_at(step)
-            rows_per_step = self.stream.rows_per_step
+            rows_per_step = self.stream.batch_size
             first = (step - self.schedule.starts[index]) * rows_per_step
             rows = self.rows.raw_rows(index, np.arange(first, first + rows_per_step))
             keys = [self._key(self.schedule.stages[index], row) for row in rows.tolist()]

@@ -36,6 +36,7 @@ from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from token_superposition.adapters.folding import HONOURED, PACKED, Folding, Group, collated
+from token_superposition.adapters.loss_check import check_loss, check_settings
 from token_superposition.adapters.preflight import (
     check_next_token_loss,
     cost_of_disorder,
@@ -51,7 +52,7 @@ from token_superposition.model.inplace import bags_accepted
 from token_superposition.model.superposed import SuperposedLM
 from token_superposition.objective.loss import target_weights
 from token_superposition.objective.slot_weights import slot_weights
-from token_superposition.plan.stages import Mode, Phase, Schedule, Stage, SuperpositionSchedule
+from token_superposition.plan.stages import Mode, Phase, Schedule, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class SuperpositionArguments:
     def schedule(self, total_steps: int) -> Schedule:
         """The stages of a run of that many steps; raises ValueError for numbers out of range."""
         ratio = self.superposition_ratio if self.superposition_steps is None else None
-        return SuperpositionSchedule(
+        return Schedule.two_phase(
             total_steps,
             self.bag_size,
             ratio,
@@ -136,6 +137,7 @@ class SuperpositionMixin:
         for name, given in refused.items():
             if given:
                 raise UserError(f"{name}: does not go with superposition")
+        check_settings(trainer)
         self._transform = SuperposedLM(trainer.model).transform  # and refuses what would be trained wrongly
         trainer.add_callback(FollowSteps(self))
 
@@ -156,6 +158,7 @@ class SuperpositionMixin:
         if folder and run.before is None and Path(folder).is_dir():
             logger.warning("%s does not say when its run leaves superposition: the arguments now decide", folder)
         with bags_accepted(trainer.model, slot_weights=self._weights, transform=self._transform):
+            check_loss(trainer)
             self._look_ahead()
             found = super().train(resume_from_checkpoint, *arguments, **options)  # type: ignore[misc]
         if self._superposed():
@@ -296,6 +299,11 @@ class SuperpositionMixin:
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """What a step's loss is divided by: of bags, the weights of all their targets."""
         trainer: Any = self
+        if self.superposition.bag_size > 1 and self.schedule is None:
+            raise UserError(
+                f"{type(self).__name__}: its get_train_dataloader does not call SuperpositionMixin's, so no step would "
+                "be trained on bags: give the rows as train_dataset instead"
+            )
         if not batch_samples or not _holds_bags(batch_samples[0]):
             return super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
         if not trainer.model_accepts_loss_kwargs:
@@ -314,6 +322,9 @@ class SuperpositionMixin:
                 mask_BL = there_BLs.any(dim=-1).long()
                 mask_BL[:, 0] = 1  # a row without a token must not leave attention nothing to attend to
                 inputs = {**inputs, "attention_mask": mask_BL}
+            # An override behind us could not read bags; `check_loss` has compared its loss.
+            trainer: Any = self
+            return Trainer.compute_loss(trainer, model, inputs, *arguments, **options)
         return super().compute_loss(model, inputs, *arguments, **options)  # type: ignore[misc]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:

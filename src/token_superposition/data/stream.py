@@ -17,8 +17,8 @@ early can never be trained in the wrong one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from token_superposition.data.documents import DocumentRows
 from token_superposition.data.mixture import Interleaving
+from token_superposition.data.token_ids import fingerprint, open_tokens
 from token_superposition.data.windows import Tokens, WindowRows
 from token_superposition.errors import UserError
 from token_superposition.plan.stages import Schedule, Stage
@@ -84,6 +85,12 @@ class Batch:
         """s of the batch's stage."""
         return self.stage.bag_size
 
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same batch with its tensors on a device."""
+        names = ("ids", "targets", *(() if self.position_ids is None else ("position_ids",)))
+        moved: Any = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names}
+        return replace(self, **moved)
+
 
 @dataclass(frozen=True)
 class Coverage:
@@ -125,42 +132,78 @@ class RowPlace(NamedTuple):
 
 
 class TokenStream:
-    """The batches of a run over a corpus or a mixture.
+    """The batches of a run over a corpus or a mixture: iterate over it once, and again from its state after a resume.
 
     Args:
-        corpus: the training tokens, or the sources of a mixture.
+        ids: the training tokens: a folder of `tst prepare`, an array (also a memory map) or tensor of token ids, a
+            `datasets.Dataset` of rows of token ids; see `open_tokens`. Or the sources of a mixture.
         schedule: the run's stages.
-        sequence_length: L, latent positions a row.
-        rows_per_step: B over all ranks and micro-batches.
+        sequence_length: L, latent positions of a row.
+        batch_size: B, the rows of an optimizer step, over all ranks and micro-batches.
         seed: of the windows' order.
         rank, world_size: which rows this process takes.
         block_windows: windows that rows are shuffled over.
         documents_apart: keep documents apart; the corpora then say where they end. See `documents`.
 
     Raises:
-        UserError: where a corpus is shorter than one row.
-        ValueError: where the ranks do not divide the rows, or the weights are no proportion of a few rows.
+        UserError: if a corpus is shorter than one row, or its ids cannot be used.
+        TypeError: if `ids` or `schedule` is something else.
+        ValueError: if the ranks do not divide the rows, the weights are no proportion of a few rows, or a number is
+            out of range.
+
+    Example:
+        >>> import numpy as np
+        >>> ids = np.arange(10_000) % 256
+        >>> schedule = Schedule.two_phase(total_steps=8, bag_size=4, ratio=0.25)
+        >>> stream = TokenStream(ids, schedule, sequence_length=16, batch_size=2)
+        >>> [tuple(batch.ids.shape) for batch in stream][1:3]
+        [(2, 16, 4), (2, 16, 1)]
+        >>> again = TokenStream(ids, schedule, sequence_length=16, batch_size=2)
+        >>> again.load_state_dict({**stream.state_dict(), "step": 5})
+        >>> [batch.step for batch in again]
+        [5, 6, 7]
     """
 
     def __init__(
         self,
-        corpus: Tokens | Sequence[Source],
+        ids: Any,
         schedule: Schedule,
         *,
-        sequence_length: int,
-        rows_per_step: int,
-        seed: int,
+        sequence_length: int = 1024,
+        batch_size: int = 32,
+        seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
         block_windows: int = _BLOCK_WINDOWS,
         documents_apart: bool = False,
     ) -> None:
-        if rows_per_step % world_size:
-            raise ValueError(f"{rows_per_step} rows a step do not divide over {world_size} ranks")
-        self.sources = tuple(corpus) if isinstance(corpus, Sequence) else (Source("", corpus),)
+        if not isinstance(schedule, Schedule):
+            raise TypeError(
+                f"schedule is a {type(schedule).__name__}; give Schedule.two_phase(total_steps, bag_size, ratio)"
+            )
+        for name, number, least in (
+            ("sequence_length", sequence_length, 1),
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+        ):
+            if number < least:
+                raise ValueError(f"{name} is at least {least}, not {number}")
+        if batch_size % world_size:
+            raise ValueError(f"{batch_size} rows a step do not divide over {world_size} ranks")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank is in 0 to {world_size - 1}, not {rank}")
+        several = isinstance(ids, Sequence) and len(ids) > 0 and all(isinstance(each, Source) for each in ids)
+        self.step = 0  # of the batch that iteration gives next
+        self.seed = seed
+        self.documents_apart = documents_apart
+        self.sources: tuple[Source, ...] = tuple(
+            source._replace(corpus=open_tokens(source.corpus)) for source in (ids if several else [Source("", ids)])
+        )
         self.schedule = schedule
         self.sequence_length = sequence_length
-        self.rows_per_step = rows_per_step
+        self.batch_size = batch_size
+        self.block_windows = block_windows
+        self._fingerprint: str | None = None  # reads the corpus, so it is made when a state is asked for
         self.rank = rank
         self.world_size = world_size
         self.interleaving = Interleaving([source.weight for source in self.sources])
@@ -173,12 +216,76 @@ class TokenStream:
                 sequence_length=sequence_length,
                 window=sequence_length * schedule.input_period,
                 # Rows of a step come from different windows.
-                block_windows=max(block_windows, rows_per_step),
+                block_windows=max(block_windows, batch_size),
                 seed=seed,
             )
             for number, source in enumerate(self.sources)
         ]
         self._check_lengths()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches from the current step to the run's end; each counts as trained on once it was given out."""
+        while self.step < self.schedule.total_steps:
+            batch = self.batch(self.step)
+            self.step += 1
+            yield batch
+
+    def __len__(self) -> int:
+        """Batches that are left."""
+        return self.schedule.total_steps - self.step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is, for `load_state_dict`; plain values, the same on every rank.
+
+        Save it with the model after an optimizer step: the next batch is then that of the next step.
+        """
+        return {"step": self.step, **self._settings()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where a stream of the same corpus and settings was; with any number of ranks, and with more steps.
+
+        Raises:
+            UserError: if the state is of another corpus, schedule, batch or seed, or is no state.
+        """
+        mine = self._settings()
+        if set(state) != {"step", *mine} or not isinstance(state["step"], int) or state["step"] < 0:
+            raise UserError(f"this is no state of a TokenStream: it has {', '.join(map(str, state)) or 'nothing'}")
+        for name, own in mine.items():
+            if state[name] != own and not (name == "schedule" and self._is_longer(state["schedule"], state["step"])):
+                given = "another" if name in ("corpus", "schedule") else f"{state[name]}, and this stream has {own}"
+                raise UserError(f"the state cannot be loaded: its {name} is {given}; make the stream as it was")
+        if state["step"] > self.schedule.total_steps:
+            raise UserError(f"the state is of step {state['step']}, and this run has {self.schedule.total_steps} steps")
+        self.step = state["step"]
+
+    def _settings(self) -> dict[str, Any]:
+        """What the order of the rows depends on."""
+        if self._fingerprint is None:
+            parts = [(fingerprint(source.corpus), source.weight) for source in self.sources]
+            self._fingerprint = parts[0][0] if len(parts) == 1 else str(parts)
+        return {
+            "corpus": self._fingerprint,
+            "schedule": self.schedule.as_dicts(),
+            "sequence_length": self.sequence_length,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+            "documents_apart": self.documents_apart,
+            "block_windows": self.block_windows,
+        }
+
+    def _is_longer(self, stages: Any, step: int) -> bool:
+        """Whether a schedule is this one but for the length of its last stage, which has room for the step."""
+        try:
+            other = Schedule.from_dicts(stages)
+        except (TypeError, ValueError, AttributeError):
+            return False
+        mine, theirs = self.schedule.stages, other.stages
+        return (
+            len(mine) == len(theirs)
+            and mine[:-1] == theirs[:-1]
+            and replace(theirs[-1], steps=mine[-1].steps) == mine[-1]
+            and step <= self.schedule.total_steps
+        )
 
     def row_length(self, stage: Stage) -> int:
         """Tokens of a row of a stage, its look-ahead included; at most, where documents are kept apart."""
@@ -200,8 +307,8 @@ class TokenStream:
         """The batch of one step; raises ValueError where the run has no such step."""
         index = self.schedule.index_at(step)
         stage, length = self.schedule.stages[index], self.sequence_length
-        first_row = (step - self.schedule.starts[index]) * self.rows_per_step
-        rows = np.arange(first_row + self.rank, first_row + self.rows_per_step, self.world_size)
+        first_row = (step - self.schedule.starts[index]) * self.batch_size
+        rows = np.arange(first_row + self.rank, first_row + self.batch_size, self.world_size)
         # numpy's memory and numpy's copies. torch asks for no huge pages: the first touch of a large batch then takes
         # four times as long as its copying. And torch would copy with several threads, which go on spinning where the
         # step beside is computed: on two cores it took a sixth longer.
@@ -215,7 +322,7 @@ class TokenStream:
                 positions = np.empty((len(rows), length), dtype=np.int64) if positions is None else positions
                 positions[here] = restart.numpy()
         restarting = None if positions is None else torch.from_numpy(positions)
-        span = Span(index, first_row, self.rows_per_step)
+        span = Span(index, first_row, self.batch_size)
         return Batch(step, stage, torch.from_numpy(ids), torch.from_numpy(targets), span, restarting)
 
     def batches(self, first_step: int = 0) -> Iterator[Batch]:
@@ -234,7 +341,7 @@ class TokenStream:
         for number, source in enumerate(self.sources):
             raw_tokens, slots = 0, 0
             for index, (start, stage) in enumerate(zip(self.schedule.starts, self.schedule.stages, strict=True)):
-                first, last = (min(max(at, start), start + stage.steps) * self.rows_per_step for at in (start, end))
+                first, last = (min(max(at, start), start + stage.steps) * self.batch_size for at in (start, end))
                 rows = self.interleaving.count(number, last) - self.interleaving.count(number, first)
                 raw_tokens += self.rows[number].tokens_read(index, int(rows))
                 slots += int(rows) * stage.input_bag_size * self.sequence_length
@@ -247,7 +354,7 @@ class TokenStream:
         self, stage_index: int, rows: NDArray[np.int64]
     ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
         """For each source that rows of a stage come from: its number, which of them, their numbers in the source."""
-        first = self.schedule.starts[stage_index] * self.rows_per_step
+        first = self.schedule.starts[stage_index] * self.batch_size
         sources = self.interleaving.sources(first + rows)
         for number in np.unique(sources).tolist():
             here = np.flatnonzero(sources == number)
@@ -258,7 +365,7 @@ class TokenStream:
         """How many rows a stage takes from a source; None for the last stage, which may get longer."""
         if stage_index == len(self.schedule.stages) - 1:
             return None
-        ends = (self.schedule.starts[index] * self.rows_per_step for index in (stage_index, stage_index + 1))
+        ends = (self.schedule.starts[index] * self.batch_size for index in (stage_index, stage_index + 1))
         first, last = (self.interleaving.count(source, row) for row in ends)
         return int(last - first)
 

@@ -35,7 +35,7 @@ def check_takes_bags(model: Any, embed: Callable[[Tensor], dict[str, Tensor]], l
     weight = embedding.weight
     ids_BL = some_ids(model)
     with evaluating(model):
-        with _given(model, ids_BL, besides=embedding) as others:
+        with ids_given(model, ids_BL, besides=embedding) as others:
             own = model(input_ids=ids_BL, use_cache=False).logits.float()
         bags_BLs = ids_BL.unsqueeze(-1).expand(-1, -1, 2)
         # What no single token has as its embedding: some families search theirs for the ids they miss.
@@ -47,12 +47,12 @@ def check_takes_bags(model: Any, embed: Callable[[Tensor], dict[str, Tensor]], l
             ours = model(inputs_embeds=embed(bags_BLs)["inputs_embeds"], use_cache=False).logits.float()
             model(inputs_embeds=embed(mixed_BLs)["inputs_embeds"], use_cache=False)
         except Exception as error:  # families miss their ids in every way there is
-            raise TypeError(f"{name} does not run on averaged embeddings: {_line(error)}") from error
+            raise TypeError(f"{name} does not run on averaged embeddings: {in_one_line(error)}") from error
         model.training = True  # its own flag alone: a patched forward may have another loss for training
         try:
             loss(mixed_BLs, mixed_BLs.clamp(max=own.shape[-1] - 1))  # embeddings can have more rows than heads
         except Exception as error:
-            raise TypeError(f"{name} does not leave its loss to its loss_function: {_line(error)}") from error
+            raise TypeError(f"{name} does not leave its loss to its loss_function: {in_one_line(error)}") from error
     if own.isnan().any():
         raise TypeError(f"{name} gives logits that are not numbers")
     tolerance = 1e-4 if weight.dtype in (torch.float32, torch.float64) else 5e-2
@@ -148,24 +148,27 @@ def logits_asked_for(model: nn.Module) -> dict[str, bool]:
     return {"skip_logits": False} if "skip_logits" in inspect.signature(model.forward).parameters else {}
 
 
-def _line(error: Exception) -> str:
+def in_one_line(error: Exception) -> str:
+    """The message of an exception in one line, cut to 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 @contextlib.contextmanager
-def _given(model: nn.Module, ids: Tensor, besides: nn.Module) -> Iterator[list[str]]:
-    """The names of the embedding modules that are called with just these ids inside the block, one of them left out."""
+def ids_given(model: nn.Module, ids: Tensor, besides: nn.Module) -> Iterator[list[str]]:
+    """The names of the embedding modules that are called with just these ids inside the block, those in `besides` left
+    out."""
     found: list[str] = []
+    left_out = set(besides.modules())
 
     def watch(name: str) -> Any:
         def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
             given = arguments[0] if arguments else None
             if isinstance(given, Tensor) and given.shape == ids.shape and bool((given.to(ids.device) == ids).all()):
-                found.append(name)
+                found.extend([] if name in found else [name])
 
         return hook
 
-    embeddings = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Embedding) and m is not besides]
+    embeddings = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Embedding) and m not in left_out]
     hooks = [module.register_forward_pre_hook(watch(name)) for name, module in embeddings]
     try:
         yield found

@@ -1,26 +1,28 @@
-"""`superpose`: a plain `nn.Module` that takes bags, told where its embedding and its head are.
+"""`SuperposedModule`: a plain `nn.Module` that takes bags. The user names its embedding and its head.
 
-The module is asked for a forward on the first token of each bag, as it would be on tokens. While it runs, what its
-embedding returns is replaced by the mean over the bag, and what its head returns is kept: these are the
-logits. So the module needs no argument for embeddings, may compute a loss of its own or none, may scale what it
-looks up, cap what it puts out, or return whatever it likes.
+The module's own forward runs on the first token of each bag. While it runs, the output of its embedding is replaced by
+the mean over the bag, and the output of its head is kept: these are the logits. The module needs no argument for
+embeddings. It may scale its embeddings, and it may compute a loss of its own, which is not used.
 
-A module that looks ids up in more places than its embedding would be trained wrongly, and is refused: on a few
-tokens, other ids with the same embeddings must give the same logits.
+`plain_checks` refuses a module for which this would give a wrong loss.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from token_superposition.model.checks import evaluating
+from token_superposition.errors import did_you_mean
 from token_superposition.model.embedding import mean_embedding
 from token_superposition.model.superposed import SuperposedOutput, loss_and_weight
+
+# The argument by which a forward takes targets. nanoGPT's forward gives logits for all positions only with targets.
+_TARGETS = ("targets", "target", "labels", "label")
 
 
 def superpose(
@@ -34,22 +36,31 @@ def superpose(
     """Make a plain module take bags; it stays what it is, and trains as it did on tokens.
 
     Args:
-        module: called as `module(ids_BL)`; its logits may not see later tokens.
+        module: called as `module(ids_BL)`; its logits may not see later tokens. A forward that gives logits for the
+            last position only unless it gets targets (nanoGPT) is given the ids as targets; the loss that it computes
+            of them is not used.
         embedding: the submodule that turns ids (B, L) into (B, L, d), itself or its dotted name.
-        head: the submodule whose output is the logits, (B, L, V), itself or its dotted name. Where the module
+        head: the submodule whose output is the logits, (B, L, V), itself or its dotted name. If the module
             caps or scales logits after its head, wrap both in a submodule and name that.
         z_loss: as in `SuperposedLM`.
         verify: check on a few tokens that all this holds.
 
     Raises:
-        TypeError: where there is no such submodule, it is not used exactly once, or the module looks ids up
-            outside its embedding or sees later tokens.
+        TypeError: if there is no such submodule, it is not used exactly once, its output is not what the module
+            looks up or returns, or the module looks ids up outside its embedding or sees later tokens.
     """
     return SuperposedModule(module, embedding, head, z_loss, verify)
 
 
+class Call(NamedTuple):
+    """One call of a submodule: its first argument and its output."""
+
+    given: Any
+    output: Any
+
+
 class SuperposedModule(nn.Module):
-    """What `superpose` returns; like `SuperposedLM`, with the module as `.model`."""
+    """What `superpose` returns for a plain module; like `SuperposedLM`, with the module as `.model`."""
 
     def __init__(
         self, module: nn.Module, embedding: str | nn.Module, head: str | nn.Module, z_loss: float, verify: bool
@@ -57,9 +68,16 @@ class SuperposedModule(nn.Module):
         super().__init__()
         self.model = module
         self.z_loss = z_loss
-        self._names = {"embedding": _name_of(module, embedding), "head": _name_of(module, head)}
+        self.names = {"embedding": _name_of(module, embedding), "head": _name_of(module, head)}
+        parameters = inspect.signature(module.forward).parameters
+        self.targets_argument = next((name for name in _TARGETS if name in parameters), None)
+        self.gives_targets = bool(
+            self.targets_argument and parameters[self.targets_argument].default is inspect.Parameter.empty
+        )
         if verify:
-            self._verify()
+            from token_superposition.model.plain_checks import check_plain
+
+            check_plain(self)
 
     def forward(
         self, ids: Tensor, targets: Tensor, slot_weights: Tensor | None = None, **inputs: Any
@@ -74,66 +92,93 @@ class SuperposedModule(nn.Module):
         """
         if targets.shape[:2] != ids.shape[:2]:
             raise ValueError(f"ids {tuple(ids.shape)} and targets {tuple(targets.shape)} are not aligned")
-        logits = self._logits(ids, **inputs)
-        return SuperposedOutput(*loss_and_weight(logits, targets, slot_weights, self.z_loss))
-
-    def _logits(self, ids: Tensor, embedded: Tensor | None = None, **inputs: Any) -> Tensor:
-        """What the head puts out for tokens or bags; `embedded` (B, L, d) takes the place of their embeddings."""
-        embedding, head = (self.model.get_submodule(name) for name in self._names.values())
+        embedded = None
         if ids.dim() == 3:
             if ids.shape[-1] > 1:
-                embedded = mean_embedding(embedding, ids)
-            ids = ids[..., 0]
-        with _watched(embedding, replaced_by=embedded) as looked_up, _watched(head) as put_out:
-            self.model(ids, **inputs)
-        for role, seen in (("embedding", looked_up), ("head", put_out)):
-            if len(seen) != 1:
-                raise TypeError(
-                    f"{type(self.model).__name__} uses its {role} {self._names[role]!r} {len(seen)} times in a "
-                    "forward, not once"
-                )
-        return put_out[0]
+                embedded = mean_embedding(self.part("embedding"), ids)
+            ids = ids[..., 0].contiguous()  # so that a forward may call `ids.view`
+        _, _, (_, output) = self.run(ids, embedded, **inputs)
+        logits = in_rows(output, ids.shape)
+        if logits is None:
+            raise self.no_logits(output)
+        return SuperposedOutput(*loss_and_weight(logits, targets, slot_weights, self.z_loss))
 
-    @torch.no_grad()
-    def _verify(self) -> None:
-        name = type(self.model).__name__
-        embedding = self.model.get_submodule(self._names["embedding"])
-        weight = next(embedding.parameters())
-        ids_BL = torch.linspace(0, weight.shape[0] - 1, 8, device=weight.device).long().unsqueeze(0)
-        other_BL = ids_BL.flip(1)
-        with evaluating(self.model):
-            own = self._logits(ids_BL)
-            same = self._logits(other_BL, embedded=embedding(ids_BL))
-            changed_BL = torch.cat([ids_BL[:, :-1], ids_BL[:, :1]], dim=1)
-            changed = self._logits(changed_BL)
-        if own.shape[:2] != ids_BL.shape:
-            raise TypeError(f"{name}: the head's output has shape {tuple(own.shape)}, not (B, L, V)")
-        tolerance = 1e-4 * max(own.abs().max().item(), 1e-6)
-        if not torch.allclose(own, same, rtol=0, atol=tolerance):
-            raise TypeError(f"{name} cannot be superposed: it looks ids up outside its embedding too")
-        if not torch.allclose(own[:, :-1], changed[:, :-1], rtol=0, atol=tolerance):
-            raise TypeError(f"{name} is not causal: its logits see later tokens")
+    def part(self, role: str) -> nn.Module:
+        """The submodule that is the `embedding` or the `head`."""
+        return self.model.get_submodule(self.names[role])
+
+    def run(
+        self, ids_BL: Tensor, embedded: Tensor | None = None, put_out: Tensor | None = None, **inputs: Any
+    ) -> tuple[Any, Call, Call]:
+        """One forward of the module: what it returns, the call of its embedding, and the call of its head.
+
+        Args:
+            ids_BL: contiguous token ids.
+            embedded: (B, L, d), takes the place of the embedding's output.
+            put_out: takes the place of the head's output.
+            inputs: passed on to the module.
+
+        Raises:
+            TypeError: if the module does not call its embedding and its head once.
+        """
+        if self.gives_targets and self.targets_argument:
+            inputs.setdefault(self.targets_argument, ids_BL)
+        with _watched(self.part("embedding"), embedded) as looked_up, _watched(self.part("head"), put_out) as headed:
+            returned = self.model(ids_BL, **inputs)
+        for role, calls in (("embedding", looked_up), ("head", headed)):
+            if len(calls) != 1:
+                raise self.wrong_count(role, len(calls))
+        return returned, looked_up[0], headed[0]
+
+    def wrong_count(self, role: str, count: int) -> TypeError:
+        """What to raise if a forward calls a submodule another number of times than once."""
+        use = "looks token ids up" if role == "embedding" else "gives the logits"
+        advice = f"name the submodule that {use} in one call"
+        if count == 0:
+            advice += " (the forward has to call the submodule itself, not a function on its weight)"
+        return TypeError(
+            f"{type(self.model).__name__} calls its {role} {self.names[role]!r} {count} times in a forward, not once: "
+            f"{advice}"
+        )
+
+    def no_logits(self, output: Any) -> TypeError:
+        """What to raise if the head does not put out logits of shape (B, L, V)."""
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        return TypeError(
+            f"{type(self.model).__name__}: its head {self.names['head']!r} gives {shape}, not logits (B, L, V) for all "
+            "positions: let the forward apply the head to every position, as it does in training"
+        )
+
+
+def in_rows(output: Any, shape: torch.Size) -> Tensor | None:
+    """(B, L, n) of a submodule's output (B, L, n) or (B * L, n); None for any other output."""
+    if isinstance(output, Tensor) and output.dim() == 2 and output.shape[0] == shape.numel():
+        return output.view(*shape, -1)
+    return output if isinstance(output, Tensor) and output.dim() == 3 and output.shape[:2] == shape else None
 
 
 @contextlib.contextmanager
-def _watched(module: nn.Module, replaced_by: Tensor | None = None) -> Iterator[list[Tensor]]:
-    """What a submodule puts out inside the block; the callers see `replaced_by` in its place."""
-    seen: list[Tensor] = []
+def _watched(module: nn.Module, replaced_by: Tensor | None = None) -> Iterator[list[Call]]:
+    """The calls of a submodule inside the block; the callers get `replaced_by` in place of its output."""
+    calls: list[Call] = []
 
-    def note(_: nn.Module, __: Any, output: Tensor) -> Tensor | None:
-        seen.append(output)
+    def note(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], output: Any) -> Tensor | None:
+        calls.append(Call(next(iter((*arguments, *options.values())), None), output))
         return replaced_by
 
-    handle = module.register_forward_hook(note)
+    handle = module.register_forward_hook(note, with_kwargs=True)
     try:
-        yield seen
+        yield calls
     finally:
         handle.remove()
 
 
 def _name_of(module: nn.Module, part: str | nn.Module) -> str:
-    names = [name for name, found in module.named_modules() if name == part or found is part]
+    every = dict(module.named_modules())
+    names = [name for name, found in every.items() if name == part or found is part]
     if not names or not names[0]:
         wanted = repr(part) if isinstance(part, str) else type(part).__name__
-        raise TypeError(f"{type(module).__name__} has no submodule {wanted}")
+        inner = next((name for name in every if isinstance(part, str) and name.endswith(f".{part}")), None)
+        near = f"; did you mean {inner!r}?" if inner else did_you_mean(wanted.strip("'"), every)
+        raise TypeError(f"{type(module).__name__} has no submodule {wanted}{near}")
     return names[0]

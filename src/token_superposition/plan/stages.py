@@ -2,7 +2,7 @@
 
 A `Stage` is a number of optimizer steps trained with one bag size, mode and set of slot weights. A
 `Schedule` is the list of them with `lookup(step)`. The paper's two phases (superposition for the first
-`ratio` of the steps, then next-token recovery) are one constructor, `SuperpositionSchedule`. Everything
+`ratio` of the steps, then next-token recovery) are one constructor, `Schedule.two_phase`. Everything
 downstream (stream, model, logs) asks the schedule or carries what it answered: nobody compares a step with
 a ratio a second time, which is how ranks and prefetched batches come to disagree about the switch.
 
@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 Mode = Literal["full", "output_only", "input_only"]
@@ -36,6 +37,7 @@ class Stage:
 
     Raises:
         ValueError: for a bag size or a number of steps under 1, or an unknown mode.
+        TypeError: for a bag size or a number of steps that is no whole number.
     """
 
     bag_size: int
@@ -44,6 +46,7 @@ class Stage:
     slot_weights: str = "uniform"
 
     def __post_init__(self) -> None:
+        _check_whole(bag_size=self.bag_size, steps=self.steps)
         if self.bag_size < 1:
             raise ValueError(f"bag_size is at least 1, not {self.bag_size}")
         if self.steps < 1:
@@ -68,7 +71,7 @@ class Stage:
 
 
 class Schedule:
-    """The stages of a run, in order.
+    """The stages of a run, in order; `two_phase` and `staged` make the usual ones.
 
     Raises:
         ValueError: without a stage.
@@ -213,25 +216,9 @@ class Schedule:
                     raise TypeError(f"{key} is {stage[key]!r}")
         return Schedule([Stage(**stage) for stage in stages])
 
-
-class SuperpositionSchedule(Schedule):
-    """The paper's two phases: superposition for the first `ratio` of the steps, then recovery.
-
-    Args:
-        total_steps: optimizer steps of the whole run.
-        bag_size: s; 1 turns superposition off.
-        ratio: the share of steps in superposition, in [0, 1); the switch is at `round(ratio * total_steps)`.
-        superposition_steps: the same as a number of steps; give one of the two.
-        mode, slot_weights: of the superposition phase, as in `Stage`.
-
-    Raises:
-        ValueError: for numbers out of range, or both or neither of `ratio` and `superposition_steps`.
-
-    Source: arXiv 2605.06546, section 3 (superposition phase, recovery phase, hard switch).
-    """
-
-    def __init__(
-        self,
+    @classmethod
+    def two_phase(
+        cls,
         total_steps: int,
         bag_size: int,
         ratio: float | None = None,
@@ -239,7 +226,27 @@ class SuperpositionSchedule(Schedule):
         superposition_steps: int | None = None,
         mode: Mode = "full",
         slot_weights: str = "uniform",
-    ) -> None:
+    ) -> Schedule:
+        """The paper's two phases: superposition for the first `ratio` of the steps, then recovery.
+
+        Args:
+            total_steps: optimizer steps of the whole run.
+            bag_size: s; 1 turns superposition off.
+            ratio: the share of steps in superposition, in [0, 1); the switch is at `round(ratio * total_steps)`.
+            superposition_steps: the same as a number of steps; give one of the two.
+            mode, slot_weights: of the superposition phase, as in `Stage`.
+
+        Raises:
+            ValueError: for numbers out of range, or both or neither of `ratio` and `superposition_steps`.
+
+        Source: arXiv 2605.06546, section 3 (superposition phase, recovery phase, hard switch).
+
+        Example:
+            >>> schedule = Schedule.two_phase(total_steps=20_000, bag_size=6, ratio=0.25)
+            >>> schedule.switch_step, schedule.bag_size_at(4_999), schedule.bag_size_at(5_000)
+            (5000, 6, 1)
+        """
+        _check_whole(total_steps=total_steps, bag_size=bag_size, superposition_steps=superposition_steps)
         if total_steps < 1:
             raise ValueError(f"total_steps is at least 1, not {total_steps}")
         if (ratio is None) == (superposition_steps is None):
@@ -259,7 +266,26 @@ class SuperpositionSchedule(Schedule):
             stages = [Stage(1, total_steps)]
         else:
             stages.insert(0, superposed)
-        super().__init__(stages)
+        return cls(stages)
+
+    @classmethod
+    def staged(cls, *stages: Stage | tuple[int, int]) -> Schedule:
+        """A run of any number of stages, each a `Stage` or its bag size and its number of steps.
+
+        Raises:
+            TypeError: for anything else.
+            ValueError: without a stage, or for numbers out of range.
+
+        Example:
+            >>> schedule = Schedule.staged((8, 1_000), (4, 1_000), (1, 8_000))
+            >>> schedule.total_steps, schedule.switch_step
+            (10000, 2000)
+        """
+        made = [Stage(*stage) if isinstance(stage, tuple) and len(stage) == 2 else stage for stage in stages]
+        for stage in made:
+            if not isinstance(stage, Stage):
+                raise TypeError(f"a stage is a Stage or a pair (bag_size, steps), not {stage!r}")
+        return cls(made)
 
     @classmethod
     def steps_for_raw_tokens(
@@ -284,4 +310,10 @@ class SuperpositionSchedule(Schedule):
             low, high = (middle, high) if reads(middle) <= raw_tokens else (low, middle - 1)
         if low < 1:
             raise ValueError(f"{raw_tokens} raw tokens are under one step of {positions_per_step} positions")
-        return cls(low, bag_size, ratio, mode=mode).total_steps
+        return cls.two_phase(low, bag_size, ratio, mode=mode).total_steps
+
+
+def _check_whole(**numbers: Any) -> None:
+    for name, number in numbers.items():
+        if number is not None and not isinstance(number, Integral):
+            raise TypeError(f"{name} is a whole number, not {number!r}")

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from token_superposition.plan.stages import Mode, Schedule, SuperpositionSchedule
+from token_superposition.plan.stages import Mode, Schedule
 from token_superposition.planner.corpus import Corpus
 from token_superposition.planner.expectation import mean_gain, speedup_range
 from token_superposition.planner.measured import Cell, Scale, Start, Study, Unit, of_kind, paper_runs
@@ -36,7 +36,7 @@ class Setting:
 
     def schedule(self, total_steps: int) -> Schedule:
         """The stages of a run of so many steps."""
-        return SuperpositionSchedule(
+        return Schedule.two_phase(
             total_steps, self.bag_size, self.ratio, mode=self.mode, slot_weights=self.slot_weights
         )
 

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from token_superposition.errors import UserError
-from token_superposition.plan.stages import Mode, Schedule, Stage, SuperpositionSchedule
+from token_superposition.plan.stages import Mode, Schedule, Stage
 from token_superposition.train.complaints import complaint
 from token_superposition.train.data_config import DataConfig, SourceConfig
 from token_superposition.train.values import (
@@ -302,7 +302,7 @@ class RunConfig(Section):
             ratio = part.ratio
             if ratio is None and part.superposition_steps is None:
                 ratio = 0.25
-            return SuperpositionSchedule(
+            return Schedule.two_phase(
                 total,
                 part.bag_size,
                 ratio,

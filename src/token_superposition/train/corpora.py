@@ -79,7 +79,7 @@ class Corpora(NamedTuple):
             [Source(name, dataset, self.weights[name]) for name, dataset in self.datasets.items()],
             schedule,
             sequence_length=config.train.sequence_length,
-            rows_per_step=config.train.batch_size,
+            batch_size=config.train.batch_size,
             seed=config.train.seed,
             documents_apart=config.data.bag_boundary == "document",
         )
