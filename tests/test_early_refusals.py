@@ -85,6 +85,7 @@ def test_what_is_wrong_is_told_without_torch(tmp_path: Path, small_run: dict[str
         (["train", good, "--guard-at", "0.1"], "--guard"),
         (["compare", study], "superposition.bag_size"),
         (["compare", good, "--seeds", "0"], "--seeds"),
+        (["compare", good, "--train.seed", str(2**63 - 1), "--seeds", "2"], "train.seed"),
         (["compare", good, "--budgets", "5"], "too few"),
         (["compare", good, "--sweep", "train.learning_rate=1"], "two values"),
         (["demo", "--steps", "1"], "--steps"),

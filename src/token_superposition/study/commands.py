@@ -204,7 +204,7 @@ def _guarded(options: argparse.Namespace, config: RunConfig, folder: Path) -> Gu
 def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
     from token_superposition.study.budgets import budget_words
     from token_superposition.study.costs import parse_price
-    from token_superposition.study.request import check_request
+    from token_superposition.study.request import check_last_seed, check_request
     from token_superposition.study.study_file import load_study
     from token_superposition.study.sweep import parse_sweep, sweep_words
     from token_superposition.train.files_there import check_folders
@@ -226,6 +226,7 @@ def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[di
         )
     folder = options.out or Path("runs") / f"{options.config.stem}-compare"
     check_request(folder, num_seeds, options.jobs)
+    check_last_seed(study, num_seeds, sweep)
     for config in study.arms.values():
         check_folders(config)
     if options.dry_run:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from token_superposition.errors import UserError
-from token_superposition.study.study_file import MOST_SEEDS
+from token_superposition.study.study_file import MOST_SEEDS, Study
+from token_superposition.study.sweep import FIRST_SWEEP_SEED, Sweep
 
 
 def check_request(folder: Path, num_seeds: int, jobs: int | None) -> None:
@@ -27,3 +28,14 @@ def check_request(folder: Path, num_seeds: int, jobs: int | None) -> None:
     strangers = [name for name in names if name != "data"]
     if strangers and "runs" not in names:
         raise UserError(f"{folder}: is not a study's folder (it holds {strangers[0]!r}); name an empty one")
+
+
+def check_last_seed(study: Study, num_seeds: int, sweep: Sweep | None) -> None:
+    """Raise `UserError` where a study's seeds, which are counted on from `train.seed`, leave the range of seeds."""
+    last = num_seeds if sweep is None else FIRST_SWEEP_SEED + sweep.num_seeds
+    for config in study.arms.values():
+        if config.train.seed + last > 2**63:
+            raise UserError(
+                f"train.seed: a study counts {last:,} seeds on from {config.train.seed}, and a seed is under 2**63; "
+                "lower it"
+            )

@@ -25,6 +25,8 @@ from token_superposition.train.config import RunConfig, parse_config, parse_over
 
 Setting = Mapping[str, Any]
 
+FIRST_SWEEP_SEED = 1000  # after a run's own: far from the seeds compared, so that more of these can be added later
+
 _SECTIONS = {
     "data": "losses on different text cannot be compared",
     "model": "arms share their model and its initialisation",

@@ -31,11 +31,9 @@ from token_superposition.errors import TrainingDivergedError, UserError
 from token_superposition.run.metrics import is_number
 from token_superposition.study.queue import train_trials
 from token_superposition.study.study_file import Study
-from token_superposition.study.sweep import Sweep, setting_name
+from token_superposition.study.sweep import FIRST_SWEEP_SEED, Sweep, setting_name
 from token_superposition.study.trials import Trial, arm_trials, equal_data_steps, with_equal_data
 from token_superposition.train.progress import warn
-
-FIRST_SWEEP_SEED = 1000  # after a run's own: far from the seeds compared, so that more of these can be added later
 
 
 @dataclass(frozen=True)
