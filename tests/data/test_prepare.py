@@ -391,6 +391,7 @@ def test_progress_is_for_terminals(corpus: Path, tmp_path: Path, monkeypatch: py
         def isatty(self) -> bool:
             return True
 
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     prepare([corpus], out=tmp_path / "shown")
     assert "reading" in terminal.getvalue()
