@@ -59,7 +59,7 @@ _SHARD_OF_HUB = 2**29  # bytes: nobody knows
 
 
 def prepare(
-    sources: Sequence[str | Path],
+    sources: str | Path | Sequence[str | Path],
     *,
     out: str | Path,
     tokenizer: str = "bytes",
@@ -84,8 +84,8 @@ def prepare(
     (what is installed for `python`, or published on the hub, may have changed: that alone does not count).
 
     Args:
-        sources: `python`, text files, folders, patterns, .jsonl, .json, .csv, .parquet, token files (.bin),
-            hf:NAME:SPLIT, or `-` for standard input.
+        sources: one or several of `python`, text files, folders, patterns, .jsonl, .json, .csv, .parquet, token files
+            (.bin), hf:NAME:SPLIT, or `-` for standard input.
         out: the folder to make.
         tokenizer: `bytes`, `bpe:SIZE` (trained on the corpus), a tokenizer folder or a name on the hub.
         end_token: ends a document; without it, the tokenizer's own.
@@ -109,6 +109,11 @@ def prepare(
 
     Raises:
         UserError: for a source that cannot be used, an `out` that is taken, too small a corpus, a full disk.
+
+    Example:
+        >>> described = prepare("my-text", out="data/mine", quiet=True)
+        >>> sorted(described["splits"])
+        ['train', 'validation']
     """
     started = time.monotonic()
     check_options(
@@ -124,6 +129,7 @@ def prepare(
     if size is not None and end_token not in (None, END_OF_DOCUMENT):
         raise UserError(f"--end-token: a tokenizer that is trained here has its own end, {END_OF_DOCUMENT!r}")
     codec = make_tokenizer(tokenizer, end_token) if size is None else None
+    sources = [sources] if isinstance(sources, str | Path) else sources
     sources = sorted(sources, key=source_name)  # a tokenizer that is trained depends on their order
     names = [source_name(source) for source in sources]
     request: dict[str, Any] = {
