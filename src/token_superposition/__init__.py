@@ -1,7 +1,8 @@
 """Token-Superposition Training for language models.
 
 The public names below load what they need on first use, so that `import token_superposition` (and
-`tst --help`) stay fast: torch is imported by the objective, transformers by the model.
+`tst --help`) stay fast: torch is imported by the objective, transformers by the model. Each has an example in its
+docstring.
 """
 
 from __future__ import annotations
@@ -18,11 +19,16 @@ _HOMES = {
     "Stage": "plan.stages",
     "SuperposedLM": "model.superposed",
     "SuperposedOutput": "model.superposed",
+    "SuperpositionArguments": "adapters.transformers",
+    "SuperpositionTrainer": "adapters.transformers",
+    "TokenStream": "data.stream",
     "bag_embedding": "objective.bags",
+    "compare": "api",
     "fit_mutual_information": "data.mutual_information",
     "fold_into_bags": "objective.bags",
     "linear_multi_hot_cross_entropy": "objective.linear",
     "multi_hot_cross_entropy": "objective.loss",
+    "prepare": "data.prepare",
     "slot_weights": "objective.slot_weights",
     "split_inputs_and_targets": "objective.bags",
     "superpose": "model.plain",
@@ -31,7 +37,12 @@ _HOMES = {
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
+    from token_superposition.adapters.transformers import SuperpositionArguments as SuperpositionArguments
+    from token_superposition.adapters.transformers import SuperpositionTrainer as SuperpositionTrainer
+    from token_superposition.api import compare as compare
     from token_superposition.data.mutual_information import fit_mutual_information as fit_mutual_information
+    from token_superposition.data.prepare import prepare as prepare
+    from token_superposition.data.stream import TokenStream as TokenStream
     from token_superposition.model.plain import superpose as superpose
     from token_superposition.model.superposed import SuperposedLM as SuperposedLM
     from token_superposition.model.superposed import SuperposedOutput as SuperposedOutput

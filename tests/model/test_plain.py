@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from token_superposition import superpose
+from tests.conftest import tiny_model
+from token_superposition import SuperposedLM, superpose
 
 V, D = 31, 16
 
@@ -361,3 +362,28 @@ def test_a_submodule_that_is_not_there_is_named() -> None:
         superpose(Plain(), embedding="token", head="out")
     with pytest.raises(TypeError, match="Plain has no submodule Linear"):
         superpose(Plain(), embedding="tokens", head=nn.Linear(2, 2))
+
+
+def test_without_names_it_is_for_hugging_face_models() -> None:
+    model = tiny_model("llama", tied=True)
+    superposed = superpose(model, z_loss=1e-4, loss_backend="chunked")
+    assert isinstance(superposed, SuperposedLM)
+    assert (superposed.model, superposed.z_loss, superposed.loss_backend) == (model, 1e-4, "chunked")
+    by_name = superpose(model, embedding="model.embed_tokens", head="lm_head")
+    ids, targets = few_bags()
+    torch.testing.assert_close(by_name(ids, targets).loss, superpose(model)(ids, targets).loss)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (Plain(), {}, "Plain is not a Hugging Face .*embedding="),
+        (Plain(), {"embedding": "tokens"}, "both"),
+        (Plain(), {"head": "out"}, "both"),
+        (Plain(), {"embedding": "tokens", "head": "out", "loss_backend": "chunked"}, "loss_backend"),
+        ("gpt2", {}, "not a str"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_refused(model: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        superpose(model, **options)

@@ -62,6 +62,10 @@ class SuperpositionArguments:
     """What is added to `TrainingArguments`; `HfArgumentParser` takes both side by side.
 
     Attributes are explained by their help texts below. Without a `bag_size` above 1 the Trainer is the stock one.
+
+    Example:
+        >>> SuperpositionArguments(bag_size=6, superposition_ratio=0.25).schedule(total_steps=400).switch_step
+        100
     """
 
     bag_size: int = field(default=1, metadata={"help": "Tokens a bag; 1 is ordinary training."})
@@ -375,7 +379,22 @@ class SuperpositionMixin:
 
 
 class SuperpositionTrainer(SuperpositionMixin, Trainer):
-    """`transformers.Trainer` with superposition; see `SuperpositionMixin` for the two arguments it adds."""
+    """`transformers.Trainer` with superposition; see `SuperpositionMixin` for the two arguments it adds.
+
+    Example:
+        >>> import torch
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+        >>> size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> trainer = SuperpositionTrainer(
+        ...     model=LlamaForCausalLM(LlamaConfig(vocab_size=64, **size)),
+        ...     args=TrainingArguments("trained", max_steps=4, report_to=[], disable_tqdm=True, use_cpu=True),
+        ...     train_dataset=[{"input_ids": row, "labels": row} for row in torch.randint(0, 64, (128, 16))],
+        ...     superposition=SuperpositionArguments(bag_size=2, superposition_ratio=0.5),
+        ... )
+        >>> trainer.train().global_step  # doctest: +ELLIPSIS
+        {'train_runtime': ...}
+        4
+    """
 
 
 def _holds_bags(batch: Any) -> bool:

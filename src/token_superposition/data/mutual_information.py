@@ -137,6 +137,14 @@ def fit_mutual_information(tokens: ArrayLike, bag_size: int) -> MutualInformatio
     Raises:
         ValueError: for ids that are not whole numbers from 0 up.
         UserError: for tokens that are too few, or whose mutual information does not fall with the distance.
+
+    Example:
+        >>> import numpy as np
+        >>> draw = np.random.default_rng(0)
+        >>> keep = draw.random(200_000) < 0.6  # a token repeats the token before it, or is drawn anew
+        >>> last = np.maximum.accumulate(np.where(keep, 0, np.arange(200_000)))
+        >>> fit_mutual_information(draw.integers(0, 16, 200_000)[last], bag_size=4).slot_weights[:19]
+        'mutual_information:'
     """
     array = np.asarray(tokens).reshape(-1)
     if not np.issubdtype(array.dtype, np.integer) or (len(array) and int(array.min()) < 0):

@@ -1,4 +1,4 @@
-"""`SuperposedModule`: a plain `nn.Module` that takes bags. The user names its embedding and its head.
+"""`superpose`, and `SuperposedModule`: a plain `nn.Module` that takes bags, with names for its embedding and head.
 
 The module's own forward runs on the first token of each bag. While it runs, the output of its embedding is replaced by
 the mean over the bag, and the output of its head is kept: these are the logits. The module needs no argument for
@@ -12,19 +12,27 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 
 from token_superposition.errors import did_you_mean
 from token_superposition.model.embedding import mean_embedding
-from token_superposition.model.superposed import SuperposedOutput, loss_and_weight
+from token_superposition.model.superposed import SuperposedLM, SuperposedOutput, loss_and_weight
+from token_superposition.objective.linear import LossBackend
 
 # The argument by which a forward takes targets. nanoGPT's forward gives logits for all positions only with targets.
 _TARGETS = ("targets", "target", "labels", "label")
 
 
+@overload
+def superpose(
+    module: nn.Module, *, z_loss: float = 0.0, loss_backend: LossBackend = "auto", verify: bool = True
+) -> SuperposedLM: ...
+
+
+@overload
 def superpose(
     module: nn.Module,
     *,
@@ -32,24 +40,61 @@ def superpose(
     head: str | nn.Module,
     z_loss: float = 0.0,
     verify: bool = True,
-) -> SuperposedModule:
-    """Make a plain module take bags; it stays what it is, and trains as it did on tokens.
+) -> SuperposedModule: ...
+
+
+def superpose(
+    module: nn.Module,
+    *,
+    embedding: str | nn.Module | None = None,
+    head: str | nn.Module | None = None,
+    z_loss: float = 0.0,
+    loss_backend: LossBackend = "auto",
+    verify: bool = True,
+) -> SuperposedLM | SuperposedModule:
+    """Make a model take bags of tokens as well as tokens; the model itself and its parameters stay what they are.
 
     Args:
-        module: called as `module(ids_BL)`; its logits may not see later tokens. A forward that gives logits for the
-            last position only unless it gets targets (nanoGPT) is given the ids as targets; the loss that it computes
-            of them is not used.
+        module: a Hugging Face causal language model; or, with `embedding` and `head`, any module that is called as
+            `module(ids_BL)`. Its logits may not see later tokens. A forward that gives logits for all positions only
+            with targets (nanoGPT) is given the ids as targets; the loss that it computes of them is not used.
         embedding: the submodule that turns ids (B, L) into (B, L, d), itself or its dotted name.
-        head: the submodule whose output is the logits, (B, L, V), itself or its dotted name. If the module
-            caps or scales logits after its head, wrap both in a submodule and name that.
-        z_loss: as in `SuperposedLM`.
+        head: the submodule whose output is the logits, (B, L, V) or (B * L, V), itself or its dotted name. If the
+            module caps or scales logits after its head, put both in a submodule and name that.
+        z_loss: the coefficient of logsumexp(logits)^2.
+        loss_backend: of a Hugging Face model, as in `linear_multi_hot_cross_entropy`.
         verify: check on a few tokens that all this holds.
 
+    Returns:
+        A module that is called with ids and targets, and returns `.loss` and `.weight_sum`.
+
     Raises:
-        TypeError: if there is no such submodule, it is not used exactly once, its output is not what the module
-            looks up or returns, or the module looks ids up outside its embedding or sees later tokens.
+        TypeError: if the module cannot be trained on bags. The message says why and what to do.
+
+    Example:
+        >>> import torch
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> model = superpose(LlamaForCausalLM(LlamaConfig(vocab_size=64, **size)))
+        >>> ids, targets = torch.randint(0, 64, (2, 3, 8, 4))  # (B, L, s) each: bags, and the bags after them
+        >>> model(ids, targets).loss.backward()
     """
-    return SuperposedModule(module, embedding, head, z_loss, verify)
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"superpose takes a model, not a {type(module).__name__}")
+    if (embedding is None) != (head is None):
+        raise TypeError("give both embedding= and head=, or neither for a Hugging Face model")
+    if embedding is not None and head is not None:
+        if loss_backend != "auto":
+            raise TypeError(
+                "loss_backend is of Hugging Face models: with embedding= and head= the module makes its logits"
+            )
+        return SuperposedModule(module, embedding, head, z_loss, verify)
+    if not callable(getattr(module, "get_input_embeddings", None)):
+        raise TypeError(
+            f"{type(module).__name__} is not a Hugging Face causal language model: name its submodules, "
+            "superpose(model, embedding=..., head=...)"
+        )
+    return SuperposedLM(module, verify=verify, z_loss=z_loss, loss_backend=loss_backend)
 
 
 class Call(NamedTuple):

@@ -57,6 +57,13 @@ class SuperposedOutput(NamedTuple):
             micro-batches or ranks, the loss of the whole is the mean of `loss` weighted by `weight_sum`.
         expert_loads: (layers, experts) float32 without gradient, how many of the positions' choices fell on each
             expert; None for a model that returns no router logits.
+
+    Example:
+        >>> import torch
+        >>> parts = [SuperposedOutput(*torch.tensor(numbers)) for numbers in ([2.0, 30.0], [4.0, 10.0])]
+        >>> total = sum(part.loss * part.weight_sum for part in parts) / sum(part.weight_sum for part in parts)
+        >>> total.item()  # of two micro-batches
+        2.5
     """
 
     loss: Tensor
@@ -83,6 +90,15 @@ class SuperposedLM(nn.Module):
             embeddings).
 
     Source: arXiv 2605.06546, section 3.
+
+    Example:
+        >>> import torch
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        >>> superposed = SuperposedLM(LlamaForCausalLM(LlamaConfig(vocab_size=64, **size)))
+        >>> inputs, targets = torch.randint(0, 64, (2, 3, 8, 4))  # (B, L, s) each
+        >>> superposed(inputs, targets).weight_sum.item()  # the number of targets
+        96.0
     """
 
     def __init__(

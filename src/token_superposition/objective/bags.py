@@ -33,6 +33,11 @@ def fold_into_bags(ids_BT: Tensor, bag_size: int) -> Tensor:
 
     Raises:
         ValueError: where T is not a multiple of s, or the rows are not 2-D.
+
+    Example:
+        >>> import torch
+        >>> fold_into_bags(torch.arange(6).view(1, 6), bag_size=2).tolist()
+        [[[0, 1], [2, 3], [4, 5]]]
     """
     if bag_size < 1:
         raise ValueError(f"bag_size is at least 1, not {bag_size}")
@@ -62,6 +67,12 @@ def split_inputs_and_targets(row_ids_BT: Tensor, bag_size: int, mode: Mode = "fu
         ValueError: where a row has the wrong length, or no position.
 
     Source: arXiv 2605.06546, section 3.
+
+    Example:
+        >>> import torch
+        >>> inputs, targets = split_inputs_and_targets(torch.arange(6).view(1, 6), bag_size=2)
+        >>> inputs.tolist(), targets.tolist()
+        ([[[0, 1], [2, 3]]], [[[2, 3], [4, 5]]])
     """
     length = row_ids_BT.shape[-1]
     if row_ids_BT.dim() != 2 or bag_size < 1 or length <= bag_size:
@@ -111,6 +122,12 @@ def bag_embedding(
         (B, L, d) in the weight's dtype.
 
     Source: arXiv 2605.06546, section 3 (input side).
+
+    Example:
+        >>> import torch
+        >>> weight = torch.tensor([[0.0, 2.0], [4.0, 6.0]])
+        >>> bag_embedding(torch.tensor([[[0, 1], [1, 1]]]), weight).tolist()
+        [[[2.0, 4.0], [4.0, 6.0]]]
     """
     num_rows, length, bag_size = ids_BLs.shape
     if padding_idx is not None:

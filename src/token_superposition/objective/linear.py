@@ -76,6 +76,12 @@ def linear_multi_hot_cross_entropy(
     Raises:
         ValueError: for shapes that do not belong together, an unknown reduction or backend, or a kernel that is not
             there or cannot do it.
+
+    Example:
+        >>> import torch
+        >>> hidden, head, targets = torch.randn(3, 4), torch.zeros(8, 4), torch.tensor([[1, 2], [3, 3], [4, -100]])
+        >>> round(linear_multi_hot_cross_entropy(hidden, head, targets).item(), 4)  # log 8
+        2.0794
     """
     vocab_size = weight_Vd.shape[0] if vocab_size is None else vocab_size
     _check(hidden_Nd, weight_Vd, bias, vocab_size, softcap, reduction, backend)

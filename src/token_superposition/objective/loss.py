@@ -102,6 +102,12 @@ def multi_hot_cross_entropy(
 
     Raises:
         ValueError: for shapes that do not belong together or an unknown reduction.
+
+    Example:
+        >>> import torch
+        >>> logits, targets = torch.zeros(3, 8), torch.tensor([[1, 2], [3, 3], [4, -100]])
+        >>> round(multi_hot_cross_entropy(logits, targets).item(), 4)  # log 8
+        2.0794
     """
     check_shapes(logits_NV.shape, targets_Ns, slot_weights)
     if reduction not in ("mean", "sum", "none"):

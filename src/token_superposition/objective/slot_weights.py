@@ -36,6 +36,10 @@ def slot_weights(name: str, bag_size: int) -> Tensor | None:
 
     Raises:
         ValueError: for a name that is not one of these, and for `mutual_information` before it was measured.
+
+    Example:
+        >>> slot_weights("exponential:0.5", 3).tolist(), slot_weights("uniform", 3)
+        ([1.0, 0.5, 0.25], None)
     """
     kind, parameters = parse_slot_weights(name)
     if bag_size < 1:

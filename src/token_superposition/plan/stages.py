@@ -38,6 +38,10 @@ class Stage:
     Raises:
         ValueError: for a bag size or a number of steps under 1, or an unknown mode.
         TypeError: for a bag size or a number of steps that is no whole number.
+
+    Example:
+        >>> Stage(bag_size=4, steps=100).phase, Stage(bag_size=1, steps=300).phase
+        ('superposition', 'recovery')
     """
 
     bag_size: int
@@ -75,6 +79,11 @@ class Schedule:
 
     Raises:
         ValueError: without a stage.
+
+    Example:
+        >>> schedule = Schedule([Stage(4, 100), Stage(1, 300)])
+        >>> schedule == Schedule.two_phase(total_steps=400, bag_size=4, ratio=0.25)
+        True
     """
 
     def __init__(self, stages: Sequence[Stage]) -> None:

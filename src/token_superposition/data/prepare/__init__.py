@@ -60,7 +60,7 @@ _SHARD_OF_HUB = 2**29  # bytes: nobody knows
 
 
 def prepare(
-    sources: Sequence[str | Path],
+    sources: str | Path | Sequence[str | Path],
     *,
     out: str | Path,
     tokenizer: str = "bytes",
@@ -86,7 +86,7 @@ def prepare(
     (what is installed for `python`, or published on the hub, may have changed: that alone does not count).
 
     Args:
-        sources: `python`, text files, folders, patterns, .jsonl, .json, .csv, .parquet, .arrow, folders of
+        sources: one or several of `python`, text files, folders, patterns, .jsonl, .json, .csv, .parquet, .arrow, folders of
             `save_to_disk`, token files (.bin, .npy), hf:NAME:SPLIT, or `-` for standard input.
         out: the folder to make.
         tokenizer: `bytes`, `bpe:SIZE` (trained on the corpus), a tokenizer folder or a name on the hub.
@@ -113,6 +113,11 @@ def prepare(
 
     Raises:
         UserError: for a source that cannot be used, an `out` that is taken, too small a corpus, a full disk.
+
+    Example:
+        >>> described = prepare("my-text", out="data/mine", quiet=True)
+        >>> sorted(described["splits"])
+        ['train', 'validation']
     """
     started = time.monotonic()
     check_options(
@@ -129,6 +134,7 @@ def prepare(
     if size is not None and end_token not in (None, END_OF_DOCUMENT):
         raise UserError(f"--end-token: a tokenizer that is trained here has its own end, {END_OF_DOCUMENT!r}")
     codec = make_tokenizer(tokenizer, end_token) if size is None else None
+    sources = [sources] if isinstance(sources, str | Path) else sources
     sources = sorted(sources, key=source_name)  # a tokenizer that is trained depends on their order
     names = [source_name(source) for source in sources]
     request: dict[str, Any] = {
