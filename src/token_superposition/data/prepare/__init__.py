@@ -86,8 +86,8 @@ def prepare(
     (what is installed for `python`, or published on the hub, may have changed: that alone does not count).
 
     Args:
-        sources: one or several of `python`, text files, folders, patterns, .jsonl, .json, .csv, .parquet, .arrow, folders of
-            `save_to_disk`, token files (.bin, .npy), hf:NAME:SPLIT, or `-` for standard input.
+        sources: one or several of `python`, text files, folders, patterns, .jsonl, .json, .csv, .parquet, .arrow,
+            folders of `save_to_disk`, token files (.bin, .npy), hf:NAME:SPLIT, or `-` for standard input.
         out: the folder to make.
         tokenizer: `bytes`, `bpe:SIZE` (trained on the corpus), a tokenizer folder or a name on the hub.
         end_token: ends a document; without it, the tokenizer's own.
