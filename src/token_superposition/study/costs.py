@@ -78,37 +78,33 @@ def cost_of(
 def _saving(
     speedups: Sequence[Mapping[str, Any]], best: str, price: float | None
 ) -> tuple[dict[str, Any] | None, str | None]:
-    for found in speedups:
-        if (found["arm"], found["read_at"], found["unit"]) == (best, "baseline_end", "seconds"):
-            if found["speedup"] is None:
-                return None, found["reason"]
-            flops = next(
-                each["speedup"]
-                for each in speedups
-                if (each["arm"], each["read_at"], each["unit"]) == (best, "baseline_end", "flops")
-            )
-            if flops is not None and found["speedup"] > MUCH_FASTER * flops:
-                return None, (
-                    f"the baseline’s steps took {found['speedup'] / flops:.2f} times as long as superposition’s, which "
-                    "the method does not explain, so the machine was busier with them"
-                )
-            whole, ends = found["baseline_cost"] / 3600, found["confidence_interval"]
-            share = 1 - 1 / found["speedup"]
-            shares = [1 - 1 / end for end in ends] if ends else None
-            hours_interval = None if shares is None else [whole * each for each in shares]
-            saving = {
-                "arm": best,
-                "share": share,
-                "share_interval": shares,
-                "hours": whole * share,
-                "hours_interval": hours_interval,
-                "money": _times(whole * share, price),
-                "money_interval": None
-                if hours_interval is None or price is None
-                else [each * price for each in hours_interval],
-            }
-            return saving, found["reason"]
-    return None, "no speed-up was measured"
+    """What the best arm saves, and why there is no saving, or no interval of it."""
+    headline = {
+        found["unit"]: found for found in speedups if (found.get("arm"), found.get("read_at")) == (best, "baseline_end")
+    }
+    found = headline.get("seconds")
+    if found is None:
+        return None, "no speed-up was measured"
+    if found["speedup"] is None:
+        return None, found["reason"]
+    flops = headline["flops"]["speedup"]
+    if flops is not None and found["speedup"] > MUCH_FASTER * flops:
+        return None, (
+            f"the baseline’s steps took {found['speedup'] / flops:.2f} times as long as superposition’s, which "
+            "the method does not explain, so the machine was busier with them"
+        )
+    hours, share, ends = found["baseline_cost"] / 3600, 1 - 1 / found["speedup"], found["confidence_interval"]
+    shares = [1 - 1 / end for end in ends] if ends else None
+    saving = {
+        "arm": best,
+        "share": share,
+        "share_interval": shares,
+        "hours": hours * share,
+        "hours_interval": shares and [hours * each for each in shares],
+        "money": _times(hours * share, price),
+        "money_interval": shares and price and [hours * each * price for each in shares],
+    }
+    return saving, found["reason"]
 
 
 def _times(hours: float | None, price: float | None) -> float | None:
