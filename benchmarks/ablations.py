@@ -25,13 +25,13 @@ from typing import Any
 import torch
 
 from token_superposition.errors import UserError
-from token_superposition.plan.stages import Schedule
-from token_superposition.run.branch import make_branch
-from token_superposition.run.checkpoint import checkpoint_path, checkpoint_steps, save_checkpoint
-from token_superposition.run.folder import RunFolder
-from token_superposition.train.loop import train
-from token_superposition.train.resume import stored_config
-from token_superposition.train.trainer import Trainer
+from token_superposition.schedule import Schedule
+from token_superposition.training.branch import make_branch
+from token_superposition.training.checkpoint import checkpoint_path, checkpoint_steps, save_checkpoint
+from token_superposition.training.loop import train
+from token_superposition.training.resume import stored_config
+from token_superposition.training.run_folder import RunFolder
+from token_superposition.training.trainer import Trainer
 
 KINDS = ("optimizer", "embedding")
 

@@ -45,9 +45,9 @@ import torch.nn.functional as F
 from timing import Size, machine, ratio, spread, take_turns, write_corpus
 from torch import Tensor
 
-from token_superposition.objective.linear import linear_multi_hot_cross_entropy
-from token_superposition.objective.one_target import check_kernel
-from token_superposition.train.device import matrix_peak, wait_for
+from token_superposition.losses.fused import check_kernel
+from token_superposition.losses.linear import linear_multi_hot_cross_entropy
+from token_superposition.training.hardware import matrix_peak, wait_for
 
 BAG_SIZES = (1, 4, 16)
 BACKENDS = ("chunked", "liger", "torch", "plain")
@@ -98,8 +98,8 @@ def waits_of(work: Callable[[], Any], device: torch.device) -> list[str] | None:
 
 def make_trainer(data: Path, size: Size, micro_batch: int, device: torch.device, *, compiled: bool) -> Any:
     """A run with a stage of each bag size."""
-    from token_superposition.train.config import parse_config
-    from token_superposition.train.trainer import Trainer
+    from token_superposition.training.config import parse_config
+    from token_superposition.training.trainer import Trainer
 
     values = {
         "data": {"path": str(data), "verify": False},

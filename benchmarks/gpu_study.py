@@ -257,7 +257,7 @@ def train(options: argparse.Namespace, size: Size, clock: Clock, result: dict[st
 
 def open_data(folder: Path) -> Any:
     """The training split of a prepared folder."""
-    from token_superposition.data.shards import TokenDataset
+    from token_superposition.data.dataset import TokenDataset
 
     return TokenDataset.open(folder, "train")
 

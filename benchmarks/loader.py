@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from token_superposition.data.description import DATASET_FILE, DATASET_FORMAT, DATASET_VERSION, shard_name
-from token_superposition.data.shards import ShardWriter, TokenDataset
+from token_superposition.data.dataset import ShardWriter, TokenDataset
+from token_superposition.data.manifest import DATASET_FILE, DATASET_FORMAT, DATASET_VERSION, shard_name
 from token_superposition.data.stream import TokenStream
 from token_superposition.data.tokenizers import ByteTokenizer
 from token_superposition.files import write_json
-from token_superposition.plan.stages import Schedule, Stage
+from token_superposition.schedule import Schedule, Stage
 
 _SHAPES = {"demo": (128, 16), "1024 positions": (1024, 32), "2048 positions": (2048, 16), "a large step": (2048, 128)}
 _SECONDS = 0.5  # of a repeat

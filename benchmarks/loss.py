@@ -22,7 +22,7 @@ from timing import machine, ratio, report, spread, take_turns
 from torch import Tensor
 
 from token_superposition import bag_embedding, linear_multi_hot_cross_entropy
-from token_superposition.train.device import matrix_peak, peak_memory_bytes
+from token_superposition.training.hardware import matrix_peak, peak_memory_bytes
 
 BAG_SIZE = 16
 MEMORY_KINDS = ("ours s=1", "ours s=16", "one cross-entropy", "16 cross-entropies")

@@ -29,8 +29,8 @@ import numpy as np
 from processes import tree
 
 from token_superposition.data.prepare import prepare
-from token_superposition.data.sources import Corpus
-from token_superposition.data.tokenizers.training import train_bpe
+from token_superposition.data.readers import Corpus
+from token_superposition.data.tokenizers.subwords import train_bpe
 
 PROCESSES = 2
 TRAINED_ON = 3000  # documents

@@ -41,10 +41,10 @@ from tests.faults import Disk, failing  # noqa: E402
 from token_superposition.data.prepare import prepare  # noqa: E402
 from token_superposition.errors import CheckpointError  # noqa: E402
 from token_superposition.files import write_json  # noqa: E402
-from token_superposition.run.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint  # noqa: E402
-from token_superposition.run.metrics import MetricsFile, read_metrics  # noqa: E402
-from token_superposition.train.config import parse_config  # noqa: E402
-from token_superposition.train.loop import train  # noqa: E402
+from token_superposition.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint  # noqa: E402
+from token_superposition.training.config import parse_config  # noqa: E402
+from token_superposition.training.loop import train  # noqa: E402
+from token_superposition.training.metrics import MetricsFile, read_metrics  # noqa: E402
 
 STEPS, INTERVAL = 300, 20
 TIMED = {"positions_per_second", "seconds_per_step", "mfu", "data_wait_fraction", "wall_seconds", "peak_memory_bytes"}

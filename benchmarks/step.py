@@ -28,10 +28,10 @@ from torch import Tensor
 
 from token_superposition.data.prepare import prepare
 from token_superposition.data.stream import Batch
-from token_superposition.model.build import build_model
-from token_superposition.train.config import parse_config
-from token_superposition.train.device import peak_memory_bytes
-from token_superposition.train.trainer import Trainer
+from token_superposition.models.build import build_model
+from token_superposition.training.config import parse_config
+from token_superposition.training.hardware import peak_memory_bytes
+from token_superposition.training.trainer import Trainer
 
 MEMORY_STEPS = 4
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from token_superposition.errors import UserError, one_line
 from token_superposition.files import atomic_file
-from token_superposition.run.metrics import read_metrics
+from token_superposition.training.metrics import read_metrics
 
 STATE = "state.tar.gz"
 ENDED = ("summary.json", "diverged.json")  # a run with one of these is not trained any more

@@ -25,14 +25,14 @@ from timing import Size, machine, ratio, show, spread
 from transformers import Trainer as HuggingFaceTrainer
 from transformers import TrainerCallback, TrainingArguments
 
-from token_superposition.data.shards import TokenDataset
+from token_superposition.data.dataset import TokenDataset
 from token_superposition.data.stream import TokenStream
-from token_superposition.model.build import build_model
-from token_superposition.plan.stages import Schedule
-from token_superposition.run.metrics import read_metrics
-from token_superposition.train.config import parse_config
-from token_superposition.train.loop import train
-from token_superposition.train.trainer import Trainer
+from token_superposition.models.build import build_model
+from token_superposition.schedule import Schedule
+from token_superposition.training.config import parse_config
+from token_superposition.training.loop import train
+from token_superposition.training.metrics import read_metrics
+from token_superposition.training.trainer import Trainer
 
 WARM_UP = 10
 LOG_INTERVAL = 10

@@ -22,8 +22,8 @@ from hypothesis import HealthCheck, settings
 from token_superposition.cli import main
 from token_superposition.study.compare import load_study
 from token_superposition.train import loop, record
-from token_superposition.train.config import load_config
-from token_superposition.train.trainer import Trainer
+from token_superposition.training.config import load_config
+from token_superposition.training.trainer import Trainer
 
 # In CI the same few examples every time. By hand: TST_FUZZ=100 python -m pytest tests/test_fuzz_*.py
 TIMES = int(os.environ.get("TST_FUZZ", "0"))

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from token_superposition.study import queue
+from token_superposition.study import runner as queue
 from token_superposition.study.job import Job
-from token_superposition.train import record
-from token_superposition.train.config import load_config
-from token_superposition.train.loop import train
+from token_superposition.training import logger as record
+from token_superposition.training.config import load_config
+from token_superposition.training.loop import train
 
 
 def train_here(patch: pytest.MonkeyPatch) -> list[str]:

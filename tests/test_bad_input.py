@@ -18,7 +18,7 @@ import pytest
 
 from tests.bad_input import World, few_steps, refused, tst
 from token_superposition.errors import machine_trouble, one_line
-from token_superposition.run.folder import RunFolder
+from token_superposition.training.run_folder import RunFolder
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
@@ -180,13 +180,13 @@ def test_a_flipped_bit_is_found_before_training_unless_told_not_to_look(world: W
 
 def test_a_study_verifies_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("token_superposition.train.preflight.verify_folder", lambda path, _: seen.append(path))
+    monkeypatch.setattr("token_superposition.training.preflight.verify_folder", lambda path, _: seen.append(path))
     assert tst("compare", world.config, "--out", world.copied(world.study), "--quiet").code == 0
     assert seen == [world.data]
 
 
 def test_an_id_that_the_tokenizer_does_not_have(world: World) -> None:
-    from token_superposition.data.shards import ShardWriter
+    from token_superposition.data.dataset import ShardWriter
     from token_superposition.data.tokenizers import ByteTokenizer
 
     folder = world.copied(world.data)
@@ -378,7 +378,7 @@ def test_only_what_a_person_can_mend_loses_its_traceback(world: World, monkeypat
     def fault(*_: object, **__: object) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr("token_superposition.train.loop.train", fault)
+    monkeypatch.setattr("token_superposition.training.loop.train", fault)
     with pytest.raises(ZeroDivisionError):
         tst("train", world.config)
 

@@ -161,7 +161,7 @@ DIFFS = dict(zip(("plain", "accelerate"), blocks(ROOT / "docs" / "loop.md", "dif
 @pytest.mark.parametrize("sign", ["+", "-"])
 @pytest.mark.parametrize("name", DIFFS)
 def test_both_sides_of_a_diff_run(name: str, sign: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The ordinary loop, and the same with superposition in it; tests/adapters/test_loop.py sees what it computes."""
+    """The ordinary loop, and the same with superposition; tests/integrations/test_loop.py checks what it computes."""
     if name == "accelerate":
         pytest.importorskip("accelerate", reason="the extra `trainer` is not installed")
     monkeypatch.chdir(tmp_path)

@@ -154,7 +154,7 @@ def test_any_study(world: World, changes: list[tuple[str, str, Any]], arm: dict[
     values = changed(world.base, changes)
     values.setdefault("arms", {"baseline": {"superposition.bag_size": 1}, "other": arm})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("token_superposition.study.queue.run_jobs", _no_jobs)
+        patch.setattr("token_superposition.study.runner.run_jobs", _no_jobs)
         said = judged("compare", world.written(yaml.safe_dump(values)), "--out", world.work / "out", "--quiet")
         assert said.code in (2, 130)
         assert said.code == 130 or not (world.work / "out").exists(), said
@@ -220,9 +220,9 @@ _ANY_WORD = st.text(alphabet="abcxyz019-=,: é\udcff\0\n", max_size=6).filter(la
 )
 def test_any_words(world: World, monkeypatch: pytest.MonkeyPatch, first: list[str], words: list[str]) -> None:
     monkeypatch.chdir(world.clean())
-    monkeypatch.setattr("token_superposition.study.queue.run_jobs", _no_jobs)
+    monkeypatch.setattr("token_superposition.study.runner.run_jobs", _no_jobs)
     monkeypatch.setattr("token_superposition.study.demo.prepare", _no_jobs)
-    monkeypatch.setattr("token_superposition.bench.subject.Trainer", _no_jobs)
+    monkeypatch.setattr("token_superposition.bench.bench_run.Trainer", _no_jobs)
     (world.work / "run.yaml").write_text(world.config.read_text())
     (world.work / "text").mkdir()
     judged(*first, *words)

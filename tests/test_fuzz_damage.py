@@ -141,7 +141,7 @@ def test_a_damaged_study(world: World, data: st.DataObject, damage: Any) -> None
     name = data.draw(st.sampled_from([name for name in files_of(world.study) if "checkpoints" not in name.parts]))
     damaged(folder, name, damage)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("token_superposition.study.queue.run_jobs", _only_done)
+        patch.setattr("token_superposition.study.runner.run_jobs", _only_done)
         said = judged("compare", world.config, "--out", folder, "--quiet")
     assert said.code in (0, 2, 130), said
     shutil.rmtree(folder)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.conftest import SHARED
-from token_superposition.model.build import model_cost, sketch_model
-from token_superposition.train.config import RunConfig, load_config
+from token_superposition.models.build import model_cost, sketch_model
+from token_superposition.training.config import RunConfig, load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 DENSE = {"270m": 254e6, "600m": 561e6, "3b": 3.34e9}

@@ -17,7 +17,7 @@ import token_superposition as ts
 from token_superposition import api
 
 NAMES = [name for name in ts.__all__ if name not in ("Mode", "Phase", "__version__")]  # two are types without examples
-CASES = [*((name, ts) for name in NAMES), *((name, api) for name in ("train", "plan"))]
+CASES = [(name, ts) for name in NAMES]
 TRAINER = ("SuperpositionArguments", "SuperpositionTrainer")
 
 
@@ -80,7 +80,7 @@ def test_a_plan_names_what_is_wrong(options: dict[str, Any], message: str) -> No
 
 
 def test_a_configuration_or_a_file(small_run: dict[str, Any], tmp_path: Path) -> None:
-    from token_superposition.train.config import parse_config
+    from token_superposition.training.config import parse_config
 
     with pytest.raises(TypeError, match="out="):
         api.train(parse_config(small_run))

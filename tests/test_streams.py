@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from token_superposition.streams import losable_stderr
+from token_superposition.output_streams import losable_stderr
 
 _PROGRAM = """
 import os, sys

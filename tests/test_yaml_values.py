@@ -14,8 +14,8 @@ import yaml
 
 from token_superposition import yaml_values
 from token_superposition.errors import UserError
-from token_superposition.train.config import load_config, parse_config
-from token_superposition.yaml_keys import parse_override, read_yaml
+from token_superposition.training.config import load_config, parse_config
+from token_superposition.yaml_files import parse_override, read_yaml
 
 
 @pytest.mark.parametrize(

@@ -13,51 +13,55 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Mode": "plan.stages",
-    "Phase": "plan.stages",
-    "Schedule": "plan.stages",
-    "Stage": "plan.stages",
-    "SuperposedLM": "model.superposed",
-    "SuperposedOutput": "model.superposed",
-    "SuperpositionArguments": "adapters.transformers",
-    "SuperpositionTrainer": "adapters.transformers",
+    "Mode": "schedule",
+    "Phase": "schedule",
+    "Schedule": "schedule",
+    "Stage": "schedule",
+    "SuperposedLM": "models.superposed",
+    "SuperposedOutput": "models.superposed",
+    "SuperpositionArguments": "integrations.transformers",
+    "SuperpositionTrainer": "integrations.transformers",
     "TokenStream": "data.stream",
-    "bag_embedding": "objective.bags",
+    "bag_embedding": "bags",
     "compare": "api",
     "fit_mutual_information": "data.mutual_information",
-    "fold_into_bags": "objective.bags",
-    "linear_multi_hot_cross_entropy": "objective.linear",
-    "multi_hot_cross_entropy": "objective.loss",
+    "fold_into_bags": "bags",
+    "linear_multi_hot_cross_entropy": "losses.linear",
+    "multi_hot_cross_entropy": "losses.multi_hot",
+    "plan": "api",
     "prepare": "data.prepare",
-    "slot_weights": "objective.slot_weights",
-    "split_inputs_and_targets": "objective.bags",
-    "superpose": "model.plain",
+    "slot_weights": "losses.slot_weights",
+    "split_inputs_and_targets": "bags",
+    "superpose": "models.plain_module",
+    "train": "api",
 }
 
 __all__ = [*_HOMES, "__version__"]
 
 if TYPE_CHECKING:
-    from token_superposition.adapters.transformers import SuperpositionArguments as SuperpositionArguments
-    from token_superposition.adapters.transformers import SuperpositionTrainer as SuperpositionTrainer
     from token_superposition.api import compare as compare
+    from token_superposition.api import plan as plan
+    from token_superposition.api import train as train
+    from token_superposition.bags import bag_embedding as bag_embedding
+    from token_superposition.bags import fold_into_bags as fold_into_bags
+    from token_superposition.bags import split_inputs_and_targets as split_inputs_and_targets
     from token_superposition.data.mutual_information import fit_mutual_information as fit_mutual_information
     from token_superposition.data.prepare import prepare as prepare
     from token_superposition.data.stream import TokenStream as TokenStream
-    from token_superposition.model.plain import superpose as superpose
-    from token_superposition.model.superposed import SuperposedLM as SuperposedLM
-    from token_superposition.model.superposed import SuperposedOutput as SuperposedOutput
-    from token_superposition.objective.bags import bag_embedding as bag_embedding
-    from token_superposition.objective.bags import fold_into_bags as fold_into_bags
-    from token_superposition.objective.bags import split_inputs_and_targets as split_inputs_and_targets
-    from token_superposition.objective.linear import (
+    from token_superposition.integrations.transformers import SuperpositionArguments as SuperpositionArguments
+    from token_superposition.integrations.transformers import SuperpositionTrainer as SuperpositionTrainer
+    from token_superposition.losses.linear import (
         linear_multi_hot_cross_entropy as linear_multi_hot_cross_entropy,
     )
-    from token_superposition.objective.loss import multi_hot_cross_entropy as multi_hot_cross_entropy
-    from token_superposition.objective.slot_weights import slot_weights as slot_weights
-    from token_superposition.plan.stages import Mode as Mode
-    from token_superposition.plan.stages import Phase as Phase
-    from token_superposition.plan.stages import Schedule as Schedule
-    from token_superposition.plan.stages import Stage as Stage
+    from token_superposition.losses.multi_hot import multi_hot_cross_entropy as multi_hot_cross_entropy
+    from token_superposition.losses.slot_weights import slot_weights as slot_weights
+    from token_superposition.models.plain_module import superpose as superpose
+    from token_superposition.models.superposed import SuperposedLM as SuperposedLM
+    from token_superposition.models.superposed import SuperposedOutput as SuperposedOutput
+    from token_superposition.schedule import Mode as Mode
+    from token_superposition.schedule import Phase as Phase
+    from token_superposition.schedule import Schedule as Schedule
+    from token_superposition.schedule import Stage as Stage
 
 
 def __getattr__(name: str) -> Any:

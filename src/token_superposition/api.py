@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from token_superposition.errors import UserError
 
 if TYPE_CHECKING:
-    from token_superposition.study.study_file import Study
-    from token_superposition.train.config import RunConfig
+    from token_superposition.study.study_config import Study
+    from token_superposition.training.config import RunConfig
 
 _BUDGETS = ("tokens", "flops", "hours", "money")
 _SECTION = "superposition."
@@ -49,8 +49,8 @@ def train(
         >>> summary["final_validation_loss"] > 0, summary["bits_per_byte"] > 0
         (True, True)
     """
-    from token_superposition.train.config import RunConfig, load_config
-    from token_superposition.train.loop import train as train_in
+    from token_superposition.training.config import RunConfig, load_config
+    from token_superposition.training.loop import train as train_in
 
     if isinstance(config, RunConfig):
         if overrides or out is None:
@@ -93,7 +93,7 @@ def compare(
         True
     """
     from token_superposition.study.compare import compare as compare_in
-    from token_superposition.study.study_file import Study, load_study
+    from token_superposition.study.study_config import Study, load_study
 
     if isinstance(config, Study):
         if overrides or out is None:
@@ -143,9 +143,9 @@ def plan(
         True
     """
     from token_superposition.planner.amounts import whole_amount
-    from token_superposition.planner.forecast import Request, make_plan
-    from token_superposition.planner.hardware import find_hardware
-    from token_superposition.planner.subject import subject_of_config, subject_of_size
+    from token_superposition.planner.plan import PlanRequest, make_plan
+    from token_superposition.planner.speed import find_hardware
+    from token_superposition.planner.workload import subject_of_config, subject_of_size
 
     if (config is None) == (parameters is None):
         raise UserError('give one of config and parameters, such as parameters="135M"')
@@ -165,4 +165,4 @@ def plan(
             raise UserError(f"parameters: {error}") from error
         subject = subject_of_size(count, None, keys, None)
     devices = find_hardware(hardware, num_devices=num_devices, price=price)
-    return make_plan(Request(subject, devices, budget, goal, given=given))
+    return make_plan(PlanRequest(subject, devices, budget, goal, given=given))

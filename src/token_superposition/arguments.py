@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from token_superposition.errors import UserError, shortened
-from token_superposition.user_paths import expanded, user_path
+from token_superposition.files import expanded, user_path
 
 _DEVICES = re.compile(r"auto|cpu|mps|cuda(:\d{1,3})?", re.ASCII)
 _INTEGER = re.compile(r"[-+]?[0-9]{1,400}(_[0-9]+)*")

@@ -17,16 +17,16 @@ from hypothesis import strategies as st
 
 from tests.bad_input import refused
 from token_superposition.bench import batch_size, memory, rounds
-from token_superposition.bench.batch_size import find_batch, largest
-from token_superposition.bench.progress import Progress
-from token_superposition.bench.report import reading
+from token_superposition.bench.bench_progress import BenchProgress
+from token_superposition.bench.bench_run import opened
+from token_superposition.bench.find_batch import find_batch, largest
 from token_superposition.bench.rounds import Rounds, Turn, median_interval
-from token_superposition.bench.subject import opened
+from token_superposition.bench.step_table import reading
 from token_superposition.cli import main
-from token_superposition.data.shards import TokenDataset
-from token_superposition.plan.stages import Schedule, Stage
+from token_superposition.data.dataset import TokenDataset
+from token_superposition.schedule import Schedule, Stage
 
-QUIET = Progress(quiet=True)
+QUIET = BenchProgress(quiet=True)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.data.corpora import corpus_texts, write_corpus
 from token_superposition.data.prepare import pool, runs
-from token_superposition.data.sources import corpus
+from token_superposition.data.readers import corpus
 
 
 @pytest.fixture

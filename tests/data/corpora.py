@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from token_superposition.data.dataset import TokenDataset
 from token_superposition.data.prepare import prepare
-from token_superposition.data.shards import TokenDataset
 from token_superposition.errors import UserError
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from token_superposition.data.sources import Corpus, corpus, records, text
-from token_superposition.data.sources import parquet as parquet_reader
+from token_superposition.data.readers import Corpus, corpus, records, text
+from token_superposition.data.readers import parquet as parquet_reader
 from token_superposition.errors import UserError
 
 RECORDS = ["one", 'two, with "quotes"\nand lines', "", "three é 日本 🙂", "four\r\n", " x "]
@@ -112,7 +112,7 @@ def test_truncated(form: str, compression: str, tmp_path: Path) -> None:
 
 
 def test_objects_that_follow_each_other_in_a_json_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("token_superposition.data.sources.records._CHUNK", 7)  # values across chunks
+    monkeypatch.setattr("token_superposition.data.readers.records._CHUNK", 7)  # values across chunks
     records = [record for record in RECORDS if record]
     for name, content in (
         ("lines.json", jsonl(records).decode()),

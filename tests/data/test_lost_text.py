@@ -12,11 +12,11 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from tests.data.corpora import complaint, content, write_corpus
 from tests.data.tokenizer_folders import gpt2_folder
 from token_superposition.cli import main
-from token_superposition.data.description import loss_warning
+from token_superposition.data.dataset import TokenDataset
+from token_superposition.data.manifest import loss_warning
 from token_superposition.data.prepare import prepare
-from token_superposition.data.shards import TokenDataset
 from token_superposition.data.tokenizers import load_tokenizer, make_tokenizer
-from token_superposition.data.tokenizers.losses import count_characters
+from token_superposition.data.tokenizers.text_loss import count_characters
 
 PLAIN = [f"plain text number {n} with words and words" for n in range(60)]
 FOREIGN = [f"日本語\u3000の テキスト {n}" for n in range(20)]  # 9 characters are lost; white space is not counted

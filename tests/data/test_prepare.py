@@ -20,10 +20,10 @@ import pytest
 
 import token_superposition
 from tests.data.corpora import complaint, content, corpus_texts, documents, text_hash, write_corpus
+from token_superposition.data.dataset import ShardWriter, TokenDataset
 from token_superposition.data.prepare import encode, prepare
 from token_superposition.data.prepare.merge import Merge
-from token_superposition.data.shards import ShardWriter, TokenDataset
-from token_superposition.data.sources import Corpus
+from token_superposition.data.readers import Corpus
 from token_superposition.errors import UserError
 
 

@@ -16,11 +16,11 @@ import pytest
 
 from tests.data.corpora import content, corpus_texts, documents, text_hash, write_corpus
 from tests.data.tokenizer_folders import gpt2_folder
+from token_superposition.data.dataset import ShardHeader, TokenDataset
 from token_superposition.data.prepare import encode, merge, prepare, runs, splits
-from token_superposition.data.prepare.runs import Run
+from token_superposition.data.prepare.spill import Run
 from token_superposition.data.prepare.splits import SplitWriter
-from token_superposition.data.shards import ShardHeader, TokenDataset
-from token_superposition.data.sources import Corpus, corpus
+from token_superposition.data.readers import Corpus, corpus
 
 
 @pytest.mark.parametrize("tokenizer", ["bytes", "bpe:300", "gpt2"])
@@ -106,7 +106,7 @@ def test_documents_that_share_a_place_all_come_through(
 
     monkeypatch.setattr(encode, "hash_text", half_hash)
     monkeypatch.setattr(encode, "places_of", few_places)
-    monkeypatch.setattr("token_superposition.data.prepare.texts.places_of", few_places)
+    monkeypatch.setattr("token_superposition.data.prepare.duplicates.places_of", few_places)
     write_corpus(many / "copies.jsonl", ["a text that is everywhere"] * 200)
     given = sorted(document.text.decode() for document in Corpus([many]).documents())
     prepare([many], out=tmp_path / "data", processes=1, quiet=True)
@@ -159,7 +159,7 @@ def test_a_text_of_many_copies_is_never_held_at_once(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(SplitWriter, "add", add)
     monkeypatch.setattr(encode, "write_run", partial(into, encoded))
-    monkeypatch.setattr("token_superposition.data.prepare.texts.write_run", partial(into, copied))
+    monkeypatch.setattr("token_superposition.data.prepare.duplicates.write_run", partial(into, copied))
     few = sorted(corpus_texts(1000), key=text_hash)
     short = sorted(map(str, range(10_000)), key=text_hash)
     for text, split in ((few[-1], "train"), (short[-1], "train"), (few[0], "validation"), (short[0], "validation")):

@@ -19,8 +19,8 @@ import pytest
 from tests.data.corpora import complaint, content, corpus_texts, documents, write_corpus
 from tests.faults import Disk, failing
 from token_superposition.data.prepare import pool, prepare
-from token_superposition.data.prepare.runs import Run
-from token_superposition.data.sources import corpus
+from token_superposition.data.prepare.spill import Run
+from token_superposition.data.readers import corpus
 from token_superposition.errors import RunError, UserError
 
 

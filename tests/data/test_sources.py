@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from token_superposition.data.sources import Corpus
+from token_superposition.data.readers import Corpus
 from token_superposition.errors import UserError
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from tests.conftest import ArrayTokens
 from token_superposition import Schedule, Stage
-from token_superposition.data.permutation import permute
 from token_superposition.data.prefetch import prefetch
+from token_superposition.data.sampler import permute
 from token_superposition.data.stream import TokenStream
 from token_superposition.errors import UserError
 

@@ -14,9 +14,9 @@ from transformers import AutoTokenizer
 
 from tests.data.tokenizer_folders import END, TEXT, gpt2_folder, unigram_folder
 from token_superposition.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer, subwords
-from token_superposition.data.tokenizers.training import bpe_size, train_bpe
+from token_superposition.data.tokenizers.subwords import bpe_size, train_bpe
 from token_superposition.errors import UserError
-from token_superposition.use.tokenizer import hugging_face_tokenizer
+from token_superposition.evaluation.export_tokenizer import hugging_face_tokenizer
 
 TRICKY = st.one_of(
     st.text(),

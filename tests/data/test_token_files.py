@@ -13,7 +13,7 @@ from tests.data.corpora import complaint, corpus_texts, documents
 from tests.data.test_lost_text import words
 from tests.data.tokenizer_folders import gpt2_folder
 from token_superposition.data.prepare import prepare
-from token_superposition.data.sources import tokens
+from token_superposition.data.readers import token_files as tokens
 from token_superposition.data.tokenizers import Tokenizer, make_tokenizer
 from token_superposition.errors import UserError
 
@@ -42,7 +42,7 @@ def test_documents_come_through(
 ) -> None:
     if ranged:
         monkeypatch.setattr(tokens, "RANGE_TOKENS", 500)
-        monkeypatch.setattr("token_superposition.data.sources.corpus.RANGE_TOKENS", 500)
+        monkeypatch.setattr("token_superposition.data.readers.corpus.RANGE_TOKENS", 500)
     tokenizer, texts = make_tokenizer(folder), corpus_texts(300)
     ids = encoded(tokenizer, texts, end_first=kind != "nanogpt")
     head = {

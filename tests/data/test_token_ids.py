@@ -11,8 +11,8 @@ import torch
 
 from tests.data.corpora import corpus_texts, write_corpus
 from token_superposition import Schedule
+from token_superposition.data.dataset import TokenDataset
 from token_superposition.data.prepare import prepare
-from token_superposition.data.shards import TokenDataset
 from token_superposition.data.stream import Source, TokenStream
 from token_superposition.errors import UserError
 

@@ -33,9 +33,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
-from tests.adapters.runs import SIZES, Recorded, Size, adamw, core_losses, llama, losses, optimizer_options
+from tests.integrations.runs import SIZES, Recorded, Size, adamw, core_losses, llama, losses, optimizer_options
 from token_superposition import split_inputs_and_targets
-from token_superposition.model.inplace import bags_accepted
+from token_superposition.models.patch import bags_accepted
 
 BAG_SIZE = 4
 KINDS = ("float32", "bfloat16", "compiled", "liger")
@@ -114,7 +114,7 @@ def trainer(kind: str, size: Size, device: torch.device) -> tuple[Trained, list[
     """Hugging Face Trainer; also returns the batches it was trained on."""
     from transformers import TrainingArguments
 
-    from token_superposition.adapters.transformers import SuperpositionArguments, SuperpositionTrainer
+    from token_superposition.integrations.transformers import SuperpositionArguments, SuperpositionTrainer
 
     class Recording(Recorded, SuperpositionTrainer):
         pass

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
-from tests.adapters.runs import SIZES, Recorded, Size, adamw, core_losses, llama, losses, optimizer_options, rows
+from tests.integrations.runs import SIZES, Recorded, Size, adamw, core_losses, llama, losses, optimizer_options, rows
 from token_superposition import SuperposedLM, split_inputs_and_targets
 
 BAG_SIZE = 4
@@ -95,7 +95,7 @@ def accelerated(model: Any, size: Size, device: torch.device) -> tuple[list[floa
 def trainer(model: Any, size: Size, device: torch.device) -> tuple[list[float], dict[str, Tensor], list[Any]]:
     from transformers import TrainingArguments
 
-    from token_superposition.adapters.transformers import SuperpositionArguments, SuperpositionTrainer
+    from token_superposition.integrations.transformers import SuperpositionArguments, SuperpositionTrainer
 
     class Recording(Recorded, SuperpositionTrainer):
         pass

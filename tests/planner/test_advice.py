@@ -6,12 +6,12 @@ from itertools import pairwise
 
 import pytest
 
-from tests.planner.subjects import need_of, subject_of
+from tests.planner.workloads import need_of, subject_of
 from token_superposition.planner.advice import advise
-from token_superposition.planner.corpus import Corpus, Source
-from token_superposition.planner.expectation import gain_range
-from token_superposition.planner.measured import comparisons
-from token_superposition.planner.setting import Setting, choose
+from token_superposition.planner.estimate import gain_range
+from token_superposition.planner.measured_runs import comparisons
+from token_superposition.planner.settings import Setting, choose
+from token_superposition.planner.workload import PlannedCorpus, PlannedSource
 
 
 def test_enough_text_gives_the_flat_optimum() -> None:
@@ -26,7 +26,7 @@ def test_less_text_gives_less_of_it_then_plain_inputs_then_none() -> None:
     positions = 20_000 * 2**21
     reads, modes = [], []
     for share in (3.0, 2.0, 1.6, 1.4, 1.2, 1.1, 1.05, 1.0, 0.99):
-        need = need_of(subject_of(), 20_000, corpus=Corpus.of_tokens(int(positions * share)))
+        need = need_of(subject_of(), 20_000, corpus=PlannedCorpus.of_tokens(int(positions * share)))
         advice = advise(need)
         raw = advice.setting.schedule(20_000).raw_tokens(2**21)
         assert advice.verdict == "none" or raw <= positions * share
@@ -39,9 +39,9 @@ def test_less_text_gives_less_of_it_then_plain_inputs_then_none() -> None:
 
 def test_the_cheaper_run_needs_less_text() -> None:
     positions = 20_000 * 2**21
-    need = need_of(subject_of(), 20_000, corpus=Corpus.of_tokens(int(1.05 * positions)))
+    need = need_of(subject_of(), 20_000, corpus=PlannedCorpus.of_tokens(int(1.05 * positions)))
     assert choose(need)[0].mode == "output_only"
-    cheaper = need_of(subject_of(), 20_000, corpus=Corpus.of_tokens(int(1.05 * positions)), less_cost=True)
+    cheaper = need_of(subject_of(), 20_000, corpus=PlannedCorpus.of_tokens(int(1.05 * positions)), less_cost=True)
     assert choose(cheaper)[0].mode == "full"
 
 
@@ -71,7 +71,7 @@ def test_when_not_to() -> None:
 
 
 def test_a_setting_of_the_users_is_judged_and_kept() -> None:
-    need = need_of(subject_of(), 20_000, corpus=Corpus.of_tokens(20_000 * 2**21 * 2))
+    need = need_of(subject_of(), 20_000, corpus=PlannedCorpus.of_tokens(20_000 * 2**21 * 2))
     advice = advise(need, Setting(8, 0.3))
     assert advice.setting == Setting(8, 0.3)
     assert advice.verdict == "try"
@@ -138,12 +138,12 @@ def test_the_figures_are_of_uniform_slot_weights() -> None:
 
 def test_a_mixture_is_as_large_as_its_scarcest_source() -> None:
     positions = 20_000 * 2**21
-    large = Source(10 * positions, 0.75, "web")
-    scarce = Corpus((large, Source(positions // 8, 0.25, "code")))
+    large = PlannedSource(10 * positions, 0.75, "web")
+    scarce = PlannedCorpus((large, PlannedSource(positions // 8, 0.25, "code")))
     advice = advise(need_of(subject_of(), 20_000, corpus=scarce))
     assert advice.verdict == "none"
     assert "already reads source code (5.24 billion tokens, 25% of what is read) more than once" in advice.reasons[0]
-    enough = Corpus((large, Source(positions // 2, 0.25, "code")))
+    enough = PlannedCorpus((large, PlannedSource(positions // 2, 0.25, "code")))
     assert advise(need_of(subject_of(), 20_000, corpus=enough)).setting == advise(need_of(subject_of(), 20_000)).setting
 
 
@@ -155,8 +155,8 @@ def test_what_gained_near_in_size_comes_before_sweeps_that_are_far() -> None:
     need = need_of(subject, ours.total_steps)
     assert choose(need)[0] == Setting(ours.bag_size, ours.ratio)  # and not the paper's bags of 6
     positions = need.scale.positions
-    little, reasons = choose(need_of(subject, ours.total_steps, corpus=Corpus.of_tokens(int(1.15 * positions))))
+    little, reasons = choose(need_of(subject, ours.total_steps, corpus=PlannedCorpus.of_tokens(int(1.15 * positions))))
     assert little == Setting(2, 0.1)  # of the paper's sweeps, which have settings that read less
     assert "too small to read bags of 2" in reasons[0]
-    level, _ = choose(need_of(subject, ours.total_steps, corpus=Corpus.of_tokens(int(positions))))
+    level, _ = choose(need_of(subject, ours.total_steps, corpus=PlannedCorpus.of_tokens(int(positions))))
     assert level.mode == "output_only"

@@ -13,21 +13,19 @@ from hypothesis import strategies as st
 
 from tests.bad_input import examples
 from tests.conftest import SHARED
-from tests.planner.subjects import subject_of
+from tests.planner.workloads import subject_of
 from token_superposition.errors import UserError
-from token_superposition.model.build import model_cost, sketch_model
-from token_superposition.model.memory import abstract
-from token_superposition.plan.stages import Schedule
+from token_superposition.models.build import model_cost, sketch_model
+from token_superposition.models.costs import abstract
 from token_superposition.planner.amounts import amount
-from token_superposition.planner.corpus import Corpus
-from token_superposition.planner.forecast import Request, make_plan
-from token_superposition.planner.hardware import Hardware, find_hardware
-from token_superposition.planner.measured import PaperRun, paper_runs
-from token_superposition.planner.report import describe
-from token_superposition.planner.setting import LARGEST_BAG
+from token_superposition.planner.measured_runs import PaperRun, paper_runs, read_table
+from token_superposition.planner.plan import PlanRequest, make_plan
+from token_superposition.planner.plan_text import describe
+from token_superposition.planner.settings import LARGEST_BAG
 from token_superposition.planner.shapes import shape_for
-from token_superposition.planner.speed import Speed
-from token_superposition.planner.tables import read_table
+from token_superposition.planner.speed import Hardware, Speed, find_hardware
+from token_superposition.planner.workload import PlannedCorpus
+from token_superposition.schedule import Schedule
 
 NOTHING = Hardware(None, 1, None, None, None)
 
@@ -45,7 +43,7 @@ def planned(run: PaperRun, hours_of: PaperRun | None = None) -> dict[str, Any]:
     )
     keys = {"bag_size": run.bag_size, "superposition_steps": run.superposition_steps}
     measured = None if hours_of is None else (hours_of.b200_hours, hours_of.total_steps)
-    plan = make_plan(Request(subject, find_hardware("b200"), measured=measured, given=keys))
+    plan = make_plan(PlanRequest(subject, find_hardware("b200"), measured=measured, given=keys))
     found = plan["without" if run.arm == "baseline" else "same_cost"]
     assert found["total_steps"] == run.total_steps
     return dict(found)
@@ -169,7 +167,7 @@ def test_more_budget_is_never_fewer_steps(one: float, other: float, kind: Any, d
     hardware = find_hardware("h100", num_devices=devices, price=2.0)
     scale = {"tokens": 1.0, "flops": 6e9, "hours": 1e-6, "money": 1e-6}[kind]
     steps = [
-        make_plan(Request(subject_of(), hardware, (kind, value * scale)))["without"]["total_steps"]
+        make_plan(PlanRequest(subject_of(), hardware, (kind, value * scale)))["without"]["total_steps"]
         for value in sorted((max(one, 3e10), max(other, 3e10)))
     ]
     assert steps[0] <= steps[1]
@@ -178,9 +176,9 @@ def test_more_budget_is_never_fewer_steps(one: float, other: float, kind: Any, d
 @examples(60)
 @given(budgets, corpora, st.integers(1, 64), st.floats(0, 50), st.sampled_from(["loss", "cost"]))
 def test_the_counts_hang_together(tokens: float, corpus: int | None, devices: int, price: float, goal: Any) -> None:
-    subject = subject_of(corpus=None if corpus is None else Corpus.of_tokens(corpus))
+    subject = subject_of(corpus=None if corpus is None else PlannedCorpus.of_tokens(corpus))
     hardware = find_hardware("a100", num_devices=devices, price=price)
-    plan = make_plan(Request(subject, hardware, ("tokens", tokens), goal))
+    plan = make_plan(PlanRequest(subject, hardware, ("tokens", tokens), goal))
     assert plan["without"]["total_steps"] == tokens // 2**21
     assert plan["without"]["raw_tokens"] == plan["without"]["positions"]
     advised = plan["recommended"]
@@ -211,7 +209,7 @@ def test_the_counts_hang_together(tokens: float, corpus: int | None, devices: in
 
 def test_hours_by_mfu_are_arithmetic() -> None:
     hardware = find_hardware("h100", num_devices=8, price=2.5)
-    plan = make_plan(Request(subject_of(), hardware, ("tokens", 42e9), mfu=0.5))
+    plan = make_plan(PlanRequest(subject_of(), hardware, ("tokens", 42e9), mfu=0.5))
     run = plan["without"]
     assert run["hours"] == pytest.approx(run["flops"] / (8 * 989e12 * 0.5) / 3600)
     assert plan["hardware"]["mfu"] == 0.5
@@ -224,7 +222,7 @@ def test_a_superposition_step_takes_what_the_pilot_says() -> None:
         asked.append(bag_size)
         return Speed(10.0, 12.0, None, "measured here")
 
-    plan = make_plan(Request(subject_of(), NOTHING, ("hours", 100.0)), pilot)
+    plan = make_plan(PlanRequest(subject_of(), NOTHING, ("hours", 100.0)), pilot)
     assert plan["without"]["total_steps"] == 36_000
     superposed = plan["same_cost"]["switch_step"]
     assert superposed > 0
@@ -235,7 +233,9 @@ def test_a_superposition_step_takes_what_the_pilot_says() -> None:
 
 def test_each_column_has_a_verdict_of_its_own_whatever_the_goal() -> None:
     hardware = find_hardware("h100", price=3.0)
-    by_loss, by_cost = (make_plan(Request(subject_of(), hardware, ("tokens", 50e9), goal)) for goal in ("loss", "cost"))
+    by_loss, by_cost = (
+        make_plan(PlanRequest(subject_of(), hardware, ("tokens", 50e9), goal)) for goal in ("loss", "cost")
+    )
     # The shorter run has fewer steps than any run that is known to have gained; the long run has more.
     assert by_loss["advice"] == by_cost["advice"]
     verdicts = {name: advised["verdict"] for name, advised in by_loss["advice"].items()}
@@ -254,25 +254,25 @@ def test_each_column_has_a_verdict_of_its_own_whatever_the_goal() -> None:
 
 
 def test_the_saving_is_what_the_runs_differ_by() -> None:
-    plan = make_plan(Request(subject_of(), find_hardware("h100", price=3.0), ("tokens", 60e9)))
+    plan = make_plan(PlanRequest(subject_of(), find_hardware("h100", price=3.0), ("tokens", 60e9)))
     low, high = plan["same_loss"]
     saving = plan["saving"]
     assert saving["unit"] == "cost"
     assert saving["low"] == pytest.approx(plan["without"]["cost"] - low["cost"])
     assert saving["share_high"] == pytest.approx(1 - high["total_steps"] / plan["without"]["total_steps"], abs=1e-3)
-    free = make_plan(Request(subject_of(), find_hardware("h100", price=0.0), ("tokens", 60e9)))
+    free = make_plan(PlanRequest(subject_of(), find_hardware("h100", price=0.0), ("tokens", 60e9)))
     assert free["saving"]["unit"] == "device_hours"
     assert "$" not in describe(free).split("Lower loss")[1].replace("cost, $", "")
-    tiny = make_plan(Request(subject_of(flops_per_position=10), find_hardware("h100"), ("tokens", 60e9)))
+    tiny = make_plan(PlanRequest(subject_of(flops_per_position=10), find_hardware("h100"), ("tokens", 60e9)))
     assert "$0.00" not in describe(tiny)
-    unknown = make_plan(Request(subject_of(), NOTHING, ("tokens", 60e9)))
+    unknown = make_plan(PlanRequest(subject_of(), NOTHING, ("tokens", 60e9)))
     assert unknown["saving"]["unit"] == "flops"
     assert unknown["saving"]["share_low"] == pytest.approx(saving["share_low"])
 
 
 def test_without_a_range_no_saving_is_stated() -> None:
     subject = subject_of(active_parameters=135_000_000, positions_per_step=2**17)
-    plan = make_plan(Request(subject, find_hardware("h100"), ("tokens", 3e9), "cost"))
+    plan = make_plan(PlanRequest(subject, find_hardware("h100"), ("tokens", 3e9), "cost"))
     assert plan["same_loss"] is plan["saving"] is plan["advice"]["same_loss"]["verdict"] is None
     assert plan["recommended"] == plan["advice"]["same_cost"]
     assert any("no shorter run is planned" in reason for reason in plan["reasons"])
@@ -282,7 +282,7 @@ def test_without_a_range_no_saving_is_stated() -> None:
 
 
 def test_a_slow_superposition_step_takes_the_saving_away() -> None:
-    plan = make_plan(Request(subject_of(), NOTHING, ("tokens", 60e9)), lambda _: Speed(1.0, 20.0, None, "test"))
+    plan = make_plan(PlanRequest(subject_of(), NOTHING, ("tokens", 60e9)), lambda _: Speed(1.0, 20.0, None, "test"))
     assert plan["saving"]["low"] < 0
     assert plan["advice"]["same_loss"]["verdict"] == "try"
     assert "saves nothing" in describe(plan) or "may save nothing" in describe(plan)
@@ -292,7 +292,7 @@ def test_the_mfu_is_a_measured_one_unless_the_user_gives_another() -> None:
     row = read_table("mfu.csv")[0]
     hardware = find_hardware("h200")
     same = subject_of(active_parameters=int(row["parameters"]), vocab_size=int(row["vocab_size"]))
-    plan = make_plan(Request(same, hardware, ("tokens", 50e9)))
+    plan = make_plan(PlanRequest(same, hardware, ("tokens", 50e9)))
     # The table's MFU is a share of the matrix peak, and the plan's of the data sheet's: the speed is the measured one.
     flops_per_second = float(row["mfu"]) * float(row["matrix_peak_tflops"]) * 1e12
     assert plan["without"]["hours"] == pytest.approx(plan["without"]["flops"] / flops_per_second / 3600)
@@ -300,30 +300,30 @@ def test_the_mfu_is_a_measured_one_unless_the_user_gives_another() -> None:
     assert plan["hardware"]["mfu"] == pytest.approx(flops_per_second / hardware.peak_flops_per_second)
     assert "measured on one H200 with 254 million parameters" in plan["hardware"]["speed_basis"]
     assert "differ" not in plan["hardware"]["speed_basis"]
-    other = make_plan(Request(subject_of(), find_hardware("h100"), ("tokens", 50e9)))
+    other = make_plan(PlanRequest(subject_of(), find_hardware("h100"), ("tokens", 50e9)))
     assert "your model and device differ" in other["hardware"]["speed_basis"]
-    own = make_plan(Request(same, hardware, ("tokens", 50e9), mfu=0.4))
+    own = make_plan(PlanRequest(same, hardware, ("tokens", 50e9), mfu=0.4))
     assert "MFU 0.400: your MFU" in describe(own)
     assert "measured on" not in describe(own)
 
 
 def test_more_devices_than_tst_train_uses_are_said() -> None:
     for num_devices in (1, 8):
-        text = describe(make_plan(Request(subject_of(), find_hardware("h100", num_devices=num_devices))))
+        text = describe(make_plan(PlanRequest(subject_of(), find_hardware("h100", num_devices=num_devices))))
         assert ("8 devices: through Hugging Face Trainer; `tst train` uses one" in text) == (num_devices == 8)
 
 
 def test_differences_are_stated_in_words_without_a_sign() -> None:
     lost = subject_of(active_parameters=30_565_888, positions_per_step=2**15)
     for subject in (subject_of(), lost, subject_of(unit="bytes", active_parameters=390_816, positions_per_step=2048)):
-        text = describe(make_plan(Request(subject, NOTHING, ("tokens", 5_000 * subject.positions_per_step))))
+        text = describe(make_plan(PlanRequest(subject, NOTHING, ("tokens", 5_000 * subject.positions_per_step))))
         assert re.search(r"nats( per token)? (better|worse)", text)
         assert not re.search(r"[+\u2212-]\d\.\d", text)
 
 
 @pytest.mark.parametrize("given", [{"ratio": 0.0}, {"superposition_steps": 0}])
 def test_superposition_for_no_step_is_ordinary_training(given: dict[str, Any]) -> None:
-    plan = make_plan(Request(subject_of(), NOTHING, given={"bag_size": 6, **given}))
+    plan = make_plan(PlanRequest(subject_of(), NOTHING, given={"bag_size": 6, **given}))
     assert (plan["verdict"], plan["recommended"]["bag_size"]) == ("none", 1)
     assert "superposition" not in plan["config"]
 
@@ -337,14 +337,15 @@ def test_steps_of_superposition_need_not_fit_into_what_the_pilot_takes_for_now()
 
     given = {"bag_size": 5, "superposition_steps": 6_000}
     subject = subject_of(total_steps=None)
-    plan = make_plan(Request(subject, NOTHING, ("tokens", 20_000 * 2**21), given=given), pilot)
+    plan = make_plan(PlanRequest(subject, NOTHING, ("tokens", 20_000 * 2**21), given=given), pilot)
     assert (asked, plan["recommended"]["switch_step"]) == ([5], 6_000)
 
 
 def test_no_run_is_faster_than_its_devices() -> None:
     hours = 20_000 * subject_of().flops_per_step / find_hardware("b200").peak_flops_per_second / 3600
     assert (
-        make_plan(Request(subject_of(), find_hardware("b200"), measured=(hours * 1.01, 20_000)))["hardware"]["mfu"] < 1
+        make_plan(PlanRequest(subject_of(), find_hardware("b200"), measured=(hours * 1.01, 20_000)))["hardware"]["mfu"]
+        < 1
     )
     with pytest.raises(UserError, match=r"^a run of 20,000 steps that took .* is 40 times the peak of 1 x 2.25e\+15"):
-        make_plan(Request(subject_of(), find_hardware("b200"), measured=(hours / 40, 20_000)))
+        make_plan(PlanRequest(subject_of(), find_hardware("b200"), measured=(hours / 40, 20_000)))

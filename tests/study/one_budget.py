@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.study.reports import difference_of, seed_result
-from token_superposition.study.decision import headline_of
 from token_superposition.study.report import write_report
+from token_superposition.study.significance import headline_of
 
 TOTAL, ROWS, LENGTH, FLOPS = 4000, 16, 128, 3_024_000
 

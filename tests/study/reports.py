@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html.parser import HTMLParser
 from typing import Any
 
-from token_superposition.study.statistics import paired_difference
+from token_superposition.study.significance import paired_difference
 
 WON = (-0.05, -0.06, -0.045, -0.055, -0.052)
 LOST = (0.05, 0.06, 0.045, 0.055, 0.052)

@@ -17,10 +17,10 @@ from typing import Any
 
 from tests.study.one_budget import LENGTH, ROWS, compare_fakes, fake_arm, fake_report
 from tests.study.reports import difference_of
-from token_superposition.study.decision import headline_of
+from token_superposition.study.loss_spike import switch_facts
 from token_superposition.study.report import write_report
+from token_superposition.study.significance import headline_of
 from token_superposition.study.speedup import choose_headline, iso_loss_all
-from token_superposition.study.switch import switch_facts
 
 BUDGETS = (1000, 2000, 4000)
 Speedup = float | Callable[[int], float]

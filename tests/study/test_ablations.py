@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.in_process import train_here
 from token_superposition.study.compare import compare, load_study
-from token_superposition.train.trainer import Trainer
+from token_superposition.training.trainer import Trainer
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from tests.conftest import ArrayTokens
 from token_superposition.data.stream import Source, TokenStream
-from token_superposition.plan.stages import Schedule, Stage
+from token_superposition.schedule import Schedule, Stage
 from token_superposition.study.branching import Begun, Branch, Course, plan_branches, shared_steps
-from token_superposition.train.optimizer import WarmupStableDecay
+from token_superposition.training.optim import WarmupStableDecay
 
 
 def course(

@@ -19,17 +19,17 @@ import yaml
 
 from token_superposition.errors import TrainingDivergedError, UserError
 from token_superposition.files import write_json
-from token_superposition.run.branch import branch_step
-from token_superposition.run.folder import RunFolder
 from token_superposition.study import queue, workers
 from token_superposition.study.compare import compare, load_study, make_study
 from token_superposition.study.job import Job
-from token_superposition.study.machine import Share
-from token_superposition.study.queue import train_trials
-from token_superposition.study.study_file import Study
+from token_superposition.study.resources import Share
+from token_superposition.study.runner import train_trials
+from token_superposition.study.study_config import Study
 from token_superposition.study.sweep import parse_sweep
 from token_superposition.study.trials import arm_trials, equal_data_steps, with_equal_data
-from token_superposition.train.optimizer import build_learning_rate
+from token_superposition.training.branch import branch_step
+from token_superposition.training.optim import build_learning_rate
+from token_superposition.training.run_folder import RunFolder
 
 
 @pytest.fixture

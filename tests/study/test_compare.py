@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.train.runs import go_until
+from tests.training.runs import go_until
 from token_superposition.errors import TrainingDivergedError, UserError
 from token_superposition.study.compare import Study, compare, load_study, make_study
 

@@ -11,13 +11,13 @@ import yaml
 
 from token_superposition.cli import main
 from token_superposition.errors import UserError
-from token_superposition.run.branch import branch_step
-from token_superposition.run.folder import RunFolder
-from token_superposition.study import tune
+from token_superposition.study import tuning as tune
 from token_superposition.study.compare import compare, make_study
-from token_superposition.study.dry_run import dry_run
-from token_superposition.study.study_file import Study
+from token_superposition.study.study_config import Study
+from token_superposition.study.study_plan import dry_run
 from token_superposition.study.sweep import parse_sweep
+from token_superposition.training.branch import branch_step
+from token_superposition.training.run_folder import RunFolder
 
 RATES = "train.learning_rate=1e-2,2e-2"
 

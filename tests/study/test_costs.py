@@ -15,7 +15,7 @@ from token_superposition.cli import main
 from token_superposition.errors import UserError
 from token_superposition.study.compare import compare
 from token_superposition.study.compare import make_study as read_study
-from token_superposition.study.costs import cost_of, parse_price
+from token_superposition.study.prices import cost_of, parse_price
 from token_superposition.study.report import render_html, verdict
 
 

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.text import Text
 
 from token_superposition.files import write_json
-from token_superposition.plan.stages import Schedule, Stage
-from token_superposition.study.display import Display
+from token_superposition.schedule import Schedule, Stage
 from token_superposition.study.job import Job
+from token_superposition.study.study_progress import Display
 
 
 def test_the_display_counts_what_is_trained_and_says_who_waits(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.train.runs import going_on, stranger
+from tests.training.runs import going_on, stranger
 from token_superposition.cli import main
 from token_superposition.errors import UserError
-from token_superposition.run.branch import branch_step
-from token_superposition.run.folder import RunFolder
 from token_superposition.study.compare import compare, load_study, make_study
+from token_superposition.training.branch import branch_step
+from token_superposition.training.run_folder import RunFolder
 
 
 @pytest.fixture

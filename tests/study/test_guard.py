@@ -17,17 +17,17 @@ import yaml
 
 from tests.conftest import small_run_on
 from tests.in_process import train_here
-from tests.train.runs import Stopped, check_equal, go
+from tests.training.runs import Stopped, check_equal, go
 from token_superposition.cli import main
 from token_superposition.errors import TrainingDivergedError
-from token_superposition.plan.stages import Schedule
-from token_superposition.run.checkpoint import checkpoint_path
+from token_superposition.schedule import Schedule
 from token_superposition.study.compare import compare, load_study
-from token_superposition.study.guard import run as guard_run
-from token_superposition.study.guard.run import Request, prepare_guard
-from token_superposition.study.guard.schedule import GuardPlan, parse_fractions, place_guards
-from token_superposition.train.config import TrainConfig, parse_config
-from token_superposition.train.trainer import Trainer
+from token_superposition.study.guard import guarded_run as guard_run
+from token_superposition.study.guard.guarded_run import GuardRequest, prepare_guard
+from token_superposition.study.guard.placement import GuardPlan, parse_fractions, place_guards
+from token_superposition.training.checkpoint import checkpoint_path
+from token_superposition.training.config import TrainConfig, parse_config
+from token_superposition.training.trainer import Trainer
 
 Tst = Callable[..., tuple[int, str, list[str]]]
 
@@ -38,7 +38,7 @@ LENGTHS = (26, 40)  # the baseline's; the branches end at 29 and 34
 @pytest.fixture(autouse=True)
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's peak, which takes longer than these runs."""
-    monkeypatch.setattr("token_superposition.train.record.matrix_peak", lambda *_: 1e9)
+    monkeypatch.setattr("token_superposition.training.logger.matrix_peak", lambda *_: 1e9)
 
 
 def make_values(data: Path) -> dict[str, Any]:
@@ -87,12 +87,12 @@ def study(compared: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(compared / "report.json", tmp_path / "study")).parent
 
 
-def ask(baseline: Path | list[Path], **others: Any) -> Request:
+def ask(baseline: Path | list[Path], **others: Any) -> GuardRequest:
     places = baseline if isinstance(baseline, list) else [baseline]
-    return Request(places, **{"at": "0.1,0.25", "if_behind": "go-on", "stop_below": 0.5, **others})
+    return GuardRequest(places, **{"at": "0.1,0.25", "if_behind": "go-on", "stop_below": 0.5, **others})
 
 
-def guarded(values: dict[str, Any], folder: Path, request: Request) -> dict[str, Any]:
+def guarded(values: dict[str, Any], folder: Path, request: GuardRequest) -> dict[str, Any]:
     return prepare_guard(parse_config(values), folder, request).train(quiet=True)
 
 

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.study.synthetic import power_law
-from token_superposition.study.guard.forecast import (
+from token_superposition.study.guard.projection import (
     ONE_BASELINE_SEED,
     Curve,
-    Reading,
+    GuardReading,
     baseline_loss,
     forecast,
     pooled_deviation,
 )
-from token_superposition.study.statistics import t_quantile
+from token_superposition.study.significance import t_quantile
 
 FLAT: Curve = {100: [2.0, 2.0], 400: [2.0, 2.0]}
 
@@ -49,13 +49,13 @@ def test_nothing_is_read_beyond_the_curve(steps: int) -> None:
 
 def test_a_line_in_the_logarithm_of_recovery_by_hand() -> None:
     # Gaps 0.10 after 10 and 0.06 after 20 steps of recovery: 0.04 less a doubling, so -0.02 after 80.
-    readings = [Reading(110, 10, 2.10), Reading(120, 20, 2.06)]
+    readings = [GuardReading(110, 10, 2.10), GuardReading(120, 20, 2.06)]
     found = forecast(readings, FLAT, 80)
     assert found["gap_at_end"] == pytest.approx(-0.02)
     assert found["probability_ahead"] == 1.0  # a baseline without any noise
     assert forecast(readings, FLAT, 28)["probability_ahead"] == 0.0
     assert found["reasons"] == {}
-    third = [*readings, Reading(140, 40, 2.02)]  # on the line: least squares changes nothing
+    third = [*readings, GuardReading(140, 40, 2.02)]  # on the line: least squares changes nothing
     assert forecast(third, FLAT, 80)["gap_at_end"] == pytest.approx(-0.02)
 
 
@@ -64,26 +64,26 @@ def test_the_interval_by_hand() -> None:
     curve: Curve = {100: [1.99, 2.01], 400: [1.98, 2.00, 2.02]}
     noise = math.sqrt((2 * 0.01**2 + 2 * 0.02**2) / 3)
     assert pooled_deviation(curve) == (pytest.approx(noise), 3)
-    found = forecast([Reading(100, 10, 2.10), Reading(400, 20, 2.06)], curve, 80)
+    found = forecast([GuardReading(100, 10, 2.10), GuardReading(400, 20, 2.06)], curve, 80)
     # The end is 3 times the second gap less twice the first, and a loss itself.
     error = noise * math.sqrt(1 + 9 + 4 + 9 / 3 + 4 / 2)
     margin = t_quantile(0.95, 3) * error
     assert found["interval"] == pytest.approx([-0.02 - margin, -0.02 + margin])
     assert 0.5 < found["probability_ahead"] < 1
-    shorter = forecast([Reading(100, 10, 2.10), Reading(400, 20, 2.10 - 0.04 * 0.5)], curve, 20 * 2)
+    shorter = forecast([GuardReading(100, 10, 2.10), GuardReading(400, 20, 2.10 - 0.04 * 0.5)], curve, 20 * 2)
     assert shorter["gap_at_end"] == pytest.approx(0.06)
     assert shorter["probability_ahead"] < 0.5
 
 
 def test_one_guard_is_a_bound_and_no_forecast() -> None:
-    found = forecast([Reading(200, 20, 2.06)], FLAT, 80)
+    found = forecast([GuardReading(200, 20, 2.06)], FLAT, 80)
     assert found["bound"] == pytest.approx(0.06)
     assert found["gap_at_end"] is found["interval"] is found["probability_ahead"] is None
     assert set(found["reasons"]) == {"gap_at_end", "interval", "probability_ahead"}
 
 
 def test_one_seed_gives_no_probability() -> None:
-    found = forecast([Reading(100, 10, 2.1), Reading(400, 20, 2.0)], {100: [2.0], 400: [2.0]}, 80)
+    found = forecast([GuardReading(100, 10, 2.1), GuardReading(400, 20, 2.0)], {100: [2.0], 400: [2.0]}, 80)
     assert found["gap_at_end"] == pytest.approx(-0.2)
     assert found["interval"] is found["probability_ahead"] is None
     assert found["reasons"] == dict.fromkeys(("interval", "probability_ahead"), ONE_BASELINE_SEED)
@@ -93,7 +93,9 @@ def test_one_seed_gives_no_probability() -> None:
 def test_what_is_on_a_line_is_forecast_exactly(end: float, slope: float, number: int) -> None:
     curve: Curve = {steps: [power_law(steps)] * 2 for steps in (500, 1000, 2000)}
     recovery = [100 * 2**k for k in range(number)]
-    readings = [Reading(700 + n, n, baseline_loss(curve, 700 + n) + end - slope * math.log(n / 1600)) for n in recovery]
+    readings = [
+        GuardReading(700 + n, n, baseline_loss(curve, 700 + n) + end - slope * math.log(n / 1600)) for n in recovery
+    ]
     assert forecast(readings, curve, 1600)["gap_at_end"] == pytest.approx(end, abs=1e-9)
 
 
@@ -114,7 +116,7 @@ def simulate(
         steps = round(step / 0.8)
         recovery = steps - switch
         gap = end - slope * math.log(recovery / (total - switch))
-        readings.append(Reading(steps, recovery, baseline_loss(truth, steps) + gap + dice.gauss(0, noise)))
+        readings.append(GuardReading(steps, recovery, baseline_loss(truth, steps) + gap + dice.gauss(0, noise)))
     found = forecast(readings, curve, total - switch)
     low, high = found["interval"]
     came_out = end + dice.gauss(0, noise)

@@ -12,7 +12,7 @@ from tests.study.one_budget import BASE, LOST, STUDIES, TOTAL, WON, fake_arm, fa
 from tests.study.reports import Page
 from token_superposition.study.report import render_html, verdict, write_report
 from token_superposition.study.report.curves import all_series
-from token_superposition.study.report.figure import end_window, whole_window
+from token_superposition.study.report.plot import end_window, whole_window
 
 
 @pytest.mark.parametrize("study", STUDIES)

@@ -13,8 +13,7 @@ import pytest
 from tests.study.reports import Page
 from tests.study.synthetic import FAR, LATE, NEVER, STUDIES, finish, make_study, tuned
 from token_superposition.study.report import render_html, verdict
-from token_superposition.study.report.marks import short_names
-from token_superposition.study.report.scale import log_ticks
+from token_superposition.study.report.plot import log_ticks, short_names
 
 Report = dict[str, Any]
 

@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.study.reports import FLOPS, POSITIONS, SWITCH, WON, Page, make_report
+from token_superposition.formatting import count_in_words, duration, power_of_ten, signed
 from token_superposition.study.report import render_html
 from token_superposition.study.report.curves import all_series
-from token_superposition.study.report.marks import spread
-from token_superposition.study.report.numbers import count_in_words, duration, power_of_ten, signed
-from token_superposition.study.report.scale import Scale, tick_labels, ticks
+from token_superposition.study.report.plot import AxisScale, spread, tick_labels, ticks
 
 
 def test_the_mean_is_over_the_steps_all_seeds_have() -> None:
@@ -79,7 +78,7 @@ def test_a_power_of_ten_reads_back(value: float) -> None:
 
 
 def test_a_scale_maps_its_ends() -> None:
-    scale = Scale(2, 4, start=100, end=20)
+    scale = AxisScale(2, 4, start=100, end=20)
     assert (scale(2), scale(3), scale(4)) == (100, 60, 20)
     assert ticks(2, 4, 4) == [2, 2.5, 3, 3.5, 4]
 

@@ -12,8 +12,8 @@ import pytest
 
 from tests.study import one_budget
 from tests.study.synthetic import make_arms, power_law
+from token_superposition.study.significance import ONE_SEED
 from token_superposition.study.speedup import ONE_BUDGET, choose_headline, iso_loss_all
-from token_superposition.study.statistics import ONE_SEED
 
 MANY = (1000, 1414, 2000, 2828, 4000)
 Reading = dict[str, Any]

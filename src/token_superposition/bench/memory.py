@@ -26,9 +26,9 @@ from typing import Any
 
 import torch
 
-from token_superposition.bench.subject import Subject
+from token_superposition.bench.bench_run import BenchRun
 from token_superposition.errors import RunFailedError, UserError, machine_trouble
-from token_superposition.train.device import peak_memory_bytes, wait_for
+from token_superposition.training.hardware import peak_memory_bytes, wait_for
 
 _OUT_OF_MEMORY = 3  # exit code
 _STACKS = 2**30  # address space that threads reserve and hardly use
@@ -43,7 +43,7 @@ def memory_basis(device_type: str) -> str:
     return _BASES.get(device_type, f"not known: {device_type} does not say what a step takes")
 
 
-def measure_memory(subject: Subject, *, bag_size: int, rows: int, limit: int | None = None) -> int | None:
+def measure_memory(subject: BenchRun, *, bag_size: int, rows: int, limit: int | None = None) -> int | None:
     """Bytes that a step at a bag size takes, in a process of its own, in micro-batches of `rows` rows.
 
     Args:
@@ -84,14 +84,14 @@ def measure_memory(subject: Subject, *, bag_size: int, rows: int, limit: int | N
     return int(json.loads(out.splitlines()[-1])["bytes"])
 
 
-def micro_batches_tried(subject: Subject, rows: int) -> int:
+def micro_batches_tried(subject: BenchRun, rows: int) -> int:
     """How many micro-batches of `rows` rows show what a step takes: gradients lie beside activations in the second."""
     return min(2, subject.config.train.batch_size // rows)
 
 
 def _answer(request: dict[str, Any]) -> int:
     """What `measure_memory` asks of its process."""
-    subject = Subject.from_dict(request)
+    subject = BenchRun.from_dict(request)
     trainer = subject.trainer()
     if request["limit"] is not None:
         _stop_above(request["limit"])

@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 import torch
 
-from token_superposition.bench.progress import Progress
+from token_superposition.bench.bench_progress import BenchProgress
 from token_superposition.data.prefetch import prefetch
-from token_superposition.train.device import matrix_speeds, wait_for
-from token_superposition.train.trainer import Trainer
+from token_superposition.training.hardware import matrix_speeds, wait_for
+from token_superposition.training.trainer import Trainer
 
 LEAST_ROUNDS = 6  # fewer give no 95% interval of a median
 _MOST_ROUNDS = 1000
@@ -85,7 +85,7 @@ def matrix_peak_of_sizes(device: torch.device, dtype: torch.dtype) -> tuple[floa
     return peak
 
 
-def measure(trainer: Trainer, progress: Progress, *, steps: int | None, seconds: float) -> Rounds:
+def measure(trainer: Trainer, progress: BenchProgress, *, steps: int | None, seconds: float) -> Rounds:
     """Time every stage of a trainer's schedule, in rounds.
 
     Args:
@@ -121,7 +121,7 @@ def measure(trainer: Trainer, progress: Progress, *, steps: int | None, seconds:
 def _run(
     clocks: dict[int, _Clock],
     result: Rounds,
-    progress: Progress,
+    progress: BenchProgress,
     num_rounds: int,
     turn_steps: int,
     seconds: float | None,

@@ -24,11 +24,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from token_superposition.data.order import RowOrder
-from token_superposition.data.permutation import permute
-from token_superposition.data.windows import Tokens
-from token_superposition.objective.bags import PADDING, split_inputs_and_targets
-from token_superposition.plan.stages import Stage
+from token_superposition.bags import PADDING, split_inputs_and_targets
+from token_superposition.data.sampler import RowOrder, Tokens, permute
+from token_superposition.schedule import Stage
 
 _Ints = NDArray[np.int64]
 _MOST_LAYOUTS = 8

@@ -32,7 +32,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from token_superposition.data.permutation import permute
+from token_superposition.data.sampler import permute
 from token_superposition.errors import UserError
 
 _MOST_TOKENS = 10_000_000
@@ -45,7 +45,7 @@ _LEAST_FALL = 0.1  # of I(1), over the distances measured
 _EXPONENTS = -np.geomspace(0.01, 16, 400)
 
 
-class Tokens(Protocol):
+class TokenSource(Protocol):
     """A sequence of token ids, such as `TokenDataset`."""
 
     @property
@@ -53,7 +53,7 @@ class Tokens(Protocol):
         """How many there are."""
 
     def read(self, start: int, length: int) -> NDArray[np.int64]:
-        """Tokens start .. start + length - 1."""
+        """TokenSource start .. start + length - 1."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def fit_mutual_information(tokens: ArrayLike, bag_size: int) -> MutualInformatio
 
 
 def measure_corpora(
-    corpora: Sequence[Tokens], weights: Sequence[float], bag_size: int, *, place: str
+    corpora: Sequence[TokenSource], weights: Sequence[float], bag_size: int, *, place: str
 ) -> MutualInformation:
     """Measure corpora, each by its share, and fit the law.
 
@@ -273,7 +273,7 @@ def _distances(furthest: int) -> list[int]:
     return apart
 
 
-def _sample(corpora: Sequence[Tokens], weights: Sequence[float], length: int, place: str) -> NDArray[np.uint32]:
+def _sample(corpora: Sequence[TokenSource], weights: Sequence[float], length: int, place: str) -> NDArray[np.uint32]:
     """(pieces, length): evenly spaced pieces of each corpus, in proportion to its weight."""
     shares = [weight / sum(weights) for weight in weights]
     most = [corpus.num_tokens / length / share for corpus, share in zip(corpora, shares, strict=True)]

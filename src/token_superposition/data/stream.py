@@ -28,10 +28,10 @@ from torch import Tensor
 
 from token_superposition.data.documents import DocumentRows
 from token_superposition.data.mixture import Interleaving
+from token_superposition.data.sampler import Tokens, WindowRows
 from token_superposition.data.token_ids import fingerprint, open_tokens
-from token_superposition.data.windows import Tokens, WindowRows
 from token_superposition.errors import UserError
-from token_superposition.plan.stages import Schedule, Stage
+from token_superposition.schedule import Schedule, Stage
 
 _BLOCK_WINDOWS = 1024  # windows that rows are shuffled over, at least
 

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from token_superposition.data.shards import TokenDataset
-from token_superposition.data.windows import Tokens
+from token_superposition.data.dataset import TokenDataset
+from token_superposition.data.sampler import Tokens
 from token_superposition.errors import UserError
 
 _COLUMN = "input_ids"

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from token_superposition.formatting import better_or_worse_range
-from token_superposition.planner.expectation import APART, Range, gain_range, speedup_range
-from token_superposition.planner.measured import Comparison, best_of_each, of_kind
-from token_superposition.planner.setting import (
+from token_superposition.formatting import better_or_worse_range, count_in_words, three_figures
+from token_superposition.planner.estimate import APART, Range, gain_range, speedup_range
+from token_superposition.planner.measured_runs import Comparison, best_of_each, of_kind
+from token_superposition.planner.settings import (
     Need,
     Setting,
     choose,
@@ -25,8 +25,7 @@ from token_superposition.planner.setting import (
     steps_at,
     too_little_text,
 )
-from token_superposition.study.decision import NOISE
-from token_superposition.study.report.numbers import count_in_words, three_figures
+from token_superposition.study.significance import NOISE
 
 Verdict = Literal["use", "try", "none"]
 Doubt = tuple[str, str]  # a few words that can stand beside a figure, and the whole reason

@@ -1,10 +1,11 @@
 """Which runs share which steps: pure arithmetic on stages and learning rates.
 
 Two runs that agree in everything that shapes their first k steps need these trained once: the second one begins as a
-branch of the first (`run.branch`). Of runs that begin alike this makes a tree, in which every step is trained once.
+branch of the first (`training.branch`). Of runs that begin alike this makes a tree, in which every step is trained
+once.
 The longest run is the trunk, for the others wait for it.
 
-The order of a stage's rows depends on how long the stage is (`data.order`): only a run's last stage reads the same
+The order of a stage's rows depends on how long the stage is (`data.sampler`): only a run's last stage reads the same
 however long it becomes. So where a run is left inside another stage, that stage is cut in two there, in every run that
 passes: equal prefixes are then equal by construction. A run that has begun cannot be cut any more. It can be left
 where its stages begin or in its last one, and only where it has a checkpoint or has yet to come.
@@ -17,8 +18,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
-from token_superposition.plan.stages import Schedule, Stage
-from token_superposition.train.optimizer import WarmupStableDecay
+from token_superposition.schedule import Schedule, Stage
+from token_superposition.training.optim import WarmupStableDecay
 
 
 @dataclass(frozen=True)

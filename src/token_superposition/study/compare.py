@@ -22,19 +22,19 @@ from typing import Any
 from token_superposition.data.mutual_information import MutualInformation
 from token_superposition.errors import UserError
 from token_superposition.files import make_folder, naming, remove_empty
-from token_superposition.study.queue import train_trials
+from token_superposition.progress import say, warn
 from token_superposition.study.report import write_report
-from token_superposition.study.request import check_request
 from token_superposition.study.results import build_report
-from token_superposition.study.study_file import Study, load_study, make_study
+from token_superposition.study.runner import train_trials
+from token_superposition.study.study_config import Study, load_study, make_study
+from token_superposition.study.study_options import check_request
 from token_superposition.study.sweep import Sweep
 from token_superposition.study.trials import Trial, arm_trials, equal_data_steps, with_equal_data
-from token_superposition.study.tune import tune
-from token_superposition.train.corpora import Corpora
-from token_superposition.train.init_from import Source
-from token_superposition.train.preflight import check_run
-from token_superposition.train.progress import say, warn
-from token_superposition.train.resume import what_is_odd
+from token_superposition.study.tuning import tune
+from token_superposition.training.datasets import Corpora
+from token_superposition.training.init_from import InitialModel
+from token_superposition.training.preflight import check_run
+from token_superposition.training.resume import what_is_odd
 
 __all__ = ["Study", "build_report", "check_request", "compare", "load_study", "make_study"]
 
@@ -130,7 +130,7 @@ class Ready:
     """
 
     study: Study
-    sources: Mapping[str, Source | None]
+    sources: Mapping[str, InitialModel | None]
     measured: Mapping[str, MutualInformation]
     trials: list[Trial]
     longer: Mapping[str, int]
@@ -148,7 +148,7 @@ def make_ready(study: Study, folder: Path, *, num_seeds: int, jobs: int | None, 
 
 def _check_arms(
     study: Study, say: Callable[[str], None] | None
-) -> tuple[Study, dict[str, Source | None], dict[str, MutualInformation]]:
+) -> tuple[Study, dict[str, InitialModel | None], dict[str, MutualInformation]]:
     """Refuse an arm that could not run, before any starts; returns what each goes on from, and what was measured.
 
     Slot weights that come from the data are measured here, once for all runs: those that begin alike have to have the
@@ -173,7 +173,7 @@ def _check_arms(
     return replace(study, arms=arms), sources, found
 
 
-def what_is_odd_in(trials: Sequence[Trial], sources: Mapping[str, Source | None]) -> list[str]:
+def what_is_odd_in(trials: Sequence[Trial], sources: Mapping[str, InitialModel | None]) -> list[str]:
     """What to say of the runs before they start."""
     said = []
     for trial in trials:

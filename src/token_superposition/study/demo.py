@@ -12,9 +12,8 @@ import yaml
 
 from token_superposition.data.prepare import prepare
 from token_superposition.errors import UserError
-from token_superposition.study.budgets import LEAST_STEPS, budget_words
-from token_superposition.study.request import check_request
-from token_superposition.study.study_file import make_study
+from token_superposition.study.study_config import LEAST_STEPS, budget_words, make_study
+from token_superposition.study.study_options import check_request
 from token_superposition.study.sweep import parse_sweep, sweep_words
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from token_superposition.run.branch import branch_diverged, make_branch
-from token_superposition.run.checkpoint import checkpoint_path
-from token_superposition.run.folder import RunFolder
-from token_superposition.train.config import RunConfig, load_config
-from token_superposition.train.progress import phase_words
-from token_superposition.train.resume import branch_config
+from token_superposition.progress import phase_words
+from token_superposition.training.branch import branch_diverged, make_branch
+from token_superposition.training.checkpoint import checkpoint_path
+from token_superposition.training.config import RunConfig, load_config
+from token_superposition.training.resume import branch_config
+from token_superposition.training.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

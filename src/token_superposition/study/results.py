@@ -8,22 +8,21 @@ from functools import reduce
 from typing import Any
 
 from token_superposition.errors import UserError
-from token_superposition.plan.stages import Schedule
-from token_superposition.run.branch import branch_step
-from token_superposition.run.folder import RunFolder
-from token_superposition.run.metrics import read_metrics
-from token_superposition.study.alike import check_lengths, check_machines, trained_steps
+from token_superposition.schedule import Schedule
 from token_superposition.study.arms import num_threads, why_seconds_differ
-from token_superposition.study.costs import cost_of
-from token_superposition.study.decision import headline_of
+from token_superposition.study.comparability import check_lengths, check_machines, trained_steps
+from token_superposition.study.loss_spike import switch_facts
+from token_superposition.study.prices import cost_of
+from token_superposition.study.significance import headline_of, paired_difference
 from token_superposition.study.speedup import choose_headline, iso_loss_all
-from token_superposition.study.statistics import paired_difference
-from token_superposition.study.study_file import Study
-from token_superposition.study.switch import switch_facts
+from token_superposition.study.study_config import Study
 from token_superposition.study.trials import Trial
-from token_superposition.train.config import RunConfig, changed_keys
-from token_superposition.train.corpora import Corpora
-from token_superposition.train.resume import first_total_steps
+from token_superposition.training.branch import branch_step
+from token_superposition.training.config import RunConfig, changed_keys
+from token_superposition.training.datasets import Corpora
+from token_superposition.training.metrics import read_metrics
+from token_superposition.training.resume import first_total_steps
+from token_superposition.training.run_folder import RunFolder
 
 _NO_EQUAL_DATA = "no arm was given the raw tokens superposition read; --equal-data trains one"
 

@@ -34,8 +34,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from token_superposition.study.arms import Arm, Budget, budgets, by_seed, quoted, reference
-from token_superposition.study.decision import NOISE
-from token_superposition.study.statistics import ONE_SEED, t_interval
+from token_superposition.study.significance import NOISE, ONE_SEED, t_interval
 
 ReadAt = Literal["baseline_end", "superposition_end"]
 Unit = Literal["flops", "seconds"]

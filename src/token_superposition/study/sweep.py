@@ -20,8 +20,8 @@ from typing import Any
 from urllib.parse import quote
 
 from token_superposition.errors import UserError
-from token_superposition.run.metrics import is_number
-from token_superposition.train.config import RunConfig, parse_config, parse_override, with_keys
+from token_superposition.training.config import RunConfig, parse_config, parse_override, with_keys
+from token_superposition.training.metrics import is_number
 
 Setting = Mapping[str, Any]
 

@@ -13,15 +13,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from token_superposition.plan.stages import Schedule
-from token_superposition.run.folder import RunFolder
-from token_superposition.study.budgets import at_budget
-from token_superposition.study.study_file import Study
+from token_superposition.schedule import Schedule
+from token_superposition.study.study_config import Study, at_budget
 from token_superposition.study.sweep import Setting, at_setting, setting_name
-from token_superposition.train.config import RunConfig
-from token_superposition.train.corpora import Corpora
-from token_superposition.train.optimizer import build_learning_rate
-from token_superposition.train.resume import stored_config, trained_learning_rate
+from token_superposition.training.config import RunConfig
+from token_superposition.training.datasets import Corpora
+from token_superposition.training.optim import build_learning_rate
+from token_superposition.training.resume import stored_config, trained_learning_rate
+from token_superposition.training.run_folder import RunFolder
 
 Kind = Literal["budget", "equal_data"]
 

@@ -21,16 +21,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from token_superposition.data.description import DATASET_FILE, DATASET_FORMAT, DATASET_VERSION, loss_warning
-from token_superposition.data.prepare.encode import Encoder, Progress
+from token_superposition.data.manifest import DATASET_FILE, DATASET_FORMAT, DATASET_VERSION, loss_warning
+from token_superposition.data.prepare.encode import EncodeProgress, Encoder
 from token_superposition.data.prepare.merge import Limits, Merge
 from token_superposition.data.prepare.pool import available_cores, encode_pieces, tokenizer_threads
-from token_superposition.data.prepare.progress import Show, Sum, progress_bar
-from token_superposition.data.prepare.request import FORMATS, already, check_options, check_out
-from token_superposition.data.prepare.runs import Run
+from token_superposition.data.prepare.prepare_options import FORMATS, already, check_options, check_out
+from token_superposition.data.prepare.prepare_progress import Show, Sum, progress_bar
+from token_superposition.data.prepare.spill import Run
 from token_superposition.data.prepare.splits import COUNTED
-from token_superposition.data.prepare.workplace import Workplace, complete, open_workplace
-from token_superposition.data.sources import (
+from token_superposition.data.prepare.staging import Workplace, complete, open_workplace
+from token_superposition.data.readers import (
     MAX_DOCUMENT_BYTES,
     PYTHON,
     STDIN,
@@ -49,7 +49,7 @@ from token_superposition.data.tokenizers import (
     load_tokenizer,
     make_tokenizer,
 )
-from token_superposition.data.tokenizers.training import bpe_size, train_bpe
+from token_superposition.data.tokenizers.subwords import bpe_size, train_bpe
 from token_superposition.errors import UserError
 from token_superposition.files import naming, write_json
 
@@ -225,7 +225,7 @@ def _make(
     for number, result in finished.items():
         runs = [Run(**run) for run in result["runs"]]
         tokens = sum(run.tokens + run.documents for run in runs)
-        progress.report(number, Progress(pieces[number].size, sum(run.documents for run in runs), tokens))
+        progress.report(number, EncodeProgress(pieces[number].size, sum(run.documents for run in runs), tokens))
     encoder = Encoder(workplace.path, codec, corpus.reading, request["seed"])
     waiting = [(number, piece) for number, piece in enumerate(pieces) if number not in finished]
     size_left = sum(_SHARD_OF_HUB if piece.kind == "hub" else piece.size for _, piece in waiting)
@@ -302,7 +302,7 @@ def _train(corpus: Corpus, pieces: Sequence[Piece], size: int, show: Show) -> To
     total = min(_TRAINING_BYTES, share * len(pieces))
 
     def texts() -> Iterator[str]:
-        progress = Progress()
+        progress = EncodeProgress()
         for piece in pieces:
             taken = 0
             for document in read_piece(piece, corpus.reading, Skipped(), None):

@@ -11,26 +11,26 @@ from typing import Any
 
 import numpy as np
 
-from token_superposition.data.prepare import runs as on_disk
-from token_superposition.data.prepare.runs import ROW, Ids, Run, hash_text, places_of, write_run
-from token_superposition.data.sources import Document, Piece, Reading, Skipped, read_piece
-from token_superposition.data.sources.document import SKIP_HINT
+from token_superposition.data.prepare import spill as on_disk
+from token_superposition.data.prepare.spill import ROW, Ids, Run, hash_text, places_of, write_run
+from token_superposition.data.readers import Document, Piece, ReadOptions, Skipped, read_piece
+from token_superposition.data.readers.document import SKIP_HINT
 from token_superposition.data.tokenizers import Tokenizer, is_tokenizers_own
 
 _SECONDS_BETWEEN_REPORTS = 0.2
 
 
 @dataclass
-class Progress:
+class EncodeProgress:
     """How far something has come: bytes of the sources, and the documents and tokens that came out."""
 
     done: int = 0
     documents: int = 0
     tokens: int = 0
 
-    def plus(self, other: Progress) -> Progress:
+    def plus(self, other: EncodeProgress) -> EncodeProgress:
         """Both together."""
-        return Progress(self.done + other.done, self.documents + other.documents, self.tokens + other.tokens)
+        return EncodeProgress(self.done + other.done, self.documents + other.documents, self.tokens + other.tokens)
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Encoder:
 
     folder: Path
     tokenizer: Tokenizer
-    reading: Reading
+    reading: ReadOptions
     seed: int
 
-    def encode(self, number: int, piece: Piece, report: Callable[[Progress], None]) -> dict[str, Any]:
+    def encode(self, number: int, piece: Piece, report: Callable[[EncodeProgress], None]) -> dict[str, Any]:
         """Encode one piece.
 
         Args:
@@ -66,7 +66,7 @@ class Encoder:
         skipped = Skipped()
         runs: list[Run] = []
         batch: list[Document] = []
-        size, progress, reported = 0, Progress(), time.monotonic()
+        size, progress, reported = 0, EncodeProgress(), time.monotonic()
         lost = characters = 0
 
         def flush() -> None:

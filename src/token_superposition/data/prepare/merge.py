@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from token_superposition.data.prepare.encode import Progress
-from token_superposition.data.prepare.runs import ROW, Ids, Rows, Run, Stretch, read_ranges
+from token_superposition.data.prepare.duplicates import Texts, write_copies
+from token_superposition.data.prepare.encode import EncodeProgress
+from token_superposition.data.prepare.spill import ROW, Ids, Rows, Run, Stretch, read_ranges
 from token_superposition.data.prepare.splits import SplitWriter
-from token_superposition.data.prepare.texts import Texts, write_copies
-from token_superposition.data.shard_file import token_dtype
+from token_superposition.data.shard_format import token_dtype
 from token_superposition.data.tokenizers import Tokenizer
 from token_superposition.errors import UserError
 
@@ -108,7 +108,7 @@ class Merge:
         duplicates = sum(run.documents for run in self._runs) - documents
         return Census(documents, different, tokens, duplicates, (high, low))
 
-    def write(self, census: Census, threads: int, report: Callable[[Progress], None]) -> dict[str, Any]:
+    def write(self, census: Census, threads: int, report: Callable[[EncodeProgress], None]) -> dict[str, Any]:
         """Write the shards of both splits; returns what dataset.json says of them.
 
         Args:
@@ -119,7 +119,7 @@ class Merge:
         held_out: list[_Documents] = []
         most = self._limits.max_shard_tokens
         width = token_dtype(self._tokenizer.vocab_size).itemsize
-        progress = Progress()
+        progress = EncodeProgress()
 
         def wrote(documents: _Documents) -> None:
             progress.done += width * len(documents.tokens)

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 import token_superposition
-from token_superposition.data.prepare.encode import Encoder, Progress
+from token_superposition.data.prepare.encode import EncodeProgress, Encoder
 from token_superposition.data.prepare.worker import tell
-from token_superposition.data.sources import Piece
+from token_superposition.data.readers import Piece
 from token_superposition.errors import RunError, UserError
 
 Numbered = tuple[int, Piece]
@@ -47,7 +47,7 @@ def encode_pieces(
     processes: int,
     num_bytes: int,
     lock: int,
-    report: Callable[[int, Progress], None],
+    report: Callable[[int, EncodeProgress], None],
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Encode pieces; yields a piece's number and result as soon as it is done.
 
@@ -97,7 +97,7 @@ def encode_pieces(
                 raise pool.death(worker)
             number = answer["number"]
             if "progress" in answer:
-                report(number, Progress(**answer["progress"]))
+                report(number, EncodeProgress(**answer["progress"]))
                 continue
             del busy[worker]
             if "result" in answer:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from token_superposition.data.description import shard_name
-from token_superposition.data.prepare.runs import Rows
-from token_superposition.data.shards import ShardWriter
+from token_superposition.data.dataset import ShardWriter
+from token_superposition.data.manifest import shard_name
+from token_superposition.data.prepare.spill import Rows
 from token_superposition.data.tokenizers import Tokenizer
 
 COUNTED = ("tokens", "bytes", "documents")

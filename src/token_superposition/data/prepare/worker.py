@@ -16,8 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from token_superposition.data.prepare.encode import Encoder, Progress
-from token_superposition.data.sources import Piece, Reading
+from token_superposition.data.prepare.encode import EncodeProgress, Encoder
+from token_superposition.data.readers import Piece, ReadOptions
 from token_superposition.data.tokenizers import load_tokenizer
 from token_superposition.errors import UserError
 from token_superposition.files import read_object, write_json
@@ -34,7 +34,7 @@ def tell(encoder: Encoder) -> None:
 def told(folder: Path) -> Encoder:
     """The encoder that was told about in a folder."""
     values = read_object(folder / _TOLD, "start again")
-    return Encoder(folder, load_tokenizer(folder), Reading(**values["reading"]), values["seed"])
+    return Encoder(folder, load_tokenizer(folder), ReadOptions(**values["reading"]), values["seed"])
 
 
 def piece_from(values: dict[str, Any]) -> Piece:
@@ -61,7 +61,7 @@ def _encode_what_comes_in() -> None:
         number = order["number"]
         piece = piece_from(order["piece"])
 
-        def report(progress: Progress, number: int = number) -> None:
+        def report(progress: EncodeProgress, number: int = number) -> None:
             _say(number=number, progress=asdict(progress))
 
         try:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from token_superposition.data.tokenizers.byte_level import ByteTokenizer
-from token_superposition.data.tokenizers.interface import (
+from token_superposition.data.tokenizers.base import (
     END_OF_DOCUMENT,
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
@@ -17,6 +16,7 @@ from token_superposition.data.tokenizers.interface import (
     Tokenizer,
     is_tokenizers_own,
 )
+from token_superposition.data.tokenizers.byte_level import ByteTokenizer
 from token_superposition.errors import UserError, did_you_mean
 from token_superposition.files import read_object
 
@@ -53,10 +53,10 @@ def make_tokenizer(name: str, end_token: str | None = None) -> Tokenizer:
     if name and path.is_dir():
         if "kind" in _saved(path) or _note(path) is not None:  # one that we wrote: with its own name
             return _own(load_tokenizer(path), end_token)
-        from token_superposition.data.tokenizers.elsewhere import read_tokenizer
+        from token_superposition.data.tokenizers.huggingface import read_tokenizer
 
         return read_tokenizer(name, path, end_token)
-    from token_superposition.data.tokenizers.elsewhere import fetch_tokenizer, is_hub_name
+    from token_superposition.data.tokenizers.huggingface import fetch_tokenizer, is_hub_name
 
     near = did_you_mean(name, _KNOWN)
     if near or not is_hub_name(name):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from token_superposition.data.tokenizers.interface import END_OF_DOCUMENT, TOKENIZER_FILE
+from token_superposition.data.tokenizers.base import END_OF_DOCUMENT, TOKENIZER_FILE
 from token_superposition.files import write_json
 
 

@@ -19,11 +19,11 @@ from typing import Any
 
 from token_superposition.errors import UserError
 from token_superposition.files import read_object
-from token_superposition.plan.stages import Schedule
-from token_superposition.run.folder import RunFolder
+from token_superposition.schedule import Schedule
 from token_superposition.study.arms import budgets, by_seed
-from token_superposition.study.guard.forecast import Curve, pooled_deviation
-from token_superposition.train.resume import stored_config, trained_learning_rate
+from token_superposition.study.guard.projection import Curve, pooled_deviation
+from token_superposition.training.resume import stored_config, trained_learning_rate
+from token_superposition.training.run_folder import RunFolder
 
 _KEYS_OF_MODEL = "model.config."
 _KEYS_OF_TRAINING = ("optimizer", "decay_ratio", "final_learning_rate_ratio", "dtype")

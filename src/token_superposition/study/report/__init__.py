@@ -25,9 +25,9 @@ The dictionary is the contract between what trains and what tells. Its keys:
                      `equal_data` for the baseline at the raw tokens another arm reads), stages, switch_step, ratio,
                      learning_rate, seeds (as above). The arm's own seeds are those of the longest `budget`
     runs_at_once     optional: how many runs were trained at a time
-    cost             optional: hours, and money where a price was given; see `study.costs.cost_of`
-    equal_flops      at the longest budget, of the best arm (which decides the most: `study.decision`): baseline, arm
-                     (names), delta_nats (mean over seeds of arm minus baseline; below zero is better),
+    cost             optional: hours, and money where a price was given; see `study.prices.cost_of`
+    equal_flops      at the longest budget, of the best arm (which decides the most: `study.significance`): baseline,
+                     arm (names), delta_nats (mean over seeds of arm minus baseline; below zero is better),
                      confidence_interval ([low, high] or null), confidence_level, deltas (one a seed), reason (null,
                      or why there is no interval)
     equal_flops_all  the same of every arm but the baseline, in a list; optional with two arms
@@ -44,7 +44,7 @@ The dictionary is the contract between what trains and what tells. Its keys:
     equal_data_all*  the same of every arm that has it
     iso_loss         null, or the speed-up of the best arm at the baseline's final loss: an entry of
     iso_loss_all*    every speed-up; see `study.speedup.iso_loss_all`. In seconds where all runs had as many threads
-    switch*          spike and crossing of every superposition arm; see `study.switch.switch_facts`
+    switch*          spike and crossing of every superposition arm; see `study.loss_spike.switch_facts`
     reasons          why equal_data and iso_loss are null, by key
 
 Losses are next-token, in nats a token. A seed's numbers may be null where they were not recorded, and its
@@ -59,9 +59,9 @@ from pathlib import Path
 from typing import Any
 
 from token_superposition.files import write_json, write_text
-from token_superposition.study.decision import Outcome
+from token_superposition.study.report.headline import Verdict, verdict
 from token_superposition.study.report.page import render_html
-from token_superposition.study.report.verdict import Verdict, verdict
+from token_superposition.study.significance import Outcome
 
 __all__ = ["Outcome", "Verdict", "render_html", "verdict", "write_report"]
 

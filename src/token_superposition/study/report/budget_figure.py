@@ -13,9 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from token_superposition.study.report.budgets import Placed, compared_steps, equal_data_steps, placed, shortest_in_full
+from token_superposition.formatting import count, decimal
+from token_superposition.study.report.budget_facts import (
+    Placed,
+    compared_steps,
+    equal_data_steps,
+    placed,
+    shortest_in_full,
+)
 from token_superposition.study.report.facts import Report, unit
-from token_superposition.study.report.figure import (
+from token_superposition.study.report.findings import Reading, saving, saving_interval, shown_reading
+from token_superposition.study.report.plot import (
     BOTTOM,
     CHARACTER,
     HEIGHT,
@@ -23,19 +31,22 @@ from token_superposition.study.report.figure import (
     LONGEST_NAME,
     TOP,
     WIDTH,
+    AxisScale,
     LineEnd,
+    arm_class,
+    axis_title,
     band_area,
     clip,
     closing,
     end_names,
+    engineering,
     hit,
+    log_ticks,
+    marker,
     opening,
+    short_names,
     y_grid,
 )
-from token_superposition.study.report.findings import Reading, saving, saving_interval, shown_reading
-from token_superposition.study.report.marks import arm_class, marker, short_names
-from token_superposition.study.report.numbers import count, decimal
-from token_superposition.study.report.scale import Scale, axis_title, engineering, log_ticks
 
 _INSET = 16.0  # between the frame and the first and last points
 
@@ -54,8 +65,8 @@ def losses_panel(report: Report) -> str:
     ends = [limit for point in points if point.steps >= first for limit in point.band or (point.loss,)]
     low, high = min(ends), max(ends)
     room = 0.05 * max(high - low, 1e-3)
-    x = _LogScale(Scale(math.log(min(flops)), math.log(max(flops)) + 1e-9, LEFT + _INSET, right - _INSET))
-    y = Scale(low - room, high + room, HEIGHT - BOTTOM, TOP)
+    x = _LogScale(AxisScale(math.log(min(flops)), math.log(max(flops)) + 1e-9, LEFT + _INSET, right - _INSET))
+    y = AxisScale(low - room, high + room, HEIGHT - BOTTOM, TOP)
     reading = shown_reading(report)
     arrow = _arrow(reading, lines, x, y) if reading else []
     said = "; ".join(f"{name}: {', '.join(_said(point) for point in found)}" for _, name, found in lines)
@@ -64,7 +75,7 @@ def losses_panel(report: Report) -> str:
         *opening("budgets-loss", "Final loss at every budget", f"Final validation loss in {unit(report)}. {said}."),
         clip("budgets-loss", right),
         f'<text class="axis" x="0" y="32">Final validation loss ({escape(unit(report))})</text>',
-        *y_grid(Scale(0, 1, LEFT, right), y),
+        *y_grid(AxisScale(0, 1, LEFT, right), y),
         *_budget_marks(report, points, x),
         *_compute_axis(x, power, right),
         '<g clip-path="url(#budgets-loss-c)">',
@@ -92,7 +103,7 @@ def losses_panel(report: Report) -> str:
 class _LogScale:
     """A scale of logarithms that takes the numbers themselves."""
 
-    of_logs: Scale
+    of_logs: AxisScale
 
     def __call__(self, value: float) -> float:
         return self.of_logs(math.log(value))
@@ -138,7 +149,7 @@ def _compute_axis(x: _LogScale, power: int, right: float) -> list[str]:
     return parts
 
 
-def _band(index: int, points: Sequence[Placed], x: _LogScale, y: Scale) -> str:
+def _band(index: int, points: Sequence[Placed], x: _LogScale, y: AxisScale) -> str:
     """The band over seeds: an area along the line, or a stroke where there is one point only."""
     known = [(x(point.flops), y(point.band[0]), y(point.band[1])) for point in points if point.band]
     if not known:
@@ -149,19 +160,19 @@ def _band(index: int, points: Sequence[Placed], x: _LogScale, y: Scale) -> str:
     return band_area(index, known)
 
 
-def _line(index: int, points: Sequence[Placed], x: _LogScale, y: Scale) -> str:
+def _line(index: int, points: Sequence[Placed], x: _LogScale, y: AxisScale) -> str:
     path = "L".join(f"{x(point.flops):.1f} {y(point.loss):.1f}" for point in points)
     return f'<path class="mean {arm_class(index)}" d="M{path}"/>'
 
 
-def _mark(index: int, point: Placed, x: _LogScale, y: Scale) -> str:
+def _mark(index: int, point: Placed, x: _LogScale, y: AxisScale) -> str:
     at, level = x(point.flops), y(point.loss)
     if point.equal_data:
         return f'<circle class="tried {arm_class(index)}" cx="{at:.1f}" cy="{level:.1f}" r="4"/>'
     return marker(index, at, level)
 
 
-def _arrow(reading: Reading, lines: Sequence[tuple[int, str, list[Placed]]], x: _LogScale, y: Scale) -> list[str]:
+def _arrow(reading: Reading, lines: Sequence[tuple[int, str, list[Placed]]], x: _LogScale, y: AxisScale) -> list[str]:
     """The speed-up: an arrow at its loss from superposition's compute to the baseline's, and its label."""
     start, end, level = x(reading["arm_cost"]), x(reading["baseline_cost"]), y(reading["loss"])
     bottom, left, right = HEIGHT - BOTTOM, min(start, end), max(start, end)
@@ -195,7 +206,7 @@ def _free_place(
     level: float,
     lines: Sequence[tuple[int, str, list[Placed]]],
     x: _LogScale,
-    y: Scale,
+    y: AxisScale,
 ) -> tuple[float, float]:
     """Left and top of where the label covers the least of the lines and of the arrow, near it by preference."""
     height, bottom, edge = 34.0, HEIGHT - BOTTOM, x.of_logs.end + _INSET

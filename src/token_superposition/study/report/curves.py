@@ -11,10 +11,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from token_superposition.formatting import finite
 from token_superposition.study.arms import Arm
-from token_superposition.study.report.budgets import band_of
+from token_superposition.study.report.budget_facts import band_of
 from token_superposition.study.report.facts import Report
-from token_superposition.study.report.numbers import finite
 
 
 @dataclass(frozen=True)

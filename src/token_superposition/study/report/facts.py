@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from token_superposition.study.arms import Arm, Budget
-from token_superposition.study.decision import OUTCOME_WORDS, Outcome, outcome_of
+from token_superposition.study.significance import OUTCOME_WORDS, Outcome, outcome_of
 
 Report = Mapping[str, Any]
 

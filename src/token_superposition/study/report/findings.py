@@ -11,11 +11,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from token_superposition.formatting import better_or_worse
+from token_superposition.formatting import better_or_worse, count, decimal, in_nats, interval, three_figures
 from token_superposition.study.arms import Arm, quoted
-from token_superposition.study.costs import MUCH_FASTER
-from token_superposition.study.decision import NOISE, Difference, outcome_of, would_have_won
-from token_superposition.study.report.budgets import (
+from token_superposition.study.prices import MUCH_FASTER
+from token_superposition.study.report.budget_facts import (
     FEWEST_FOR_INTERVAL,
     as_difference,
     compared_steps,
@@ -28,8 +27,14 @@ from token_superposition.study.report.budgets import (
     shortest_in_full,
 )
 from token_superposition.study.report.facts import Report, baseline, best, differences, outcome, outcome_words, unit
-from token_superposition.study.report.numbers import count, decimal, in_nats, interval, three_figures
-from token_superposition.study.statistics import ONE_SEED, PairedDifference
+from token_superposition.study.significance import (
+    NOISE,
+    ONE_SEED,
+    Difference,
+    PairedDifference,
+    outcome_of,
+    would_have_won,
+)
 
 Reading = Mapping[str, Any]
 _CLOSES, _STAYS = 2 / 3, 0.9  # of how far behind it was one budget before

@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from token_superposition.study.report.budgets import (
+from token_superposition.formatting import compared, count, digits_of, finite, interval
+from token_superposition.study.report.budget_facts import (
     compared_steps,
     difference_at,
     difference_at_equal_data,
     shortest_in_full,
 )
 from token_superposition.study.report.facts import Report, unit
-from token_superposition.study.report.figure import (
+from token_superposition.study.report.plot import (
     BOTTOM,
     CHARACTER,
     HEIGHT,
@@ -26,17 +27,18 @@ from token_superposition.study.report.figure import (
     LONGEST_NAME,
     TOP,
     WIDTH,
+    AxisScale,
     LineEnd,
+    arm_class,
     clip,
     closing,
     end_names,
     hit,
+    marker,
     opening,
+    short_names,
     y_grid,
 )
-from token_superposition.study.report.marks import arm_class, marker, short_names
-from token_superposition.study.report.numbers import compared, count, digits_of, finite, interval
-from token_superposition.study.report.scale import Scale
 
 _INSET = 22.0  # between the frame and the first and last points
 
@@ -75,7 +77,7 @@ class _Layout:
         shown = [gap for gap in gaps if gap.place is None or gap.place >= first]
         values = [0.0, *(value for gap in shown for value in (gap.mean, *(gap.ends or ())))]
         room = 0.08 * (max(values) - min(values)) or 0.01
-        self.y = Scale(min(values) - room, max(values) + room, HEIGHT - BOTTOM, TOP)
+        self.y = AxisScale(min(values) - room, max(values) + room, HEIGHT - BOTTOM, TOP)
         self._dodge = min(9.0, 34.0 / len(rows))
         self._middle = (len(rows) - 1) / 2
         inset = _INSET + self._dodge * self._middle
@@ -83,7 +85,11 @@ class _Layout:
         self.has_data = any(gap.place is None for gap in gaps)
         last = self.data_at - 62 if self.has_data else right - inset
         logs = [math.log(number) for number in steps]
-        x = Scale(logs[0], logs[-1], LEFT + inset, last) if len(logs) > 1 else Scale(logs[0] - 1, logs[0], LEFT, last)
+        x = (
+            AxisScale(logs[0], logs[-1], LEFT + inset, last)
+            if len(logs) > 1
+            else AxisScale(logs[0] - 1, logs[0], LEFT, last)
+        )
         self.places = [x(log) for log in logs]
 
     def at(self, row: int, gap: _Gap) -> tuple[float, float]:
@@ -118,7 +124,7 @@ def gaps_panel(report: Report) -> str:
         clip("budgets-gap", right),
         f'<text class="axis" x="0" y="32">Difference to the baseline ({escape(unit(report))}): better below the line, '
         "worse above</text>",
-        *y_grid(Scale(0, 1, LEFT, right), y, unsigned=True),
+        *y_grid(AxisScale(0, 1, LEFT, right), y, unsigned=True),
         f'<line class="zero" x1="{LEFT:g}" x2="{right:.1f}" y1="{y(0):.1f}" y2="{y(0):.1f}"/>',
         *_steps_axis(steps, layout.places, right, layout.data_at if layout.has_data else None),
         *(
@@ -185,7 +191,7 @@ def _steps_axis(steps: Sequence[int], places: Sequence[float], right: float, dat
     return parts
 
 
-def _gap_marks(index: int, at: float, gap: _Gap, y: Scale) -> list[str]:
+def _gap_marks(index: int, at: float, gap: _Gap, y: AxisScale) -> list[str]:
     style, parts = arm_class(index), []
     if gap.ends is not None:
         low, high = y(gap.ends[0]), y(gap.ends[1])

@@ -11,10 +11,10 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from token_superposition.formatting import about_duration
 from token_superposition.study.arms import budgets, quoted
-from token_superposition.study.report.budgets import has_budgets, reference_steps
+from token_superposition.study.report.budget_facts import has_budgets, reference_steps
 from token_superposition.study.report.facts import Report, best, num_seeds, outcome
-from token_superposition.study.report.numbers import about_duration
 
 ENOUGH_SEEDS = 5
 _NUMBERS = {5: "five", 10: "ten"}

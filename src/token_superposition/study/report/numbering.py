@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from token_superposition.study.report.budgets import has_budgets
+from token_superposition.study.report.budget_facts import has_budgets
 from token_superposition.study.report.facts import Report, differences, num_seeds
 
 Figure = Literal["budgets", "compute", "data", "seeds", "sweep"]

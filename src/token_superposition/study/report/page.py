@@ -10,15 +10,25 @@ import re
 from html import escape
 from importlib import resources
 
-from token_superposition.study.report.budget_figure import losses_panel
-from token_superposition.study.report.budget_tables import bounds_words, budgets_table, speedup_table
-from token_superposition.study.report.budgets import (
+from token_superposition.formatting import (
+    compared,
+    count,
+    count_in_words,
+    decimal,
+    digits_of,
+    interval,
+    plural,
+    power_of_ten,
+)
+from token_superposition.study.report.budget_facts import (
     FEWEST_FOR_INTERVAL,
     difference_at_equal_data,
     has_budgets,
     reference_steps,
 )
+from token_superposition.study.report.budget_figure import losses_panel
 from token_superposition.study.report.curves import Series, all_series
+from token_superposition.study.report.dot_plot import difference_strip
 from token_superposition.study.report.facts import (
     Report,
     arm_named,
@@ -30,7 +40,6 @@ from token_superposition.study.report.facts import (
     token_word,
     unit,
 )
-from token_superposition.study.report.figure import Axis, Window, end_window, panel, whole_window
 from token_superposition.study.report.findings import (
     budget_caption,
     not_read,
@@ -41,22 +50,12 @@ from token_superposition.study.report.findings import (
     switch_sentences,
 )
 from token_superposition.study.report.gap_figure import gaps_panel
+from token_superposition.study.report.headline import verdict
 from token_superposition.study.report.numbering import figure_number, table_number
-from token_superposition.study.report.numbers import (
-    compared,
-    count,
-    count_in_words,
-    decimal,
-    digits_of,
-    interval,
-    plural,
-    power_of_ten,
-)
-from token_superposition.study.report.prose import how_to_reproduce, what_it_shows, what_was_trained
-from token_superposition.study.report.strip import difference_strip
-from token_superposition.study.report.sweep import sweep_section
-from token_superposition.study.report.tables import arms_table, seeds_table
-from token_superposition.study.report.verdict import verdict
+from token_superposition.study.report.plot import Axis, Window, end_window, panel, whole_window
+from token_superposition.study.report.settings_text import how_to_reproduce, what_it_shows, what_was_trained
+from token_superposition.study.report.tables import arms_table, bounds_words, budgets_table, seeds_table, speedup_table
+from token_superposition.study.report.tuning_section import sweep_section
 
 _COMPUTE = Axis("flops", "Training compute", "FLOPs")
 _DATA = Axis("raw_tokens", "Raw tokens read", "")

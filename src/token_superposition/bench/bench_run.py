@@ -1,0 +1,164 @@
+"""What is measured: a run's model, optimizer and data at several bag sizes, and where its data comes from.
+
+A subject is one configuration whose schedule has a stage for each bag size, so one trainer with one set of weights
+takes steps of all of them: same latent shape, same memory, same kernels. Its learning rate is next to nothing, so
+that every step of every bag size meets the same weights.
+
+Whoever has no data yet reads random tokens. They lie in a temporary folder in the format of `tst prepare`, so
+that what is measured is the loader that a run has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from token_superposition.bench.bench_options import config_of
+from token_superposition.data.dataset import ShardWriter, token_dtype
+from token_superposition.data.manifest import (
+    DATASET_FILE,
+    DATASET_FORMAT,
+    DATASET_VERSION,
+    shard_name,
+)
+from token_superposition.data.tokenizers import ByteTokenizer
+from token_superposition.errors import UserError
+from token_superposition.files import is_whole_number, write_json
+from token_superposition.models.device import resolve_device
+from token_superposition.schedule import MEASURED, Schedule, Stage
+from token_superposition.training.config import RunConfig, parse_config
+from token_superposition.training.preflight import check_batch
+from token_superposition.training.resume import settle_config
+from token_superposition.training.run_folder import RunFolder
+from token_superposition.training.trainer import Trainer
+
+STAGE_STEPS = 10**6  # more than anybody waits for
+_LEARNING_RATE = 1e-9
+_TOKENS = 2**24  # of a random corpus, unless one window of the run takes more
+_MOST_TOKENS = 2**28
+
+
+@dataclass(frozen=True)
+class BenchRun:
+    """What is measured.
+
+    Attributes:
+        config: settled, no value of it `auto`; `data.path` leads to data that is there.
+        schedule: a stage of STAGE_STEPS steps for each bag size, in rising order.
+        random_data: why random tokens are read, in words; None where the configuration's own data is.
+    """
+
+    config: RunConfig
+    schedule: Schedule
+    random_data: str | None
+
+    def at_rows(self, rows: int, num_micro_batches: int, bag_size: int) -> BenchRun:
+        """The same run at one bag size, with steps of so many micro-batches of `rows` rows."""
+        sizes = {"train.batch_size": rows * num_micro_batches, "train.micro_batch_size": rows}
+        config = parse_config(self.config.model_dump(mode="json", exclude_unset=True), sizes)
+        stages = [stage for stage in self.schedule.stages if stage.bag_size == bag_size]
+        return BenchRun(config, Schedule(stages), self.random_data)
+
+    def trainer(self) -> Trainer:
+        """Its model, optimizer and stream; UserError where they do not fit each other or this machine."""
+        return Trainer(self.config, self.schedule)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `from_dict` takes, as JSON has it."""
+        config = self.config.model_dump(mode="json", exclude_unset=True)
+        return {"config": config, "stages": self.schedule.as_dicts(), "random_data": self.random_data}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> BenchRun:
+        """The subject that another process described."""
+        return cls(parse_config(values["config"]), Schedule.from_dicts(values["stages"]), values["random_data"])
+
+
+@contextlib.contextmanager
+def opened(path: Path | None, overrides: Mapping[str, Any], bag_sizes: Sequence[int]) -> Iterator[BenchRun]:
+    """A run at several bag sizes, ready to be measured inside the block; nothing of it stays after it.
+
+    Args:
+        path: a run's configuration; the demo's without it.
+        overrides: values by dotted path.
+        bag_sizes: to measure at.
+
+    Raises:
+        UserError: for a configuration that a run would be refused for, or data that is there and cannot be used.
+    """
+    with tempfile.TemporaryDirectory(prefix="tst-bench-") as name:
+        place = Path(name)
+        given = config_of(path, overrides, place / "none")
+        resolve_device(given.train.device)
+        config = settle_config(_at_bag_sizes(given, bag_sizes), RunFolder(place / "run"))
+        schedule = Schedule([_stage(config, bag_size) for bag_size in sorted(bag_sizes)])
+        check_batch(config)
+        random_data = None
+        missing = [folder for folder in given.data.folders if not Path(folder).exists()]
+        if missing:
+            vocab_size = _write_random(place / "data", config, schedule)
+            random_data = "no configuration was given" if path is None else f"{missing[0]} is not there"
+            random_data += f": reading random tokens of a vocabulary of {vocab_size:,}"
+            if path is not None and "vocab_size" not in config.model.config:
+                random_data += ", that of bytes (--model.config.vocab_size names another)"
+            values = config.model_dump(mode="json", exclude_unset=True)
+            config = parse_config({**values, "data": {"path": str(place / "data")}})
+        yield BenchRun(config, schedule, random_data)
+
+
+def _at_bag_sizes(config: RunConfig, bag_sizes: Sequence[int]) -> RunConfig:
+    """The run with what is measured in it, and without what is not."""
+    given = config.superposition
+    kind = given.stages[0] if given.stages else given
+    largest = max(bag_sizes)
+    superposition: dict[str, Any] = {"bag_size": largest}
+    if largest > 1:
+        # Weights yet to be measured cost what any others do.
+        weights = "power_law" if kind.slot_weights == MEASURED else kind.slot_weights
+        superposition |= {"superposition_steps": 1, "mode": kind.mode, "slot_weights": weights}
+    values = config.model_dump(mode="json", exclude_unset=True)
+    train = {"total_steps": len(bag_sizes) * STAGE_STEPS, "learning_rate": _LEARNING_RATE}
+    values["train"] = {**values.get("train", {}), **train}
+    values["data"].pop("validation_sets", None)
+    return parse_config({**values, "superposition": superposition}, source="--bag-sizes")
+
+
+def _stage(config: RunConfig, bag_size: int) -> Stage:
+    if bag_size == 1:
+        return Stage(1, STAGE_STEPS)
+    return Stage(bag_size, STAGE_STEPS, config.superposition.mode, config.superposition.slot_weights)
+
+
+def _write_random(folder: Path, config: RunConfig, schedule: Schedule) -> int:
+    """A prepared folder of random tokens; returns the vocabulary they are from.
+
+    Its tokenizer is that of bytes, whatever the vocabulary: nothing of a measurement turns ids into text. Ids take
+    two bytes each, so of a larger vocabulary the first 65,536 come up.
+    """
+    tokenizer, length = ByteTokenizer(), config.train.sequence_length
+    named = config.model.config.get("vocab_size")
+    vocab_size = named if isinstance(named, int) and is_whole_number(named, 1) else tokenizer.vocab_size
+    window = length * schedule.input_period + schedule.bag_size
+    if window > _MOST_TOKENS:
+        raise UserError(
+            f"--bag-sizes: a window of {length} positions times the bag sizes' least common multiple "
+            f"{schedule.input_period:,} is {window:,} tokens; choose sizes that divide each other, such as 1,2,4,8"
+        )
+    folder.mkdir()
+    tokenizer.save(folder)
+    generator = np.random.default_rng(0)
+    most = min(vocab_size, 2**16)
+    splits = {}
+    for split, num_tokens in (("train", max(_TOKENS, 2 * window)), ("validation", 2 * (length + 1))):
+        with ShardWriter(folder / shard_name(split, 0), tokenizer) as shard:
+            shard.add(generator.integers(0, most, num_tokens, dtype=token_dtype(most)), num_tokens)
+        counts = {"tokens": num_tokens, "bytes": num_tokens, "documents": 1}
+        splits[split] = {**counts, "shards": [{"file": shard_name(split, 0), **counts}]}
+    write_json(folder / DATASET_FILE, {"format": DATASET_FORMAT, "version": DATASET_VERSION, "splits": splits})
+    return vocab_size

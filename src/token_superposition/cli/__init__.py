@@ -1,0 +1,158 @@
+"""The door: the command `tst`.
+
+Each command imports what it needs when it runs, so `tst --help` answers at once. Results go to standard
+output (with `--json`, one JSON object as its last line), everything else to standard error. Exit codes: 0
+done; 2 the user's input is wrong, or the machine refuses (a full disk), said in one line; 1 anything else;
+130 interrupted, after a checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from token_superposition import __version__
+from token_superposition.cli.bench_command import add_bench_command
+from token_superposition.cli.plan_command import add_plan_command
+from token_superposition.cli.prepare_command import add_data_commands
+from token_superposition.cli.study_commands import add_study_commands
+from token_superposition.cli.use_commands import add_use_commands
+from token_superposition.errors import RunError, UserError, did_you_mean, machine_trouble, one_line, shortened
+from token_superposition.interrupts import INTERRUPTED, stop_requests
+from token_superposition.output_streams import losable_stderr, open_standard_streams, to_null_device
+
+_EPILOG = "Documentation: the README and docs/ of the repository. Paper: arXiv 2605.06546."
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `tst` with the given arguments (those of the process without them); returns the exit code."""
+    open_standard_streams()
+    with losable_stderr(), stop_requests(ends_process=arguments is None) as requests:
+        try:
+            code = _run(sys.argv[1:] if arguments is None else arguments)
+            requests.over = True
+            return code
+        except KeyboardInterrupt:
+            requests.over = True
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
+        finally:
+            try:
+                sys.stdout.flush()
+            except OSError:
+                to_null_device(sys.stdout)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    try:
+        words, overrides = _split(_as_text(arguments))
+        options, unknown = _parser().parse_known_args(words)
+        if unknown:
+            raise UserError(_unknown_words(options.parser, unknown))
+        command: Callable[[argparse.Namespace, dict[str, str]], tuple[dict[str, Any], str]] = options.run
+        if overrides and not options.takes_keys:
+            raise UserError(
+                f"--{next(iter(overrides))}: {options.parser.prog} takes no keys of a configuration "
+                f"(see {options.parser.prog} --help)"
+            )
+        result, text = command(options, overrides)
+        _print(json.dumps(result) if options.json else text)
+    except UserError as error:
+        return _failed(str(error), 2)
+    except RunError as error:
+        return _failed(str(error), 1)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone before the result was there
+        return 1
+    except Exception as error:
+        trouble = machine_trouble(error)
+        if trouble is None:
+            raise
+        return _failed(trouble, 2)
+    return 0
+
+
+def _print(text: str) -> None:
+    """The result, to standard output, also where that cannot write every character.
+
+    A reader that has gone wants no more of it: the command has done its work.
+    """
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        print(text.encode(encoding, errors="backslashreplace").decode(encoding), flush=True)
+    except OSError as error:
+        to_null_device(sys.stdout)
+        if isinstance(error, BrokenPipeError):
+            return
+        error.filename = "standard output"
+        raise
+
+
+def _failed(text: str, code: int) -> int:
+    print(f"error: {one_line(text)}", file=sys.stderr)
+    return code
+
+
+def _as_text(arguments: Sequence[str]) -> Sequence[str]:
+    """The arguments, where all of them are text that a file or a message can hold."""
+    for argument in arguments:
+        # Python passes on the bytes of a file's name that are no UTF-8 as halves of surrogate pairs.
+        if "\0" in argument or argument.encode("utf-8", errors="ignore").decode("utf-8") != argument:
+            raise UserError(f"the argument {shortened(ascii(argument))} is not UTF-8 text")
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="tst",
+        description="Pre-train language models with Token-Superposition Training.",
+        epilog=_EPILOG,
+    )
+    parser.add_argument("--version", action="version", version=f"tst {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[..., tuple[dict[str, Any], str]], text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command.set_defaults(run=run, takes_keys=False, parser=command)
+        command.add_argument("--json", action="store_true", help="print the result as one JSON object")
+        command.add_argument("--quiet", action="store_true", help="no progress on standard error")
+        return command
+
+    add_data_commands(add)
+    add_study_commands(add)
+    add_use_commands(add)
+    add_bench_command(add)
+    add_plan_command(add)
+    return parser
+
+
+def _unknown_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> str:
+    """What to say of words that a command does not take; the nearest option is named."""
+    known = [name for action in parser._actions for name in action.option_strings]
+    first = next((word for word in words if word.startswith("-")), words[0]).partition("=")[0]
+    near = did_you_mean(first, known) if first.startswith("-") else ""
+    kind = "no such option" if first.startswith("-") else "one argument too many"
+    return f"{parser.prog}: {shortened(first)}: {kind}{near} (see {parser.prog} --help)"
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Take keys of the configuration (`--train.seed 3`, `--train.seed=3`) out of the other arguments."""
+    others, overrides = [], {}
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name.startswith("--") or "." not in name:
+            others.append(word)
+            continue
+        following = value if equals else next(words, None)
+        if following is None:
+            raise UserError(f"{name} needs a value")
+        overrides[name.removeprefix("--")] = following
+    return others, overrides

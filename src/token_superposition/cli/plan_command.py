@@ -1,0 +1,119 @@
+"""The command of this room: `tst plan`.
+
+This module is read for `tst --help`, so what is heavy is imported when the command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from token_superposition.arguments import path
+from token_superposition.errors import UserError
+from token_superposition.planner.amounts import amount, between, dollars, num_devices, price, share, whole_amount
+
+if TYPE_CHECKING:
+    from token_superposition.planner.speed import Speed
+    from token_superposition.planner.workload import Workload
+
+_BUDGETS = ("tokens", "flops", "hours", "money")
+_SECTION = "superposition."
+_HOURS = between(1e-6, 1e7, "hours, such as 24")
+_PEAK = between(1e9, 1e18, "FLOPs per second of one device, such as 989T")
+
+
+def add_plan_command(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Declare it; `add` makes the parser of a command from its name, function and text."""
+    plan = add("plan", _plan, "say what a run would cost with and without superposition, and what to set")
+    plan.epilog = "any key of the configuration can follow; --superposition.bag_size and the like are judged as given"
+    plan.set_defaults(takes_keys=True)
+    plan.add_argument("config", type=path, nargs="?", metavar="CONFIG.yaml", help="a run's; or give --parameters")
+    plan.add_argument("--parameters", type=whole_amount, metavar="N", help="of a model of usual shape, such as 135M")
+    plan.add_argument("--vocab-size", type=whole_amount, metavar="V", help="with --parameters")
+    budget = plan.add_argument_group("budget of the ordinary run (without one, the configuration's steps)")
+    one = budget.add_mutually_exclusive_group()
+    one.add_argument("--tokens", type=amount, metavar="N", help="positions trained on, such as 10B")
+    one.add_argument("--flops", type=amount, metavar="N", help="such as 6e20")
+    one.add_argument("--hours", type=_HOURS, metavar="H", help="by the clock, on all devices")
+    one.add_argument("--money", type=dollars, metavar="M", help="in dollars")
+    machine = plan.add_argument_group("hardware")
+    machine.add_argument("--hardware", metavar="NAME", help="b200, h200, h100, a100, l40s and others")
+    machine.add_argument("--num-devices", type=num_devices, default=1, metavar="N", help="(default: 1)")
+    machine.add_argument("--price", type=price, metavar="P", help="dollars per device and hour (default: a list price)")
+    machine.add_argument("--peak-flops", type=_PEAK, metavar="N", help="of a device, dense bfloat16, such as 989T")
+    speed = machine.add_mutually_exclusive_group()
+    speed.add_argument(
+        "--mfu", type=share, metavar="F", help="share of the peak that training reaches (default: measured)"
+    )
+    speed.add_argument("--pilot", action="store_true", help="measure the step time on this machine first")
+    speed.add_argument("--measured-hours", type=_HOURS, metavar="H", help="that a run took on these devices, of ...")
+    machine.add_argument("--measured-steps", type=whole_amount, metavar="N", help="... so many steps")
+    plan.add_argument("--corpus-tokens", type=whole_amount, metavar="N", help="of text there is (default: the data's)")
+    plan.add_argument(
+        "--goal", choices=("loss", "cost"), default="loss", help="lower loss, or lower cost (default: %(default)s)"
+    )
+    plan.add_argument("--out", type=path, metavar="FILE.yaml", help="write the run's configuration")
+
+
+def _plan(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
+    from token_superposition.planner.plan import PlanRequest, check_given, make_plan
+    from token_superposition.planner.plan_text import describe
+    from token_superposition.planner.run_file import check_place, write_run
+    from token_superposition.planner.speed import find_hardware
+    from token_superposition.yaml_files import parse_overrides
+
+    _check(options)
+    if options.out:
+        check_place(options.out)
+    hardware = find_hardware(
+        options.hardware, num_devices=options.num_devices, peak_flops=options.peak_flops, price=options.price
+    )
+    values = parse_overrides(overrides)
+    given = {name.removeprefix(_SECTION): value for name, value in values.items() if name.startswith(_SECTION)}
+    keys = {name: value for name, value in values.items() if not name.startswith(_SECTION)}
+    check_given(given)
+    subject = _subject(options, keys)
+    budget = next(((kind, value) for kind in _BUDGETS if (value := getattr(options, kind)) is not None), None)
+    measured = None if options.measured_hours is None else (options.measured_hours, options.measured_steps)
+    request = PlanRequest(subject, hardware, budget, options.goal, options.mfu, measured, given)  # type: ignore[arg-type]
+    pilot = None
+    if options.pilot:
+
+        def pilot(bag_size: int) -> Speed:
+            from token_superposition.planner.speed import measure_speed
+
+            return measure_speed(
+                subject.values,
+                bag_size,
+                num_devices=hardware.num_devices,
+                peak_flops=hardware.peak_flops_per_second,
+                flops_per_step=subject.flops_per_step,
+                quiet=options.quiet,
+            )
+
+    plan = make_plan(request, pilot)
+    text = describe(plan)
+    if options.out:
+        write_run(options.out, plan)
+        text += f"\n\nrun in {options.out}: tst train {options.out} --dry-run"
+    return plan, text
+
+
+def _subject(options: argparse.Namespace, keys: Mapping[str, Any]) -> Workload:
+    from token_superposition.planner.workload import subject_of_config, subject_of_size
+
+    if options.config is not None:
+        return subject_of_config(options.config, keys, options.corpus_tokens)
+    return subject_of_size(options.parameters, options.vocab_size, keys, options.corpus_tokens)
+
+
+def _check(options: argparse.Namespace) -> None:
+    if (options.config is None) == (options.parameters is None):
+        raise UserError("give one of CONFIG.yaml and --parameters, such as --parameters 135M")
+    if options.vocab_size is not None and options.parameters is None:
+        raise UserError("--vocab-size goes with --parameters; of a configuration give --model.config.vocab_size")
+    if (options.measured_hours is None) != (options.measured_steps is None):
+        raise UserError("--measured-hours and --measured-steps go together: what a run took, and how many steps it had")
+    if options.mfu is not None and options.hardware is None and options.peak_flops is None:
+        raise UserError("--mfu is a share of a peak: give --hardware or --peak-flops too")

@@ -1,0 +1,183 @@
+"""Arrow (extra `parquet`): columns of text, and folders that Hugging Face `datasets` wrote with `save_to_disk`.
+
+A saved `Dataset` is a folder with state.json, which names its .arrow files in order. A saved `DatasetDict` is a folder
+with dataset_dict.json and a saved `Dataset` for each split; its split `train` is read unless another split is named.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from token_superposition.data.readers.document import (
+    SKIP_HINT,
+    Document,
+    Piece,
+    ReadOptions,
+    Skipped,
+    dotted_names,
+    is_too_long,
+    no_column,
+    path_of,
+)
+from token_superposition.errors import UserError
+from token_superposition.files import read_object
+
+_STATE, _SPLITS = "state.json", "dataset_dict.json"
+_AGAIN = "save the data set again"
+_MAGIC = b"ARROW1"  # of a file with an index; without it the file is a stream of batches
+
+
+def is_saved(folder: str) -> bool:
+    """Whether `save_to_disk` wrote a folder."""
+    return any(Path(folder, name).is_file() for name in (_STATE, _SPLITS))
+
+
+def saved_files(folder: str, split: str | None) -> list[str]:
+    """The .arrow files of a saved data set, in order.
+
+    Raises:
+        UserError: where a split is missing, or a file.
+    """
+    place = Path(folder)
+    is_split = (place / _SPLITS).is_file()
+    if is_split:
+        splits = read_object(place / _SPLITS, _AGAIN).get("splits")
+        if not isinstance(splits, list) or not splits or not all(isinstance(name, str) for name in splits):
+            raise UserError(f"{place / _SPLITS}: names no splits; {_AGAIN}")
+        wanted = split or ("train" if len(splits) > 1 else splits[0])
+        if wanted not in splits:
+            listed = ", ".join(splits)
+            raise UserError(f"{folder}: has no split {wanted!r} (splits: {listed}); write hf:{folder}:{splits[0]}")
+        place = place / Path(wanted).name
+    try:
+        state = read_object(place / _STATE, _AGAIN)
+    except FileNotFoundError:
+        raise UserError(f"{place / _STATE}: is missing; {_AGAIN}") from None
+    if split is not None and not is_split and split != (state.get("_split") or "train"):
+        raise UserError(f"{folder}: is a saved data set without splits; name it without {split!r}")
+    listed_files = state.get("_data_files")
+    names = [each.get("filename") for each in listed_files] if isinstance(listed_files, list) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{place / _STATE}: names no files of data; {_AGAIN}")
+    if state.get("_indices_data_files"):
+        raise UserError(f"{place}: was saved by an old version of datasets, with its rows chosen by an index; {_AGAIN}")
+    paths = [place / Path(name).name for name in names]
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(f"{missing[0]}: is missing, though {place / _STATE} names it; {_AGAIN}")
+    return list(map(str, paths))
+
+
+def read_arrow(piece: Piece, reading: ReadOptions, skipped: Skipped) -> Iterator[Document]:
+    """The documents of an .arrow file, a row each."""
+    (path,) = piece.files
+    try:
+        import pyarrow
+    except ImportError:
+        raise UserError(f"{path}: reading arrow needs an extra: pip install 'token-superposition[parquet]'") from None
+    row = 0
+    try:
+        with Path(path).open("rb") as file:
+            for batch in _batches(file):
+                names = column_of(batch.schema, path, reading.text_key)
+                for text in texts_of(column_in(batch, names)):
+                    if is_good(text, f"{path}:{row}", reading, skipped):
+                        yield Document(text, f"{path}:{row}")
+                    row += 1
+                skipped.bytes_done = file.tell()
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        message = f"{path}: is not arrow, or is cut short or damaged after row {row} ({reason}); mend it, {SKIP_HINT}"
+        reading.bad(skipped, "files_damaged", message)
+
+
+def _batches(file: Any) -> Iterator[Any]:
+    import pyarrow
+
+    is_indexed = file.read(len(_MAGIC)) == _MAGIC
+    file.seek(0)
+    if is_indexed:
+        reader = pyarrow.ipc.open_file(file)
+        yield from (reader.get_batch(number) for number in range(reader.num_record_batches))
+    else:
+        yield from pyarrow.ipc.open_stream(file)
+
+
+def column_of(schema: Any, path: str, text_key: str) -> list[str]:
+    """The names that lead to the column of text: one, or those of the columns that it lies in, too.
+
+    Raises:
+        UserError: where there is none, there are several, or it is not of text.
+    """
+    import pyarrow
+
+    columns = _nested(schema)
+    try:
+        names = path_of(columns, text_key)
+    except KeyError:
+        raise UserError(no_column(path, text_key, dotted_names(columns))) from None
+    kind = schema
+    for name in names:
+        fields = [field for field in kind if field.name == name]
+        if len(fields) > 1:
+            raise UserError(f"{path}: has {len(fields)} columns {name!r}; give each a name of its own")
+        kind = fields[0].type
+    if pyarrow.types.is_struct(kind):
+        found = ", ".join(f"{text_key}.{field.name}" for field in kind)
+        raise UserError(f"{path}: column {text_key!r} holds other columns; name one of them with --text-key ({found})")
+    if pyarrow.types.is_dictionary(kind):
+        kind = kind.value_type
+    if str(kind) not in ("string", "large_string", "string_view", "null"):
+        raise UserError(f"{path}: column {text_key!r} is {kind}, not string")
+    return names
+
+
+def _nested(fields: Any) -> dict[str, Any]:
+    import pyarrow
+
+    return {each.name: _nested(each.type) if pyarrow.types.is_struct(each.type) else None for each in fields}
+
+
+def column_in(batch: Any, names: list[str]) -> Any:
+    """The column of a batch that `names` lead to."""
+    column = batch.column(names[0])
+    for name in names[1:]:
+        column = column.flatten()[column.type.get_field_index(name)]  # where the outer value is null, so is the inner
+    return column
+
+
+def texts_of(column: Any) -> Iterator[bytes]:
+    """The values of a column of strings, as they are on the disk; a null is empty."""
+    import pyarrow
+
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if str(column.type) == "string_view":
+        column = column.cast(pyarrow.large_string())
+    column = column.cast(pyarrow.large_binary())  # new offsets at most: the texts stay where they are
+    if column.null_count:
+        column = column.fill_null(b"")
+    _, ends, data = column.buffers()
+    if data is None:  # nothing but empty ones
+        yield from [b""] * len(column)
+        return
+    places = np.frombuffer(ends, dtype=np.int64)[column.offset :][: len(column) + 1].tolist()
+    text = memoryview(data)
+    for start, stop in itertools.pairwise(places):
+        yield bytes(text[start:stop])
+
+
+def is_good(text: bytes, origin: str, reading: ReadOptions, skipped: Skipped) -> bool:
+    """Whether a value is UTF-8 and not too long."""
+    try:
+        text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        message = f"{origin}: is not UTF-8 (byte {error.start} of the text)"
+        reading.bad(skipped, "documents_not_utf8", message)
+        return False
+    return not is_too_long(len(text), origin, reading, skipped)

@@ -1,0 +1,134 @@
+"""Text as tokens to be scored, encoded on the fly with the model's own tokenizer.
+
+Documents stand one after the other as the tokenizer writes them, each ended by the end token, as in a
+prepared data set. Long documents are encoded in pieces, and no more of them than is going to be scored.
+
+How many bytes of text a token stands for is told by its place in the text, which any fast tokenizer knows:
+it stands for what no token before it reached, and the last token of a document for what is left. So the sum is right
+whatever the tokenizer does to the text. Characters that no token stands for, or only the unknown token, are counted:
+they make bits per byte look too good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from token_superposition.data.readers import Corpus
+from token_superposition.data.tokenizers import is_tokenizers_own
+from token_superposition.data.tokenizers.text_loss import count_characters, not_covered
+from token_superposition.errors import UserError
+
+_PIECE_CHARACTERS = 2**16
+
+
+class EncodedText:
+    """The first tokens of a corpus; has what a `Validator` scores.
+
+    Args:
+        corpus: the documents.
+        tokenizer: a fast Hugging Face tokenizer.
+        max_tokens: where to stop.
+
+    Attributes:
+        text_lost: the share of the characters that the tokenizer lost in what was encoded.
+
+    Raises:
+        UserError: for a tokenizer that does not know the places of its tokens or fails at a document, or a text that
+            cannot be read or gives no token.
+    """
+
+    def __init__(self, corpus: Corpus, tokenizer: Any, max_tokens: int) -> None:
+        if not tokenizer.is_fast:
+            raise UserError(f"{type(tokenizer).__name__} is no fast tokenizer: it cannot tell bytes of text by token")
+        parts: list[_Part] = []
+        found = 0
+        for part in _encode(corpus, tokenizer):
+            parts.append(part)
+            found += len(part.ids)
+            if found >= max_tokens:
+                break
+        if not found:
+            raise UserError(f"{', '.join(corpus.sizes)}: the tokenizer of the model gives no token for this text")
+        self._ids = np.concatenate([part.ids for part in parts])[:max_tokens]
+        num_bytes = np.concatenate([part.num_bytes for part in parts])[:max_tokens]
+        self._until = np.concatenate([[0], np.cumsum(num_bytes)])
+        self.text_lost = sum(part.lost for part in parts) / max(1, sum(part.characters for part in parts))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens encoded."""
+        return len(self._ids)
+
+    def read(self, start: int, length: int) -> NDArray[np.int64]:
+        """Tokens start .. start + length - 1."""
+        return self._ids[start : start + length]
+
+    def count_bytes(self, start: int, length: int) -> int:
+        """Bytes of text that those tokens stand for; special tokens stand for none."""
+        return int(self._until[start + length] - self._until[start])
+
+
+class _Part(NamedTuple):
+    """A part of a document.
+
+    Attributes:
+        ids, num_bytes: (tokens,), the ids, and the bytes of text that each stands for.
+        lost, characters: what the tokenizer lost, of how many.
+    """
+
+    ids: NDArray[np.int64]
+    num_bytes: NDArray[np.int64]
+    lost: int = 0
+    characters: int = 0
+
+
+def _encode(corpus: Corpus, tokenizer: Any) -> Iterator[_Part]:
+    """A corpus, part by part."""
+    end = tokenizer.eos_token_id
+    for document in corpus.documents():
+        text, start, ids, left = document.text.decode("utf-8"), 0, [], 0
+        while start < len(text):
+            stop = text.find("\n", start + _PIECE_CHARACTERS) + 1 or len(text)
+            piece = text[start:stop]
+            encoded = _encode_piece(piece, document.origin, tokenizer, is_first=start == 0)
+            ids, places = encoded["input_ids"], encoded["offset_mapping"]
+            num_bytes = _bytes_by_token(piece, places)
+            left += len(piece.encode("utf-8")) - int(num_bytes.sum())
+            if ids:  # what the piece's tokens do not reach belongs to the last of them
+                num_bytes[-1] += left
+                left = 0
+            lost = not_covered(piece, ids, places, tokenizer.unk_token_id)
+            yield _Part(np.array(ids, np.int64), num_bytes, lost, count_characters(piece.encode("utf-8")))
+            start = stop
+        if end is not None and (not ids or ids[-1] != end):
+            yield _Part(np.array([end], np.int64), np.array([left], np.int64))
+
+
+def _encode_piece(text: str, origin: object, tokenizer: Any, *, is_first: bool) -> Any:
+    try:
+        return tokenizer(
+            text,
+            add_special_tokens=is_first,
+            split_special_tokens=True,  # text that spells a special token is text
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+    except BaseException as error:
+        if not is_tokenizers_own(error):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{origin}: the tokenizer of the model cannot encode this document ({reason})") from None
+
+
+def _bytes_by_token(text: str, places: list[tuple[int, int]]) -> NDArray[np.int64]:
+    """Bytes of UTF-8 from the end of the tokens before to the end of each."""
+    code_points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    widths = 1 + (code_points > 0x7F) + (code_points > 0x7FF) + (code_points > 0xFFFF).astype(np.int64)
+    until = np.concatenate([[0], np.cumsum(widths)])
+    ends = np.array([place[1] for place in places], dtype=np.int64)
+    reached = np.maximum.accumulate(until[ends]) if len(ends) else ends
+    return np.diff(reached, prepend=0)

@@ -1,1 +1,0 @@
-"""Models that take bags: any Hugging Face causal language model, by its own forward."""

@@ -1,0 +1,189 @@
+"""Whether a plain module with these names for embedding and head gets the right loss on bags, found on a few tokens.
+
+A wrong name does not raise by itself: training runs, with another loss. So the module runs a few times before training:
+
+- on token ids, to see what its embedding and its head are given and what they put out;
+- with other ids but the same embeddings, which must give the same logits: nothing else may read the ids;
+- with a random tensor in place of the head's output, which the module must return unchanged. The loss is computed of
+  the head's output, so a soft-cap, a scale, a bias or a slice after the head would be left out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from token_superposition.models.checks import evaluating, ids_given, in_one_line
+from token_superposition.models.plain_module import Call, SuperposedModule, in_rows
+
+_SHAPE = torch.Size((2, 8))
+_LARGE = 40.0  # logits of this size show a soft-cap, which leaves the small logits of fresh weights as they are
+
+
+@torch.no_grad()
+def check_plain(superposed: SuperposedModule) -> None:
+    """Raise TypeError, in one line that says what to do, for a module that would be trained wrongly.
+
+    Sets `superposed.gives_targets` for a module that gives logits for all positions only with targets.
+    """
+    module, name = superposed.model, type(superposed.model).__name__
+    ids_BL = _some_ids(superposed)
+    with evaluating(module):
+        with ids_given(module, ids_BL, besides=superposed.part("embedding")) as others:
+            try:
+                returned, looked_up, headed = _run_on_all_positions(superposed, ids_BL)
+            except TypeError as error:
+                raise TypeError(f"{in_one_line(error)}{_instead(superposed, others)}") from error
+        _check_embedding(superposed, looked_up, ids_BL, others)
+        _check_dependence(superposed, looked_up.output, headed, ids_BL)
+        if others:  # fresh weights can be zero, and then no logit shows this
+            raise TypeError(f"{name} cannot be superposed: it looks ids up outside its embedding too, in {others[0]!r}")
+        _check_head(superposed, returned, headed.output, ids_BL)
+
+
+def _run_on_all_positions(superposed: SuperposedModule, ids_BL: Tensor) -> tuple[Any, Call, Call]:
+    """A forward on tokens, with the ids as targets if the module gives all logits only then."""
+    try:
+        returned, looked_up, headed = superposed.run(ids_BL)
+        missing = _missing_positions(returned, headed.output)
+        if missing and superposed.targets_argument and not superposed.gives_targets:
+            superposed.gives_targets = True
+            returned, looked_up, headed = superposed.run(ids_BL)
+            missing = _missing_positions(returned, headed.output)
+    except Exception as error:
+        if isinstance(error, TypeError) and "in a forward, not once" in str(error):
+            raise
+        raise TypeError(
+            f"{type(superposed.model).__name__} does not run as module(ids) on token ids of shape {tuple(ids_BL.shape)}"
+            f": {in_one_line(error)}"
+        ) from error
+    if missing:
+        raise superposed.no_logits(headed.output)
+    return returned, looked_up, headed
+
+
+def _missing_positions(returned: Any, put_out: Any) -> bool:
+    if in_rows(put_out, _SHAPE) is None:
+        return True
+    logits = _logits_in(returned, put_out)
+    return logits is not None and logits.dim() > 1 and logits.numel() == put_out.numel() // _SHAPE[1]
+
+
+def _check_embedding(superposed: SuperposedModule, call: Call, ids_BL: Tensor, others: list[str]) -> None:
+    """The embedding must be given the token ids, and put out a vector that depends on the id alone."""
+    name, part = type(superposed.model).__name__, superposed.names["embedding"]
+    given, vectors = call
+    if not isinstance(given, Tensor) or given.shape != ids_BL.shape or not torch.equal(given, ids_BL):
+        raise TypeError(
+            f"{name} does not give its token ids (B, L) to its embedding {part!r}: name the submodule that looks token "
+            f"ids up{_instead(superposed, others)}"
+        )
+    if not isinstance(vectors, Tensor) or vectors.dim() != 3 or vectors.shape[:2] != ids_BL.shape:
+        shape = tuple(vectors.shape) if isinstance(vectors, Tensor) else type(vectors).__name__
+        raise TypeError(f"{name}: its embedding {part!r} gives {shape}, not vectors (B, L, d)")
+    flipped = superposed.part("embedding")(ids_BL.flip(1)).flip(1)
+    if not torch.allclose(vectors, flipped, rtol=0, atol=_tolerance(vectors)):
+        raise TypeError(
+            f"{name}: the output of its embedding {part!r} depends on the position too, not on the token id alone: "
+            "name the submodule in it that looks token ids up"
+        )
+
+
+def _check_dependence(superposed: SuperposedModule, vectors: Tensor, headed: Call, ids_BL: Tensor) -> None:
+    """The logits must depend on embeddings alone, and on those of no later token."""
+    name = type(superposed.model).__name__
+    other = superposed.run(ids_BL.flip(1), embedded=vectors)[2]
+    changed_BL = torch.cat([ids_BL[:, :-1], ids_BL[:, :1]], dim=1)
+    changed = superposed.run(changed_BL)[2]
+    # What the head is given is compared too: the logits of a head with fresh weights of zero show nothing.
+    for outputs in zip(headed, other, changed, strict=True):
+        own, same, later = (in_rows(output, ids_BL.shape) for output in outputs)
+        if own is None or same is None or later is None:
+            continue
+        if not own.isfinite().all():
+            raise TypeError(f"{name} gives logits that are not finite numbers")
+        if not torch.allclose(own, same, rtol=0, atol=_tolerance(own)):
+            raise TypeError(f"{name} cannot be superposed: it looks ids up outside its embedding too")
+        if not torch.allclose(own[:, :-1], later[:, :-1], rtol=0, atol=_tolerance(own)):
+            raise TypeError(f"{name} is not causal: its logits see later tokens")
+
+
+def _check_head(superposed: SuperposedModule, returned: Any, put_out: Tensor, ids_BL: Tensor) -> None:
+    """The module must return what its head puts out; another dtype, shape or a log-softmax is the same loss."""
+    name, part = type(superposed.model).__name__, superposed.names["head"]
+    if _logits_in(returned, put_out) is None:
+        raise TypeError(
+            f"{name} returns no logits that the output of its head {part!r} can be compared with: return them alone, "
+            "first in a tuple, as .logits or under the key 'logits'"
+        )
+    generator = torch.Generator().manual_seed(0)
+    replacement = (_LARGE * torch.randn(put_out.shape, generator=generator)).to(put_out)
+    with torch.enable_grad():
+        logits = _logits_in(superposed.run(ids_BL, put_out=replacement)[0], put_out)
+    # A parameter behind the head leaves its gradient there, also one that changes nothing yet (a bias of zero).
+    if logits is None or logits.requires_grad or not _same_loss(logits, replacement, bool(superposed.z_loss)):
+        shapes = "" if logits is None or logits.shape == put_out.shape else f", to shape {tuple(logits.shape)}"
+        raise TypeError(
+            f"{name} changes its logits after its head {part!r}{shapes}, or returns others: name the submodule whose "
+            "output is the logits that it returns, or put the head and what follows it (scale, bias, soft-cap, slice) "
+            "in one submodule and name that"
+        )
+
+
+def _logits_in(returned: Any, put_out: Tensor) -> Tensor | None:
+    """The logits in what a forward returned: of the tensors there, the first that is as wide as the head's output."""
+    tensors = [value for value in _tensors_in(returned) if value.dim() > 1 and value.is_floating_point()]
+    alike = [value for value in tensors if value.shape[-1] == put_out.shape[-1] or value.numel() == put_out.numel()]
+    return next(iter([*alike, *tensors]), None)
+
+
+def _tensors_in(returned: Any) -> list[Tensor]:
+    if isinstance(returned, Tensor):
+        return [returned]
+    logits = returned.get("logits") if isinstance(returned, Mapping) else getattr(returned, "logits", None)
+    if isinstance(logits, Tensor):
+        return [logits]
+    parts = list(returned.values()) if isinstance(returned, Mapping) else returned
+    return [value for value in parts if isinstance(value, Tensor)] if isinstance(parts, list | tuple) else []
+
+
+def _same_loss(logits: Tensor, replacement: Tensor, exactly: bool) -> bool:
+    """Whether the cross-entropy of both is the same; the z-loss also needs `exactly` the same logits."""
+    if logits.numel() != replacement.numel():
+        return False
+    transposed = logits.dim() == 3 and logits.shape != replacement.shape
+    if transposed and logits.transpose(1, 2).shape == replacement.shape:
+        logits = logits.transpose(1, 2)
+    coarse = logits.dtype if torch.finfo(logits.dtype).eps > torch.finfo(replacement.dtype).eps else replacement.dtype
+    expected = replacement.to(coarse).double()
+    gap = logits.reshape(replacement.shape).double() - expected
+    if not exactly:
+        gap = gap - gap.mean(dim=-1, keepdim=True)
+    return bool((gap.abs() <= 2 * torch.finfo(coarse).eps * expected.abs().max()).all())
+
+
+def _instead(superposed: SuperposedModule, others: list[str]) -> str:
+    named = superposed.names["embedding"]
+    return f" ({others[0]!r}, it seems, not {named!r})" if len(others) == 1 else ""
+
+
+def _tolerance(tensor: Tensor) -> float:
+    relative = 1e-4 if tensor.dtype in (torch.float32, torch.float64) else 5e-2
+    return relative * max(tensor.abs().max().item(), 1e-6)
+
+
+def _some_ids(superposed: SuperposedModule) -> Tensor:
+    """(2, 8) small ids, for a head may have fewer rows than the embedding; in descending order, as no positions are."""
+    part = superposed.part("embedding")
+    weight = next(part.parameters(), None)
+    if weight is None:
+        raise TypeError(
+            f"{type(superposed.model).__name__}: its embedding {superposed.names['embedding']!r} has no weights: name "
+            "the submodule that looks token ids up"
+        )
+    sizes = [found.num_embeddings for found in part.modules() if isinstance(found, nn.Embedding)]
+    size = min([*sizes, _SHAPE.numel()])
+    return (torch.arange(_SHAPE.numel() - 1, -1, -1, device=weight.device) % size).view(_SHAPE)

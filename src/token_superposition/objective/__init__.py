@@ -1,1 +1,0 @@
-"""The objective: bags in, multi-hot cross-entropy out. Needs torch and nothing else of ours."""

@@ -1,1 +1,0 @@
-"""A run on disk: the folder that everything above reads and writes."""

@@ -1,1 +1,0 @@
-"""Training one run: its configuration, its loop, and what the loop needs."""

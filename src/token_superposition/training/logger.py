@@ -1,0 +1,309 @@
+"""What a run writes: its metrics, its checkpoints, its summary.
+
+The loop says when; a `Recorder` knows what stands in a line, and keeps the counts that are not a function of the
+step: time spent and steps skipped. A step is skipped where its loss or gradient was no number; the device
+knows that at once, the host when it next waits for the device (`look`), so the results of the steps since are kept
+until then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from token_superposition.data.stream import Batch, Span
+from token_superposition.errors import CheckpointError, TrainingDivergedError
+from token_superposition.progress import ProgressSink, warn
+from token_superposition.training.checkpoint import save_checkpoint
+from token_superposition.training.hardware import machine_name, matrix_peak, peak_memory_bytes
+from token_superposition.training.metrics import read_metrics
+from token_superposition.training.run_folder import RunFolder
+from token_superposition.training.trackers import MetricsSink, open_tracker
+from token_superposition.training.trainer import StepResult, Trainer
+from token_superposition.training.validation import ValidationResult
+
+
+class _Done(NamedTuple):
+    """A step that was done, and whose result the host has not seen yet."""
+
+    step: int
+    span: Span
+    result: StepResult
+
+
+class Recorder:
+    """A run's records.
+
+    Args:
+        trainer: what is trained.
+        folder: where; held open by the caller.
+        state: of the checkpoint gone on from, or of a start.
+        run_id: the run's own, for trackers.
+        quiet: no progress on standard error.
+    """
+
+    def __init__(self, trainer: Trainer, folder: RunFolder, state: dict[str, Any], *, run_id: str, quiet: bool) -> None:
+        self.trainer = trainer
+        self.schedule = trainer.schedule
+        self.logging = trainer.config.logging
+        self.folder = folder
+        self.done: int = state["step"]
+        self.skipped: int = state["skipped_steps"]
+        self.init_from: dict[str, Any] | None = state.get("init_from")
+        self.unseen: list[_Done] = []
+        self.seconds_before: float = state["wall_seconds"]
+        self.started = time.perf_counter()
+        self.peak = matrix_peak(trainer.device, trainer.dtype)
+        self.metrics = folder.resume_metrics(self.done if self.done else -1, self._recomputed)
+        self.last_logged: dict[str, Any] = {}
+        for line in read_metrics(folder.metrics_file):
+            if "loss" in line:
+                self.last_logged = line
+        self.trackers: dict[str, MetricsSink] = {}
+        try:
+            for name in self.logging.trackers:
+                self.trackers[name] = open_tracker(
+                    name,
+                    folder=folder.path,
+                    run_id=run_id,
+                    project=self.logging.project,
+                    config=trainer.config.model_dump(mode="json"),
+                    first_step=self.done,
+                )
+        except BaseException:
+            self._close_trackers()
+            raise
+        superposed = any(stage.bag_size > 1 for stage in self.schedule.stages)
+        self.progress = ProgressSink(self.schedule.total_steps, self.done, quiet=quiet, superposed=superposed)
+
+    def _recomputed(self, line: dict[str, Any]) -> dict[str, Any]:
+        """A line that was read, with what follows from its step computed again: the file has no checksum."""
+        trained = self.schedule.lookup(max(line["step"] - 1, 0))
+        known = {"phase": trained.phase, "bag_size": trained.bag_size, **self.trainer.counters(line["step"])}
+        return {key: known.get(key, value) for key, value in line.items()}
+
+    def close(self) -> None:
+        """Close the progress bar and the trackers; the metrics close with the folder."""
+        self.progress.close()
+        self._close_trackers()
+
+    def _close_trackers(self) -> None:
+        for name in list(self.trackers):
+            with self._tracker(name) as tracker:
+                tracker.close()
+
+    @contextlib.contextmanager
+    def _tracker(self, name: str) -> Iterator[MetricsSink]:
+        """A tracker that fails, on a full disk or without its server, is dropped: the run goes on."""
+        try:
+            yield self.trackers[name]
+        except Exception as error:
+            warn(f"logging.trackers: {name} failed and is left out from here: {' '.join(str(error).split())}")
+            del self.trackers[name]
+
+    def add(self, batch: Batch, result: StepResult) -> None:
+        """A step was done."""
+        self.done = batch.step + 1
+        self.unseen.append(_Done(self.done, batch.span, result))
+
+    def look(self) -> dict[str, Any] | None:
+        """Wait for the steps done since the last look; the last one's figures, None if it was skipped.
+
+        Raises:
+            TrainingDivergedError: where more steps were skipped than the run bears.
+        """
+        skipped = torch.stack([done.result.skipped for done in self.unseen]).tolist()
+        for done, was_skipped in zip(self.unseen, skipped, strict=True):
+            if was_skipped:
+                self.note_skipped(done)
+        last = self.unseen[-1].result
+        self.unseen.clear()
+        if skipped[-1]:
+            return None
+        values = {"loss": last.loss.item(), "grad_norm": last.grad_norm.item()}
+        return values if last.expert_loads is None else {**values, "expert_load": _expert_load(last.expert_loads)}
+
+    def note_skipped(self, done: _Done) -> None:
+        """Say that a step was skipped, and where its batch lies in the corpus."""
+        self.skipped += 1
+        stage = self.schedule.stages[done.span.stage]
+        rows = np.arange(done.span.first_row, done.span.first_row + done.span.num_rows)
+        places = self.trainer.stream.locate(done.span.stage, rows)
+        starts, folders = [place.start for place in places], list(self.trainer.corpora.datasets.values())
+        length = self.trainer.stream.row_length(stage)
+        loss, grad_norm = (str(value.item()) for value in done.result[:2])
+        self.emit(
+            {
+                "step": done.step,
+                "phase": stage.phase,
+                "bag_size": stage.bag_size,
+                "skipped_steps": self.skipped,
+                "skipped": {
+                    "loss": loss,
+                    "grad_norm": grad_norm,
+                    "row_starts": starts,
+                    "row_tokens": length,
+                    **({"row_sources": [place.source for place in places]} if len(folders) > 1 else {}),
+                },
+            }
+        )
+        limit = self.trainer.config.train.max_skipped_steps
+        text = (
+            f"step {done.step} of {self.folder.path}: loss {loss}, gradient norm {grad_norm}: skipped "
+            f"({self.skipped} of at most {limit}); its {len(starts)} rows are {length} tokens each, from "
+            f"{', '.join(f'token {place.start} of {folders[place.source].folder}' for place in places[:3])}"
+            f"{', ...' * (len(starts) > 3)}"
+        )
+        if self.skipped > limit:
+            raise TrainingDivergedError(
+                f"{text}; that is more than train.max_skipped_steps: the run has diverged (a lower "
+                "train.learning_rate is the usual mend); its checkpoints are good"
+            )
+        warn(text)
+
+    def log(self, values: dict[str, Any] | None, steps: int, seconds: float, waited: float) -> None:
+        """A line for the step just done; speeds are over the steps since the last line.
+
+        Args:
+            values: what `look` said; a step that was skipped has its own line already.
+            steps, seconds, waited: since the last line; the last is what of it was spent waiting for batches.
+        """
+        if values is None:
+            return
+        trained = self.schedule.lookup(self.done - 1)
+        counters = {key: value for key, value in self.trainer.counters(self.done).items() if key != "flops"}
+        speed = steps * self.trainer.config.train.positions_per_step / seconds
+        self.last_logged = {
+            "step": self.done,
+            "phase": trained.phase,
+            "bag_size": trained.bag_size,
+            **values,
+            "learning_rate": self.trainer.learning_rate.at(self.done - 1),
+            **counters,
+            "positions_per_second": speed,
+            "seconds_per_step": seconds / steps,
+            "mfu": speed * self.trainer.flops_per_position / self.peak,
+            "data_wait_fraction": waited / seconds,
+            "skipped_steps": self.skipped,
+        }
+        self.emit(self.last_logged)
+
+    def validate(self, max_tokens: int, *, final: bool = False) -> dict[str, Any]:
+        """A next-token validation, marked with the phase that the model is in.
+
+        The last one is on more tokens than those before it, so a curve is drawn through the others.
+        """
+        trained = self.schedule.lookup(max(self.done - 1, 0))
+        result, others = self.trainer.validate(max_tokens)
+        line = {
+            "step": self.done,
+            "phase": trained.phase,
+            "bag_size": trained.bag_size,
+            **_validation(result),
+            "final": final,
+            **self.trainer.counters(self.done),
+        }
+        if self.init_from is not None and self.done == 0:
+            line["init_from"] = self.init_from["path"]
+        if others:
+            line["validation_sets"] = {name: _validation(other) for name, other in others.items()}
+        if not math.isfinite(result.loss):
+            raise self.diverged("the validation loss is no number")
+        self.emit(line)
+        return line
+
+    def diverged(self, what: str) -> TrainingDivergedError:
+        return TrainingDivergedError(
+            f"{what} after step {self.done} of {self.folder.path}: the run has diverged "
+            "(a lower train.learning_rate is the usual mend); its earlier checkpoints are good"
+        )
+
+    def checkpoint(self, span: Span) -> None:
+        """Everything that going on needs; the stream's state is a stage and a row number.
+
+        Raises:
+            TrainingDivergedError: before weights that are no numbers take the place of good ones.
+            CheckpointError: where it cannot be written and that is to end the run, or the run ends here: what
+                was trained would be lost.
+        """
+        if not self.trainer.weights_are_finite():
+            raise self.diverged("a weight is no finite number")
+        state = {
+            "step": self.done,
+            "phase": self.schedule.lookup(self.done - 1).phase,
+            "stages": self.schedule.as_dicts(),
+            "stream": {"stage": span.stage, "row": span.first_row + span.num_rows},
+            "skipped_steps": self.skipped,
+            "wall_seconds": self.wall_seconds(),
+            "init_from": self.init_from,
+            "config": self.trainer.config.model_dump(mode="json"),
+        }
+        folder, logging = self.folder.checkpoints, self.logging
+        keep, steps = logging.keep_checkpoints, logging.keep_checkpoint_steps
+        try:
+            self.metrics.sync()
+            save_checkpoint(folder, self.done, self.trainer.tensors(), state, keep, steps)
+        except CheckpointError as error:
+            if logging.fail_on_checkpoint_error or self.done == self.schedule.total_steps:
+                raise CheckpointError(
+                    f"step {self.done}: {error}; start the run again to go on from the checkpoint before it"
+                ) from error
+            warn(f"step {self.done}: {error}; training goes on, the checkpoints before it are good")
+
+    def finish(self) -> dict[str, Any]:
+        """Validate once more, on more tokens, and write the summary, which says that the run is done."""
+        trainer = self.trainer
+        validation = self.validate(self.logging.validation_tokens, final=True)
+        summary = {
+            **self.last_logged,
+            **validation,
+            "final_validation_loss": validation["validation_loss"],
+            "steps": self.done,
+            "stages": self.schedule.as_dicts(),
+            "switch_step": self.schedule.switch_step,
+            "seed": trainer.config.train.seed,
+            "skipped_steps": self.skipped,
+            "parameters": trainer.num_parameters,
+            "loss_backend": trainer.loss_backend,
+            "wall_seconds": self.wall_seconds(),
+            "machine": machine_name(trainer.device),
+            "peak_memory_bytes": peak_memory_bytes(trainer.device),
+            "data_fingerprint": trainer.corpora.fingerprint,
+            "init_from": self.init_from,
+        }
+        self.metrics.sync()
+        self.folder.write_summary(summary)
+        return summary
+
+    def emit(self, line: dict[str, Any]) -> None:
+        self.metrics.write(line)
+        self.progress.write(line)
+        for name in list(self.trackers):
+            with self._tracker(name) as tracker:
+                tracker.write(line)
+
+    def wall_seconds(self) -> float:
+        """Seconds trained, earlier starts included."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+
+def _expert_load(loads: Tensor) -> dict[str, dict[str, float]]:
+    """By layer: the busiest and the idlest expert's share of the choices, over an equal share; 1 is balance."""
+    shares = (loads * loads.shape[1] / loads.sum(dim=1, keepdim=True)).tolist()
+    return {f"layer_{n}": {"most": max(layer), "least": min(layer)} for n, layer in enumerate(shares)}
+
+
+def _validation(result: ValidationResult) -> dict[str, Any]:
+    return {
+        "validation_loss": result.loss,
+        "bits_per_byte": result.bits_per_byte,
+        "validation_tokens": result.num_tokens,
+        **({"text_lost": result.text_lost} if result.text_lost else {}),  # bits per byte are too low then
+    }

@@ -1,0 +1,221 @@
+"""The training loop, top to bottom.
+
+`train` opens the run's folder, settles its configuration, takes up the newest whole checkpoint, then does
+one optimizer step for every batch of the stream, and now and then a line of metrics, a validation, a
+checkpoint. Lines of a step are written before its checkpoint, so that a run that goes on from there lacks
+none and repeats none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, overload
+from uuid import uuid4
+
+from token_superposition.data.prefetch import prefetch
+from token_superposition.errors import TrainingDivergedError, UserError, first_line, is_out_of_memory
+from token_superposition.interrupts import deferred_stop
+from token_superposition.output_streams import losable_stderr
+from token_superposition.progress import say, warn
+from token_superposition.training.checkpoint import (
+    discard_newer,
+    discard_old,
+    newest_checkpoint,
+    no_whole_checkpoint,
+    read_state,
+)
+from token_superposition.training.config import RunConfig
+from token_superposition.training.config_changes import check_trained_with
+from token_superposition.training.datasets import measure_slot_weights
+from token_superposition.training.init_from import open_source
+from token_superposition.training.logger import Recorder
+from token_superposition.training.preflight import check_data
+from token_superposition.training.resume import (
+    check_stages,
+    check_unchanged,
+    first_total_steps,
+    rounding_changes,
+    settle_config,
+    settle_schedule,
+    stored_config,
+    what_is_odd,
+)
+from token_superposition.training.run_folder import RunFolder
+from token_superposition.training.threads import choose_threads
+from token_superposition.training.trainer import Trainer
+
+_LOSS = {
+    "plain": "from full logits",
+    "chunked": "in slices, so that its logits are never all in memory",
+    "liger": "by Liger's kernel",
+    "torch": "by torch's kernel",
+}
+
+
+@overload
+def train(config: RunConfig, path: Path, *, quiet: bool = False) -> dict[str, Any]: ...
+
+
+@overload
+def train(config: RunConfig, path: Path, *, quiet: bool = False, stop_after: int) -> dict[str, Any] | None: ...
+
+
+def train(
+    config: RunConfig, path: Path, *, quiet: bool = False, stop_after: int | None = None
+) -> dict[str, Any] | None:
+    """Train a run in its folder, from its start or from where it stopped; a run that is done stays as it is.
+
+    It is done with the steps that it has: given more of them it goes on, if its learning rate has not fallen yet.
+
+    Args:
+        config: the run's configuration.
+        path: the run's folder.
+        quiet: no progress on standard error.
+        stop_after: stop once so many steps are done, with a checkpoint, as an interrupted run does.
+
+    Returns:
+        The run's summary, as in `summary.json`; None where it stopped before its end, or had come so far already.
+
+    Raises:
+        UserError: for what the user can mend.
+        TrainingDivergedError: where the run comes to no numbers any more; the folder says so from then on.
+        CheckpointError: where the last checkpoint cannot be written, or any and `logging.fail_on_checkpoint_error`.
+        KeyboardInterrupt: after a signal of `interrupts.STOP_SIGNALS`, once a checkpoint is written.
+    """
+    with losable_stderr(), RunFolder(path) as folder:
+        check_unchanged(config, folder)
+        summary = folder.read_summary()
+        checkpoint, damaged = _newest_checkpoint(folder)
+        source = open_source(config) if checkpoint is None and summary is None else None
+        picks_threads, stored = config.train.num_threads == "auto", stored_config(folder)
+        config = settle_config(config, folder, source)
+        steps_done = read_state(checkpoint)["step"] if checkpoint else 0
+        fixed = folder.read_fixed()
+        schedule = settle_schedule(config, fixed, steps_done)
+        if checkpoint is not None:
+            check_trained_with(folder, checkpoint, config.model_dump(mode="json"))
+            check_stages(checkpoint, schedule, folder)
+        # A run whose last checkpoint is damaged lacks its weights, so its last steps are trained again.
+        if summary is not None and summary["steps"] == schedule.total_steps and not damaged:
+            return summary
+        if stop_after is not None and steps_done >= stop_after:
+            return None
+        tell: Callable[[str], None] = (lambda _: None) if quiet else say
+        if stored is None and picks_threads and config.train.device == "cpu":
+            for text in choose_threads().remarks():
+                tell(text)
+        check_data(config, None if quiet else say)
+        measured = fixed.get("mutual_information") if fixed else None
+        if fixed is None:
+            config, found = measure_slot_weights(config)
+            if found is not None:
+                measured, schedule = found.as_dict(), config.schedule()
+                tell(f"slot weights from the corpus: {found.describe(schedule.bag_size)}")
+        trainer = Trainer(config, schedule, source)
+        run_id: str = fixed["id"] if fixed else uuid4().hex[:8]
+        fixed_now = {
+            **(fixed or {}),
+            "id": run_id,
+            "stages": schedule.as_dicts(),
+            "first_total_steps": first_total_steps(fixed) if fixed else schedule.total_steps,
+            "data_fingerprint": trainer.corpora.fingerprint,
+            **({} if measured is None else {"mutual_information": measured}),
+        }
+        trainer.corpora.tokenizer.save(folder.path)
+        folder.write_config(config.model_dump(mode="json"), fixed_now)
+        state = trainer.load(checkpoint) if checkpoint else trainer.start()
+        if source is not None:
+            tell(f"continues from {source.words}")
+        _clear(folder, config, steps_done)
+        for text in (*what_is_odd(config, trainer.stream, source), *rounding_changes(config, stored)):
+            warn(text)
+        record = Recorder(trainer, folder, state, run_id=run_id, quiet=quiet)
+        record.progress.say(f"the loss is computed {_LOSS[trainer.loss_backend]} (train.loss_backend)")
+        return _run(trainer, record, stop_after)
+
+
+def _newest_checkpoint(folder: RunFolder) -> tuple[Path | None, bool]:
+    """The newest whole checkpoint, if there is one, and whether there is a newer one that is damaged."""
+    checkpoint, complaints = newest_checkpoint(folder.checkpoints)
+    if checkpoint is None and complaints:
+        raise no_whole_checkpoint(folder.checkpoints, complaints)
+    for complaint in complaints:
+        warn(f"{complaint}; continuing from the checkpoint before it")
+    return checkpoint, bool(complaints)
+
+
+def _clear(folder: RunFolder, config: RunConfig, steps_done: int) -> None:
+    """Take back what was said of the run's end, and remove what a kill left behind and what is not kept any more."""
+    folder.clear_end()
+    folder.clear_leftovers()
+    discard_newer(folder.checkpoints, steps_done)
+    discard_old(folder.checkpoints, config.logging.keep_checkpoints, config.logging.keep_checkpoint_steps)
+
+
+def _run(trainer: Trainer, record: Recorder, stop_after: int | None) -> dict[str, Any] | None:
+    """Every step that is left, and the summary; or those up to `stop_after`."""
+    schedule, logging, total = trainer.schedule, trainer.config.logging, trainer.schedule.total_steps
+    first_step = record.done
+    batches = prefetch(trainer.batches(first_step))
+    try:
+        with deferred_stop() as stop_wanted:
+            if first_step == 0:
+                record.validate(logging.interim_validation_tokens)
+            waited, since, mark = 0.0, first_step, time.perf_counter()
+            while record.done < total:
+                fetch = time.perf_counter()
+                batch = next(batches)
+                waited += time.perf_counter() - fetch
+                record.add(batch, trainer.step(batch))
+                step = record.done
+                last_of_stage = step == total or schedule.index_at(step) != batch.span.stage
+                stopping = stop_wanted()  # asked once: a request from here on waits for the next step
+                log = step % logging.log_interval == 0 or last_of_stage
+                kept = step in logging.keep_checkpoint_steps
+                far_enough = step == stop_after
+                save = step % logging.checkpoint_interval == 0 or last_of_stage or kept or stopping or far_enough
+                if log or save or trainer.device.type == "cpu":
+                    values = record.look()  # waits for the device
+                if log:
+                    now = time.perf_counter()
+                    record.log(values, step - since, now - mark, waited)
+                    waited, since, mark = 0.0, step, now
+                pause = time.perf_counter()
+                if step % logging.validation_interval == 0 or last_of_stage:
+                    record.validate(logging.interim_validation_tokens)
+                if save:
+                    record.checkpoint(batch.span)
+                mark += time.perf_counter() - pause  # speeds are of training
+                if stopping:
+                    raise KeyboardInterrupt
+                if far_enough:
+                    return None
+        return record.finish()
+    except KeyboardInterrupt:
+        if record.done > first_step:
+            record.progress.say(f"stopped after step {record.done}; continue with: tst train {record.folder.path}")
+        raise
+    except TrainingDivergedError as error:
+        record.folder.write_diverged(str(error))
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise UserError(_less_memory(trainer.config, record, error)) from error
+        raise
+    finally:
+        batches.close()  # type: ignore[attr-defined]
+        record.close()
+
+
+def _less_memory(config: RunConfig, record: Recorder, error: Exception) -> str:
+    """What to do after an out-of-memory error: the run may continue with fewer rows at once."""
+    rows = config.train.micro_batch_size or config.train.batch_size
+    fewer = max((n for n in range(1, rows) if config.train.batch_size % n == 0), default=None)
+    advice = f"continue with: tst train {record.folder.path} --train.micro_batch_size {fewer}"
+    if record.done == 0:  # the folder of a run that has not begun is removed
+        advice = f"start it again with --train.micro_batch_size {fewer}"
+    if fewer is None:
+        advice = "one row at a time is too much: a smaller train.sequence_length or model needs less, in a new run"
+    return f"out of memory ({first_line(error)}); {advice}"

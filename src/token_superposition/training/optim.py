@@ -1,0 +1,158 @@
+"""The optimizer and its learning rate, which run straight through the switch.
+
+Nothing here knows of phases: in a test at 100M parameters a reset at the switch lost superposition's whole gain.
+
+With `muon`, torch's Muon takes the matrices between embedding and head, and AdamW the rest: embeddings, the
+head, norms, biases, and experts that are stored as one tensor of three dimensions. Muon's update is scaled to the
+size of AdamW's ("Muon is scalable for LLM training", arXiv 2502.16982), so both share one learning rate and
+weight decay.
+
+A step whose loss or gradient is no number is skipped whole. Fused AdamW does that on the device, so that
+nothing has to wait for the answer; where an optimizer cannot, the host asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from token_superposition.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class WarmupStableDecay:
+    """A learning rate that rises linearly, stays, and falls linearly over the last steps.
+
+    Attributes:
+        peak: the learning rate between warm-up and decay.
+        total_steps, warmup_steps, decay_steps: optimizer steps.
+        final_ratio: where the decay is heading, over the peak.
+    """
+
+    peak: float
+    total_steps: int
+    warmup_steps: int
+    decay_steps: int
+    final_ratio: float = 0.0
+
+    def at(self, step: int) -> float:
+        """The learning rate of a step (they count from 0)."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / self.warmup_steps
+        left = self.total_steps - step
+        if left >= self.decay_steps:
+            return self.peak
+        return self.peak * (self.final_ratio + (1 - self.final_ratio) * left / self.decay_steps)
+
+    @property
+    def steps_before_decay(self) -> int:
+        """Steps from the start whose learning rate would be the same without a decay, however long the run."""
+        if self.decay_steps <= 1 or self.final_ratio == 1:
+            return self.total_steps
+        return max(self.warmup_steps, self.total_steps - self.decay_steps + 1)
+
+    def shared_steps(self, other: WarmupStableDecay) -> int:
+        """Steps from the start that have the same learning rate in both."""
+        if (self.peak, self.warmup_steps) != (other.peak, other.warmup_steps):
+            return 0
+        return self.total_steps if self == other else min(self.steps_before_decay, other.steps_before_decay)
+
+
+class Optimizers:
+    """Torch optimizers that step as one, or not at all.
+
+    Attributes:
+        parts: one or two of them, for DCP.
+        parameters: all that they train.
+    """
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        self.parts = list(parts)
+        self.parameters: list[nn.Parameter] = [p for part in parts for g in part.param_groups for p in g["params"]]
+        # What torch's GradScaler asks too: whether `found_inf` makes a step a skipped one.
+        self._skips_on_device = all(getattr(part, "_step_supports_amp_scaling", False) for part in parts)
+
+    def step(self, learning_rate: float, skip: Tensor) -> None:
+        """One step with the gradients that are there, which are dropped afterwards.
+
+        Args:
+            learning_rate: of every group.
+            skip: scalar bool on the device; where it is true, weights and state stay as they are.
+        """
+        if self._skips_on_device or not skip.item():
+            for part in self.parts:
+                for group in part.param_groups:
+                    group["lr"] = learning_rate
+                if self._skips_on_device:
+                    part.found_inf = skip.float()  # type: ignore[attr-defined]
+                part.step()
+        for part in self.parts:
+            part.zero_grad(set_to_none=True)
+
+
+def build_optimizers(model: nn.Module, config: TrainConfig, device: torch.device) -> Optimizers:
+    """The optimizers that a run's configuration asks for, over a Hugging Face model's parameters."""
+    hidden = _hidden_matrices(model) if config.optimizer == "muon" else []
+    others = list(model.parameters())
+    parts: list[torch.optim.Optimizer] = []
+    if hidden:
+        parts.append(
+            torch.optim.Muon(
+                hidden,
+                lr=config.learning_rate,
+                weight_decay=config.weight_decay,
+                momentum=config.muon_momentum,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+        taken = {id(parameter) for parameter in hidden}
+        others = [parameter for parameter in others if id(parameter) not in taken]
+    parts.append(
+        torch.optim.AdamW(
+            _decay_groups(others, config.weight_decay),
+            lr=config.learning_rate,
+            betas=config.betas,
+            eps=config.epsilon,
+            fused=device.type in ("cpu", "cuda"),
+        )
+    )
+    return Optimizers(parts)
+
+
+def states_kept(model: nn.Module, config: TrainConfig) -> int:
+    """Numbers that the optimizers keep besides the weights: two for each that AdamW trains, one for each of Muon's."""
+    hidden = _hidden_matrices(model) if config.optimizer == "muon" else []
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    return 2 * trained - sum(parameter.numel() for parameter in hidden)
+
+
+def build_learning_rate(config: TrainConfig) -> WarmupStableDecay:
+    """The learning rate that a run's configuration asks for."""
+    return WarmupStableDecay(
+        peak=config.learning_rate,
+        total_steps=config.total_steps,
+        warmup_steps=config.num_warmup_steps,
+        decay_steps=config.decay_steps,
+        final_ratio=config.final_learning_rate_ratio,
+    )
+
+
+def _decay_groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices with weight decay, norms and biases (fewer than two dimensions) without."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The matrices that are neither an embedding nor the head: what Muon is for."""
+    outside = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    outside.add(id(model.get_output_embeddings().weight))  # type: ignore[operator]
+    return [p for p in model.parameters() if p.requires_grad and p.dim() == 2 and id(p) not in outside]

@@ -1,0 +1,104 @@
+"""Validation: next-token loss at bag size 1, in both phases, on the same tokens every time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import nn
+
+from token_superposition.errors import UserError
+from token_superposition.models.costs import bits_per_byte
+
+_MOST_LOGITS = 2**27  # half a gigabyte of float32
+
+
+class ScoredTokens(Protocol):
+    """A sequence of tokens that knows what text they stand for; a `TokenDataset` is one."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    def read(self, start: int, length: int) -> NDArray[np.int64]: ...
+
+    def count_bytes(self, start: int, length: int) -> int: ...
+
+    @property
+    def text_lost(self) -> float | None: ...
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """What a validation found.
+
+    Attributes:
+        loss: nats a token.
+        bits_per_byte: summed loss over the bytes of text that the targets stand for; end tokens have none.
+        num_tokens: targets scored.
+        num_bytes: of text that they stand for.
+        text_lost: the share of the text's characters that the tokenizer lost; None where it is not known. Above
+            `data.manifest.LOST_TEXT` the bits per byte are given with a warning.
+    """
+
+    loss: float
+    bits_per_byte: float
+    num_tokens: int
+    num_bytes: int
+    text_lost: float | None = 0.0
+
+
+class Validator:
+    """Scores a model on the first tokens of a validation set, in rows of L positions that do not overlap.
+
+    Args:
+        dataset: the validation set.
+        sequence_length: L.
+        batch_size: rows a forward; fewer where their logits would be many.
+
+    Raises:
+        UserError: where the split is shorter than one row.
+    """
+
+    def __init__(self, dataset: ScoredTokens, *, sequence_length: int, batch_size: int) -> None:
+        self.dataset = dataset
+        self.sequence_length = sequence_length
+        self.batch_size = batch_size
+        self.num_rows = (dataset.num_tokens - 1) // sequence_length
+        if self.num_rows < 1:
+            raise UserError(
+                f"the validation data has {dataset.num_tokens} tokens, fewer than one row of "
+                f"train.sequence_length {sequence_length}: prepare more text"
+            )
+
+    def num_tokens(self, max_tokens: int) -> int:
+        """How many tokens are scored where at most `max_tokens` are asked for: whole rows, one at least."""
+        return min(self.num_rows, max(1, max_tokens // self.sequence_length)) * self.sequence_length
+
+    @torch.no_grad()
+    def run(self, model: nn.Module, max_tokens: int, device: torch.device, dtype: torch.dtype) -> ValidationResult:
+        """Score a causal language model in evaluation mode; its mode is put back afterwards."""
+        num_rows = self.num_tokens(max_tokens) // self.sequence_length
+        nats, num_tokens = torch.zeros((), dtype=torch.float64), num_rows * self.sequence_length
+        was_training = model.training
+        model.eval()
+        vocab_size = getattr(getattr(model, "config", None), "vocab_size", None) or 1
+        batch_size = max(1, min(self.batch_size, _MOST_LOGITS // (self.sequence_length * vocab_size)))
+        for first in range(0, num_rows, batch_size):
+            rows = min(batch_size, num_rows - first)
+            start, length = first * self.sequence_length, rows * self.sequence_length
+            span = self.dataset.read(start, length + 1)
+            ids, targets = (torch.from_numpy(np.ascontiguousarray(part)) for part in (span[:-1], span[1:]))
+            ids_BL = ids.view(rows, self.sequence_length).to(device)
+            with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+                logits = model(input_ids=ids_BL, use_cache=False).logits
+            losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.to(device), reduction="none")
+            nats += losses.sum(dtype=torch.float64 if device.type != "mps" else None).cpu()
+        model.train(was_training)
+        total = float(nats)
+        num_bytes = self.dataset.count_bytes(1, num_tokens)  # at once: what is rounded row by row does not add up
+        bits = bits_per_byte(total, num_bytes)
+        return ValidationResult(total / num_tokens, bits, num_tokens, num_bytes, self.dataset.text_lost)

@@ -1,0 +1,41 @@
+"""What the planner is asked for in tests: a model of a billion parameters, and its need of advice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from token_superposition.planner.settings import Need
+from token_superposition.planner.workload import Workload
+
+
+def subject_of(**changed: Any) -> Workload:
+    """A model of a billion parameters with the paper's batch, without any file."""
+    values: dict[str, Any] = {
+        "source": "test",
+        "values": {"data": {"path": "data/none"}},
+        "architecture": "llama",
+        "parameters": 10**9,
+        "active_parameters": 10**9,
+        "vocab_size": 32_768,
+        "flops_per_position": 6 * 10**9,
+        "positions_per_step": 2**21,
+        "sequence_length": 2048,
+        "total_steps": 20_000,
+        "unit": "subwords",
+        "start": "fresh",
+        "corpus": None,
+        "assumptions": [],
+    }
+    return Workload(**{**values, **changed})
+
+
+def need_of(subject: Workload, steps: int, **changed: Any) -> Need:
+    values: dict[str, Any] = {
+        "scale": subject.scale(steps),
+        "total_steps": steps,
+        "positions_per_step": subject.positions_per_step,
+        "unit": subject.unit,
+        "start": subject.start,
+        "corpus": subject.corpus,
+    }
+    return Need(**{**values, **changed})
