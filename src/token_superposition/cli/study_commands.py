@@ -86,7 +86,7 @@ class _PrintSchema(argparse.Action):
 
 
 def _keys_help() -> str:
-    """The configuration keys, which `training.config_reference` generated; a file is read so that `--help` stays fast."""
+    """The configuration keys as `training.config_reference` generated them; reading a file keeps `--help` fast."""
     return files("token_superposition.training").joinpath("config_keys.txt").read_text(encoding="utf-8")
 
 

@@ -7,8 +7,8 @@ checkpoints, callbacks. Six things are ours, each at the latest place where it c
   what would fail there fails at once (`integrations.dataset_checks`).
 - the training batches. A callback runs after the step's batch was fetched, and a collator does not know the
   step, so the loader itself follows the schedule: the batches of step t are those of t's stage
-  (`integrations.bag_rows`). Every epoch's loader starts at the Trainer's `global_step`, and a run that is resumed keeps the switch that it was started
-  with, which its checkpoints hold (`integrations.trainer_resume`).
+  (`integrations.bag_rows`). Every epoch's loader starts at the Trainer's `global_step`, and a run that is resumed
+  keeps the switch that it was started with, which its checkpoints hold (`integrations.trainer_resume`).
 - the forward. For the length of `train` the model takes bags, through a hook inside its own forward, so that what wraps
   it (DDP, FSDP, torch.compile) sees an ordinary call (`models.patch`).
 - the count that the loss is divided by. The Trainer counts `labels[..., 1:]`, which on (B, L, s) labels cuts off a
