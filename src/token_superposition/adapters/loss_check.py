@@ -94,7 +94,7 @@ def _check_count(trainer: Any, bags: dict[str, Any]) -> None:
     mixin = next(found for found in type(trainer).__mro__ if "_get_num_items_in_batch" in vars(found))
     if mixin.__module__ == _OURS:
         return
-    ours = next(found for found in type(trainer).__mro__ if found.__module__ == _OURS and "_count" in vars(found))
+    ours: Any = next(found for found in type(trainer).__mro__ if found.__module__ == _OURS and "_count" in vars(found))
     device = trainer.args.device
     expected = ours._get_num_items_in_batch(trainer, [bags], device)
     try:

@@ -378,7 +378,7 @@ class SuperpositionMixin:
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         """As `Trainer._evaluate`; ReduceLROnPlateau and GreedyLR do not see a model that predicts bags."""
         skip_scheduler = skip_scheduler or self._superposed()
-        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)  # type: ignore[misc,no-any-return]
+        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)  # type: ignore[misc]
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """As `Trainer._determine_best_metric`, but no evaluation of a model that predicts bags counts."""

@@ -123,10 +123,6 @@ def _check_head(superposed: SuperposedModule, returned: Any, put_out: Tensor, id
     replacement = (_LARGE * torch.randn(put_out.shape, generator=generator)).to(put_out)
     with torch.enable_grad():
         logits = _logits_in(superposed.run(ids_BL, put_out=replacement)[0], put_out)
-        superposed.model.training = True  # its own flag alone: a forward may do more with its logits in training
-        training = _logits_in(superposed.run(ids_BL, put_out=replacement)[0], put_out)
-    if training is not None and logits is not None and not torch.equal(training, logits):
-        logits = training
     # A parameter behind the head leaves its gradient there, also one that changes nothing yet (a bias of zero).
     if logits is None or logits.requires_grad or not _same_loss(logits, replacement, bool(superposed.z_loss)):
         shapes = "" if logits is None or logits.shape == put_out.shape else f", to shape {tuple(logits.shape)}"
