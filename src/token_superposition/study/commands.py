@@ -120,6 +120,7 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
+    from token_superposition.run.folder import RunFolder
     from token_superposition.train.config import load_config
     from token_superposition.train.files_there import check_folders
     from token_superposition.train.progress import say
@@ -134,6 +135,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
     if options.config.is_file() and folder == file.parent and not options.quiet:
         say(f"this is the configuration of the run in {folder}, which continues")
     _check_guard_options(options)
+    RunFolder(folder).check_place()
     if not (folder / "config.yaml").exists():  # a run that is done needs its data no more
         check_folders(config)
     from token_superposition.train.loop import train
