@@ -110,7 +110,7 @@ def _guess(parts: Sequence[NDArray[Any]], assumed: np.dtype[Any], num_ids: int) 
         in_vocabulary = all(len(each) and 0 <= int(each.min()) <= int(each.max()) < num_ids for each in read)
         return in_vocabulary and not any(map(_is_interleaved, read))
 
-    names = [assumed.str, *(f"{order}u{width}" for order in "<>" for width in (2, 4, 8))]
+    names = [assumed.str, *(f"{order}u{width}" for order in "<>" for width in (8, 4, 2))]  # narrow reads fit by chance
     return next((np.dtype(name) for name in names if fits(name)), None)
 
 
