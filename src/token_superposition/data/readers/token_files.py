@@ -52,7 +52,7 @@ def token_map(path: str, tokenizer: Tokenizer, token_bytes: int | None = None) -
 
 def _numpy_map(path: str) -> NDArray[Any]:
     try:
-        ids = np.load(path, mmap_mode="r", allow_pickle=False)
+        ids = np.lib.format.open_memmap(path, mode="r")  # which reads no pickle
     except Exception as error:  # numpy raises several kinds for a damaged header
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: is no array of numpy, or is cut short or damaged ({reason})") from None
