@@ -2,14 +2,14 @@
 
     dataset.json              what it was made from and what is in it; written last
     tokenizer.json            the tokenizer; of a subword tokenizer there is tokenizer_config.json too
-    train-00000.tokens        shards: see `shard_file`
+    train-00000.tokens        shards: see `shard_format`
     validation-00000.tokens
 
 The shards of a split are one sequence. Every document is followed by the end-of-document id. It lies in one
 shard, unless it is longer than a shard may be; then it goes on in the next.
 
 Opening finds what is missing, cut short or of another tokenizer; `verify` reads everything and finds a
-flipped bit (`data.dataset` does it for a run). Reading copies a span of a memory map to int64: no Python per
+flipped bit (`data.verify` does it for a run). Reading copies a span of a memory map to int64: no Python per
 token, and the operating system's page cache is the only cache.
 """
 

@@ -136,7 +136,7 @@ def _bounds(value: dict[str, Any]) -> str:
 
 _PAGE_HEAD = """# Configuration reference
 
-A run is one YAML file with the sections below. Only `data.path` (or `data.readers`) is required. Every key can also
+A run is one YAML file with the sections below. Only `data.path` (or `data.sources`) is required. Every key can also
 be given on the command line by its dotted path, such as `--train.learning_rate 1e-3`; the command line wins. An unknown
 key is an error that names the nearest known key. `auto` means: decided on this machine when the run starts, and then
 kept in the run folder's `config.yaml`.
