@@ -203,7 +203,7 @@ def test_the_page_has_just_these_rows() -> None:
     assert pinned is not None
     versions = [f"Proved with transformers {needed[1]} and {pinned[1]}, on the CPU in float32, at tiny size."]
     assert region("versions", versions) == versions
-    refused = [row("`model_type`", "what it does with ids", "taken where"), row("---", "---", "---")]
+    refused = [row("`model_type`", "what it does with ids", "accepted if"), row("---", "---", "---")]
     for found, kinds in groupby(families.IDS_ELSEWHERE, key=families.IDS_ELSEWHERE.__getitem__):
         refused.append(row(", ".join(f"`{kind}`" for kind in kinds), found.reason, found.unless))
     assert region("refused", refused) == refused

@@ -281,7 +281,7 @@ def _sweep_seeds(options: argparse.Namespace) -> int:
 
 def _with_verdict(report: dict[str, Any], folder: Path) -> tuple[dict[str, Any], str]:
     from token_superposition.formatting import wrapped
-    from token_superposition.study.report import headline as verdict
+    from token_superposition.study.report import verdict
 
     words = verdict(report)
     lines = [wrapped(line) for line in (words.headline, words.next_step)]
