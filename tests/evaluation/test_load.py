@@ -165,12 +165,13 @@ def test_an_export_whose_past_cannot_be_read_is_refused(folder: Path) -> None:
         assert "export the run again" in refusal(folder)
 
 
-def test_use_stands_on_lower_rooms_only() -> None:
+def test_evaluation_imports_no_layer_above_it() -> None:
     code = """
-import pkgutil, sys, importlib, token_superposition.use as room
-for module in pkgutil.iter_modules(room.__path__):
+import pkgutil, sys, importlib, token_superposition.evaluation as package
+for module in pkgutil.iter_modules(package.__path__):
     importlib.import_module(f"token_superposition.evaluation.{module.name}")
-print([name for name in sys.modules if name.startswith(("token_superposition.training", "token_superposition.study"))])
+above = tuple(f"token_superposition.{name}" for name in ("study", "planner", "bench", "cli"))
+print([name for name in sys.modules if name.startswith(above)])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
