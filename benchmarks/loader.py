@@ -46,7 +46,8 @@ def write_corpus(folder: Path, num_tokens: int) -> TokenDataset:
                 shard.add(generator.integers(0, 2**16, min(2**24, length - start), dtype=np.uint16), 0)
         counts = {"tokens": length, "bytes": 0, "documents": shard.num_documents}
         splits[split] = {**counts, "shards": [{"file": shard_name(split, 0), **counts}]}
-    write_json(folder / DATASET_FILE, {"format": DATASET_FORMAT, "version": DATASET_VERSION, "splits": splits})
+    description = {"format": DATASET_FORMAT, "version": DATASET_VERSION, "splits": splits, "random_ids": 2**16}
+    write_json(folder / DATASET_FILE, description)
     dataset = TokenDataset.open(folder, "train")
     for start in range(0, num_tokens, 2**24):
         dataset.read(start, min(2**24, num_tokens - start))

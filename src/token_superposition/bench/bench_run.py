@@ -160,5 +160,6 @@ def _write_random(folder: Path, config: RunConfig, schedule: Schedule) -> int:
             shard.add(generator.integers(0, most, num_tokens, dtype=token_dtype(most)), num_tokens)
         counts = {"tokens": num_tokens, "bytes": num_tokens, "documents": 1}
         splits[split] = {**counts, "shards": [{"file": shard_name(split, 0), **counts}]}
-    write_json(folder / DATASET_FILE, {"format": DATASET_FORMAT, "version": DATASET_VERSION, "splits": splits})
+    description = {"format": DATASET_FORMAT, "version": DATASET_VERSION, "splits": splits, "random_ids": most}
+    write_json(folder / DATASET_FILE, description)
     return vocab_size

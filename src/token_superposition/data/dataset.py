@@ -34,6 +34,7 @@ from token_superposition.data.manifest import AGAIN, DATASET_FILE, SPLITS, loss_
 from token_superposition.data.shard_format import BLOCK_TOKENS, HEADER_BYTES, ShardHeader, ShardWriter, token_dtype
 from token_superposition.data.tokenizers import Tokenizer, load_tokenizer
 from token_superposition.errors import UserError
+from token_superposition.files import is_whole_number
 
 __all__ = ["ShardHeader", "ShardWriter", "TokenDataset", "token_dtype"]
 
@@ -60,6 +61,7 @@ class TokenDataset:
         *,
         counted_bytes: int | None = None,
         text_lost: float | None = None,
+        random_ids: int = 0,
     ) -> None:
         self.folder = folder
         self.split = split
@@ -72,6 +74,7 @@ class TokenDataset:
         self.num_documents = sum(header.num_documents for header in headers.values())
         # Of a tokenizer that changes text: bytes of text for each byte that its tokens would stand for.
         self._bytes_per_counted = self.num_bytes / counted_bytes if counted_bytes else 1.0
+        self._num_ids = max(tokenizer.num_ids, random_ids)  # a benchmark's random ids are of no tokenizer
         self._headers = headers
         self._paths = list(headers)
         self._starts = [0, *accumulate(header.num_tokens for header in headers.values())]
@@ -100,7 +103,7 @@ class TokenDataset:
         description = read_description(folder)
         if split not in description["splits"]:
             raise UserError(f"{folder}: has no split {split!r} (splits: {', '.join(description['splits'])})")
-        tokenizer = load_tokenizer(folder)
+        tokenizer, random_ids = load_tokenizer(folder), description.get("random_ids", 0)
         headers = {}
         for shard in description["splits"][split]["shards"]:
             path = folder / shard["file"]
@@ -122,6 +125,7 @@ class TokenDataset:
             headers,
             counted_bytes=description["splits"][split].get("counted_bytes"),
             text_lost=text_lost(description),
+            random_ids=int(random_ids) if is_whole_number(random_ids) else 0,
         )
 
     def read(self, start: int, length: int) -> NDArray[np.int64]:
@@ -208,7 +212,7 @@ class TokenDataset:
 
     def _check_ids(self, path: Path, part: NDArray[Any], first: int) -> None:
         largest = int(part.max(initial=0))
-        if largest >= self.tokenizer.num_ids:
+        if largest >= self._num_ids:
             place = first + int(np.argmax(part))
             raise UserError(
                 f"{path}: token {place:,} has the id {largest}, where tokenizer {self.tokenizer.name!r} has "
