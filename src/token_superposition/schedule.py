@@ -380,7 +380,7 @@ def parse_slot_weights(name: str) -> tuple[str, tuple[float, ...]]:
         if not (0 <= offset < 1e6 and 0 < scale < 1e6 and -100 < exponent < 0):
             raise ValueError(
                 f"the numbers of slot_weights {name!r} are out of range: C0 must be at least 0, a above 0 (both below "
-                "a million), and k between -100 and 0"
+                "a million), and k below 0 and above -100"
             )
     return kind, parameters
 

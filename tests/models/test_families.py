@@ -252,10 +252,10 @@ def test_an_embedding_beside_the_first_is_found_while_it_is_zero() -> None:
 def test_a_model_of_several_is_refused_with_its_text_model() -> None:
     model = make(FAMILIES["Llama"])
     model.config = AutoConfig.for_model("gemma3")
-    with pytest.raises(TypeError, match=r"take its text model, gemma3_text \(Gemma3ForCausalLM\)"):
+    with pytest.raises(TypeError, match=r"use its text model, gemma3_text \(Gemma3ForCausalLM\)"):
         SuperposedLM(model)
     model.config = AutoConfig.for_model("gemma3n")
-    with pytest.raises(TypeError, match=r"gemma3n is several models in one.*; gemma3n_text cannot be superposed"):
+    with pytest.raises(TypeError, match=r"gemma3n consists of several models.*; gemma3n_text cannot be superposed"):
         SuperposedLM(model)
 
 

@@ -124,7 +124,7 @@ def test_what_a_family_cannot_is_refused() -> None:
     )  # fmt: skip
     model._no_split_modules = []  # type: ignore[assignment]
     model.supports_gradient_checkpointing = False  # type: ignore[assignment]
-    with pytest.raises(UserError, match=r"^train\.compile: LlamaForCausalLM does not say what its layers are"):
+    with pytest.raises(UserError, match=r"^train\.compile: LlamaForCausalLM does not name its layers"):
         compile_layers(model)
     with pytest.raises(UserError, match=r"^train\.activation_checkpointing: LlamaForCausalLM does not support it"):
         checkpoint_activations(model)

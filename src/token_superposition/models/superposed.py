@@ -239,8 +239,9 @@ class SuperposedLM(nn.Module):
         self.documents_apart = True
         check_documents_apart(self.model, self._document_inputs)
 
-        """Return the position ids, if the model takes any; transformers keeps documents apart if there is no mask."""
-    # them, accelerate makes one FSDP unit of the whole model, and unties tied weights that it loads on one rank only.
+    # Frameworks read these attributes before they shard a model, so they return the values of the wrapped model.
+    # Without them, accelerate makes one FSDP unit of the whole model, and unties tied weights that it loads on one
+    # rank only.
 
     @property
     def _no_split_modules(self) -> Any:
