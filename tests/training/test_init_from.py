@@ -351,7 +351,7 @@ def too_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("too_small")
 def test_a_model_too_large_is_not_even_loaded(foreign: Path, small_run: dict[str, Any], tmp_path: Path) -> None:
-    assert "and this machine has" in refused(going_on(small_run, foreign), tmp_path / "run")
+    assert "this machine has" in refused(going_on(small_run, foreign), tmp_path / "run")
 
 
 def test_rows_longer_than_its_positions(foreign: Path, small_run: dict[str, Any], tmp_path: Path) -> None:

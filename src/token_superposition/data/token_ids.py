@@ -1,6 +1,6 @@
 """Token ids as users have them, made readable for the stream: arrays, rows of token ids, and prepared folders.
 
-A row of a data set is a piece of the text, and the next row follows it in the text: rows are read as one sequence.
+A row of a dataset is a piece of the text, and the next row follows it in the text: rows are read as one sequence.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def open_tokens(ids: Any) -> Tokens:
         return ArrayTokens(ids)
     if hasattr(ids, "column_names") and hasattr(ids, "with_format") and hasattr(ids, "__len__"):
         if isinstance(ids, dict):
-            raise TypeError(f"give one split of the data set, such as ids['{next(iter(ids), 'train')}']")
+            raise TypeError(f"give one split of the dataset, such as ids['{next(iter(ids), 'train')}']")
         return RowTokens(ids)
     if callable(getattr(ids, "read", None)) and hasattr(ids, "num_tokens"):
         return ids
@@ -90,9 +90,9 @@ class RowTokens:
 
     def __init__(self, dataset: Any) -> None:
         if _COLUMN not in dataset.column_names:
-            raise UserError(f"the data set has no column {_COLUMN!r} (columns: {', '.join(dataset.column_names)})")
+            raise UserError(f"the dataset has no column {_COLUMN!r} (columns: {', '.join(dataset.column_names)})")
         if not len(dataset):
-            raise UserError("the data set has no rows")
+            raise UserError("the dataset has no rows")
         kept = [name for name in (_COLUMN, "attention_mask", "labels") if name in dataset.column_names]
         self.dataset = dataset.select_columns(kept).with_format("numpy")
         self.row_length = len(self.dataset[0][_COLUMN])
@@ -114,7 +114,7 @@ class RowTokens:
         rows = self.dataset[first:last]
         ids = [np.asarray(row) for row in rows[_COLUMN]]
         for number, row in enumerate(ids):
-            where = f"row {first + number} of the data set"
+            where = f"row {first + number} of the dataset"
             if row.shape != (self.row_length,) or not np.issubdtype(row.dtype, np.integer):
                 raise UserError(
                     f"{where} has {row.dtype} {row.shape} in {_COLUMN!r}, and row 0 has {self.row_length} token ids: "

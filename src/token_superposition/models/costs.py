@@ -157,7 +157,10 @@ def _activations(
 
 @contextlib.contextmanager
 def _saved(model: nn.Module) -> Iterator[dict[int, int]]:
-    """Collect the bytes that autograd saves inside the block, without weights: key 0 outside all layers, then by layer."""
+    """Collect the bytes that autograd saves inside the block, without weights.
+
+    Key 0 is the sum outside all layers; the other keys are the layers, counted from 1.
+    """
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     layers = layers_of(model)
     totals = dict.fromkeys(range(len(layers) + 1), 0)

@@ -183,7 +183,7 @@ def prepare(
             raise UserError(str(error).replace(f"{workplace.path}/", "")) from None
         write_json(workplace.path / DATASET_FILE, done)
         if check_out(out, overwrite=overwrite):  # once more: hours may have passed
-            raise UserError(f"{out}: another data set was put there meanwhile; name another folder")
+            raise UserError(f"{out}: another dataset was put there meanwhile; name another folder")
         shards = {shard["file"] for split in done["splits"].values() for shard in split["shards"]}
         complete(workplace, out, {DATASET_FILE, *TOKENIZER_FILES, *shards})
     return {**done, "folder": str(out), "seconds": time.monotonic() - started, "reused": False}

@@ -18,7 +18,7 @@ _LATER = {
     "on_error": "fail",
     "max_document_bytes": MAX_DOCUMENT_BYTES,
     "token_bytes": None,
-}  # keys that older data sets lack
+}  # keys that older datasets lack
 
 
 def check_options(
@@ -51,7 +51,7 @@ def check_options(
 
 
 def check_out(out: Path, *, overwrite: bool) -> bool:
-    """Whether `out` holds a data set that is not to be replaced.
+    """Whether `out` holds a dataset that is not to be replaced.
 
     Raises:
         UserError: where it is taken by something else.
@@ -66,12 +66,12 @@ def check_out(out: Path, *, overwrite: bool) -> bool:
     if not entries:
         return False
     if DATASET_FILE not in entries:
-        raise UserError(f"{out}: is not empty and holds no prepared data set; name another folder")
+        raise UserError(f"{out}: is not empty and holds no prepared dataset; name another folder")
     if overwrite:  # the folder will be removed: nobody's other files with it
         ours = (DATASET_FILE, *TOKENIZER_FILES)
         strangers = [name for name in entries if name not in ours and not name.endswith(".tokens")]
         if strangers:
-            raise UserError(f"{out}: holds {strangers[0]!r} beside the data set; move it before overwriting")
+            raise UserError(f"{out}: holds {strangers[0]!r} beside the dataset; move it before overwriting")
         return False
     return True
 
@@ -80,7 +80,7 @@ def already(out: Path, request: dict[str, Any], corpus: Corpus | None) -> dict[s
     """What `out` holds, where that is what is asked for; else UserError.
 
     Args:
-        out: a folder that holds a data set.
+        out: a folder that holds a dataset.
         request: what is asked for.
         corpus: its sources; None where they are standard input, which cannot be read twice.
     """
@@ -96,7 +96,7 @@ def already(out: Path, request: dict[str, Any], corpus: Corpus | None) -> dict[s
         if asked != before:
             raise UserError(f"{out}: was prepared with {key} {_word(before)}, not {_word(asked)}; {mend}")
     if corpus is None:
-        raise UserError(f"{out}: holds a data set, and standard input cannot be compared with what it was; {mend}")
+        raise UserError(f"{out}: holds a dataset, and standard input cannot be compared with what it was; {mend}")
     mine = [name for name in request["sources"] if name not in (PYTHON, STDIN) and not name.startswith(PREFIX)]
     resized = any(sizes.get(name) != corpus.sizes[name] for name in mine)
     if resized or corpus.newest > (out / DATASET_FILE).stat().st_mtime:

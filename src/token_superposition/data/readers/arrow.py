@@ -28,7 +28,7 @@ from token_superposition.errors import UserError
 from token_superposition.files import read_object
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
-_AGAIN = "save the data set again"
+_AGAIN = "save the dataset again"
 _MAGIC = b"ARROW1"  # of a file with an index; without it the file is a stream of batches
 
 
@@ -38,7 +38,7 @@ def is_saved(folder: str) -> bool:
 
 
 def saved_files(folder: str, split: str | None) -> list[str]:
-    """The .arrow files of a saved data set, in order.
+    """The .arrow files of a saved dataset, in order.
 
     Raises:
         UserError: where a split is missing, or a file.
@@ -59,7 +59,7 @@ def saved_files(folder: str, split: str | None) -> list[str]:
     except FileNotFoundError:
         raise UserError(f"{place / _STATE}: is missing; {_AGAIN}") from None
     if split is not None and not is_split and split != (state.get("_split") or "train"):
-        raise UserError(f"{folder}: is a saved data set without splits; name it without {split!r}")
+        raise UserError(f"{folder}: is a saved dataset without splits; name it without {split!r}")
     listed_files = state.get("_data_files")
     names = [each.get("filename") for each in listed_files] if isinstance(listed_files, list) else []
     if not names or not all(isinstance(name, str) for name in names):

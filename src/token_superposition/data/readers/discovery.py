@@ -99,7 +99,7 @@ def list_files(source: str, skipped: Skipped) -> list[File]:
 
 
 def list_saved(folder: str, split: str | None) -> list[File]:
-    """The files of a data set that `datasets` wrote with `save_to_disk`; UserError where they are not all there."""
+    """The files of a dataset that `datasets` wrote with `save_to_disk`; UserError where they are not all there."""
     return [_stat(path, "arrow") for path in saved_files(folder, split)]
 
 

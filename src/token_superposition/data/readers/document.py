@@ -120,8 +120,8 @@ class Piece:
     Attributes:
         source: whose it is.
         kind: which reader reads it.
-        files: one, or several small texts; for a hub data set, its name.
-        start, stop: of the file: bytes of a text or of .jsonl, row groups of .parquet, shards of a hub data set,
+        files: one, or several small texts; for a hub dataset, its name.
+        start, stop: of the file: bytes of a text or of .jsonl, row groups of .parquet, shards of a hub dataset,
             tokens; None for all of it.
         size: bytes, for the progress; what they are bytes of differs by kind.
     """

@@ -1,8 +1,8 @@
-"""Data sets of the Hugging Face hub (extra `hub`), streamed: `hf:NAME`, `hf:NAME:SPLIT`, `hf:NAME:CONFIG:SPLIT`.
+"""Datasets of the Hugging Face hub (extra `hub`), streamed: `hf:NAME`, `hf:NAME:SPLIT`, `hf:NAME:CONFIG:SPLIT`.
 
 NAME is a name on the hub or a local folder that `datasets` can load; the split is `train` where none is given.
 A folder that `datasets` wrote with `save_to_disk` is read by `arrow`, whether `hf:` stands before its name or not.
-A data set comes in shards (its files), which are the pieces: several processes read different ones, and a
+A dataset comes in shards (its files), which are the pieces: several processes read different ones, and a
 restart does not fetch again what was finished.
 """
 
@@ -26,7 +26,7 @@ def split_name(source: str) -> tuple[str, str | None, str | None]:
 
 
 def num_shards(source: str) -> int:
-    """How many shards a data set has.
+    """How many shards a dataset has.
 
     Raises:
         UserError: where it cannot be had.

@@ -1,7 +1,7 @@
 """Tokenizers: by name, and as they were saved beside what they wrote.
 
 A name is `bytes`, `bpe:SIZE` (trained on the corpus, so made by whoever prepares one), a folder or a
-tokenizer.json, a prepared data set, or a name on the Hugging Face hub.
+tokenizer.json, a prepared dataset, or a name on the Hugging Face hub.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class Tokenizer(Protocol):
         """(vocab_size,): bytes of text each id stands for; 0 for the end of a document and for padding.
 
         A tokenizer that changes text before it splits it (lower case, a space in front) cannot say this
-        exactly; what it is off by over a data set is in `dataset.json`, and corrected for.
+        exactly; what it is off by over a dataset is in `dataset.json`, and corrected for.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Tokenizers from elsewhere: a folder, a tokenizer.json, a prepared data set, or a name on the Hugging Face hub.
+"""Tokenizers from elsewhere: a folder, a tokenizer.json, a prepared dataset, or a name on the Hugging Face hub.
 
 The file tokenizer.json is taken as it is. Some versions of transformers read some families with a tokenizer
 of their own, whatever the file says; so transformers is asked only where there is no such file (vocab.json

@@ -3,7 +3,7 @@
 What defines one is that file's content and the end token. From the file is taken out what is not the
 tokenizer's own: truncation, padding, and the template that puts special tokens about a text, for here
 documents are ended by us and begun by nobody. It is saved in the same form, with the little beside it that
-transformers needs, so the folder of a data set can be named wherever a tokenizer folder can.
+transformers needs, so the folder of a dataset can be named wherever a tokenizer folder can.
 
 Text that looks like a special token stays text. `encode_special_tokens` sees to it where a special token is
 looked for in the text. A vocabulary that holds "</s>" as one of its pieces finds it nonetheless; then the
