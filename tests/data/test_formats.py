@@ -151,7 +151,7 @@ def test_bad_csv(tmp_path: Path) -> None:
     for content, said in (
         (b"id,body\n1,x\n", "a.csv: has no column 'text' (columns: id, body); name the text with --text-key"),
         (b"id,text\n1,ab\xffc\n", "a.csv:1: column 'text' is not UTF-8 (byte 2 of the field)"),
-        (b"id,text\n1,good\n2\n", "a.csv:2: has 1 fields, the first row has 2"),
+        (b"id,text\n1,good\n2\n", "a.csv:2: has 1 fields, but the first row has 2"),
         (b'id,text\n1,"open\n', "a.csv:1: is not CSV ("),
         (b'"id"x,text\n1,a\n', "a.csv, first row: is not CSV ("),
     ):

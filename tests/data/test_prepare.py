@@ -253,7 +253,7 @@ def test_what_is_put_there_meanwhile_is_not_removed(
         patch.setattr(
             Merge, "write", lambda *arguments: (shutil.copytree(tmp_path / "other", out), real(*arguments))[1]
         )
-        assert "another dataset was put there meanwhile" in complaint([corpus], out=out)
+        assert "another dataset was written there" in complaint([corpus], out=out)
     assert content(out) == content(tmp_path / "other")
 
 
@@ -363,7 +363,7 @@ def test_stopped_half_way_it_leaves_nothing(
 def test_too_small_a_corpus_says_what_it_has(tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("all in one file")
     message = complaint([tmp_path / "one.txt"], out=tmp_path / "data")
-    assert "1 documents, 1 of them different, 16 tokens; add documents, or cut long ones" in message
+    assert "1 documents, 1 of them different, 16 tokens; add documents, or split long documents" in message
     write_corpus(tmp_path / "same.jsonl", ["the same"] * 9)
     assert "9 documents, 1 of them different" in complaint([tmp_path / "same.jsonl"], out=tmp_path / "data")
     assert not (tmp_path / "data").exists()

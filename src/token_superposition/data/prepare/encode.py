@@ -1,4 +1,4 @@
-"""Encoding a piece: its documents read, hashed and turned into ids, and left on the disk as runs."""
+"""Encode a piece: read its documents, hash them, turn them into ids, and write them to disk as runs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _SECONDS_BETWEEN_REPORTS = 0.2
 
 @dataclass
 class EncodeProgress:
-    """How far something has come: bytes of the sources, and the documents and tokens that came out."""
+    """The progress of a part of the work: bytes of the sources that were read, documents, and tokens."""
 
     done: int = 0
     documents: int = 0
     tokens: int = 0
 
     def plus(self, other: EncodeProgress) -> EncodeProgress:
-        """Both together."""
+        """Return the sum of both."""
         return EncodeProgress(self.done + other.done, self.documents + other.documents, self.tokens + other.tokens)
 
 
@@ -38,10 +38,10 @@ class Encoder:
     """Encodes pieces into runs in a folder.
 
     Attributes:
-        folder: where runs go.
-        tokenizer: what encodes.
-        reading: how sources are read.
-        seed: of the documents' order.
+        folder: the folder for the runs.
+        tokenizer: the tokenizer.
+        reading: the options for reading sources.
+        seed: the seed of the order of the documents.
     """
 
     folder: Path
@@ -53,15 +53,15 @@ class Encoder:
         """Encode one piece.
 
         Args:
-            number: of the piece; its files are called by it.
-            piece: what to read.
-            report: called now and then.
+            number: the number of the piece, which is part of the names of its files.
+            piece: the piece to read.
+            report: called from time to time.
 
         Returns:
-            `runs`, `skipped` and `characters` (lost by the tokenizer, of how many), all as JSON.
+            `runs`, `skipped` and `characters` (the number of lost characters and of all characters), for JSON.
 
         Raises:
-            UserError: for what is wrong with the source.
+            UserError: if the source has an error.
         """
         skipped = Skipped()
         runs: list[Run] = []
@@ -106,7 +106,7 @@ class Encoder:
         return write_run(self.folder, name, rows, [each.ids for each in encoded])
 
     def _encode(self, documents: list[Document], skipped: Skipped) -> list[_Encoded]:
-        """The different documents, but for those that cannot be encoded."""
+        """Return the different documents with their ids, without documents that cannot be encoded."""
         different: dict[bytes, Document] = {}
         times: Counter[bytes] = Counter()
         for document in documents:
@@ -118,7 +118,7 @@ class Encoder:
         for key, document in different.items():
             ids = next(texts) if document.ids is None else document.ids.astype(self.tokenizer.encoded_dtype)
             if isinstance(ids, str) or not len(ids):
-                name, what = self.tokenizer.name, ids if isinstance(ids, str) else "it gives no token"
+                name, what = self.tokenizer.name, ids if isinstance(ids, str) else "the result has no token"
                 message = (
                     f"{document.origin}: tokenizer {name!r} cannot encode this document ({what}); "
                     f"name another tokenizer, leave the document out, {SKIP_HINT}"
@@ -129,7 +129,7 @@ class Encoder:
         return encoded
 
     def _ids_of(self, texts: list[bytes]) -> list[Ids | str]:
-        """Of each text its ids, or what the tokenizer says against it."""
+        """Return for each text its ids, or the error message of the tokenizer."""
         try:
             return list(self.tokenizer.encode_documents(texts))
         except BaseException as error:
@@ -156,11 +156,11 @@ class _Encoded:
     """A text and its ids.
 
     Attributes:
-        hash: of the text.
-        ids: without an end.
-        times: how many documents have this text.
-        num_bytes, counted: of the text, and what its tokens stand for.
-        lost, characters: what the tokenizer lost, of how many; 0 and 0 where it loses nothing.
+        hash: the hash of the text.
+        ids: the ids, without an end-of-document id.
+        times: the number of documents with this text.
+        num_bytes, counted: the bytes of the text, and the sum of the byte lengths of its tokens.
+        lost, characters: the number of lost characters and of all characters; 0 and 0 for an exact tokenizer.
     """
 
     hash: bytes
@@ -175,4 +175,4 @@ class _Encoded:
 def _hash(document: Document) -> bytes:
     if document.ids is None:
         return hash_text(document.text)
-    return hash_text(np.ascontiguousarray(document.ids, dtype="<u4").data)  # known by its ids alone
+    return hash_text(np.ascontiguousarray(document.ids, dtype="<u4").data)  # only its ids are known

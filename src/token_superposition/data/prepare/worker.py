@@ -1,10 +1,8 @@
-"""A process that encodes pieces: `main` is run with the workplace's folder as its one argument.
+"""A process that encodes pieces: `main` runs with the folder of the workplace as its only argument.
 
-It reads a line of JSON from standard input for each piece and answers with lines of JSON: progress, and at
-last a result or an error. JSON, and not Python's own way to send things between processes, because nothing
-that was read is ever to be unpickled, and because such a process needs nothing of its parent's program.
-
-What it is told first is in the folder: `worker.json` and the tokenizer.
+The process reads one line of JSON from standard input for each piece. It answers with lines of JSON: progress, and at
+the end a result or an error. It uses JSON instead of pickle, so that no data is ever unpickled, and so that the process
+does not depend on the program of its parent. Its settings are in the folder: `worker.json` and the tokenizer.
 """
 
 from __future__ import annotations
@@ -27,18 +25,18 @@ _TOLD = "worker.json"
 
 
 def tell(encoder: Encoder) -> None:
-    """Leave in its folder what a process needs to encode as this encoder does."""
+    """Write the settings of an encoder into its folder, for the worker processes."""
     write_json(encoder.folder / _TOLD, {"reading": asdict(encoder.reading), "seed": encoder.seed})
 
 
 def told(folder: Path) -> Encoder:
-    """The encoder that was told about in a folder."""
+    """Return the encoder with the settings in a folder."""
     values = read_object(folder / _TOLD, "start again")
     return Encoder(folder, load_tokenizer(folder), ReadOptions(**values["reading"]), values["seed"])
 
 
 def piece_from(values: dict[str, Any]) -> Piece:
-    """A piece that was sent as JSON."""
+    """Return a piece that was sent as JSON."""
     return Piece(**{**values, "files": tuple(values["files"])})
 
 
@@ -48,7 +46,7 @@ def _say(**answer: Any) -> None:
 
 
 def main() -> None:
-    """Encode what comes in, until nothing more does or the parent is gone."""
+    """Encode pieces until standard input ends or the parent process is gone."""
     ignore_stop_signals()
     with contextlib.suppress(BrokenPipeError):
         _encode_what_comes_in()

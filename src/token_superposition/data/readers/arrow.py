@@ -147,9 +147,7 @@ def column_in(batch: Any, names: list[str]) -> Any:
     """Return the column of a batch at the path `names`."""
     column = batch.column(names[0])
     for name in names[1:]:
-        column = column.flatten()[
-            column.type.get_field_index(name)
-        ]  # if the outer value is null, the inner value is null too
+        column = column.flatten()[column.type.get_field_index(name)]  # an outer null gives null
     return column
 
 

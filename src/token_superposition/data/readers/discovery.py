@@ -71,11 +71,9 @@ def kind_of(name: str) -> str:
 def source_name(source: str | Path) -> str:
     """Return the name of a source: `python`, `-` and `hf:` names unchanged, else a normalized path.
 
-    A folder with one of these names becomes a relative path, such as ./python.
+    A folder with one of these names becomes a relative path, such as ./python. A `Path` is always a path.
     """
-    if isinstance(source, str) and (
-        source in (PYTHON, STDIN) or source.startswith(hub.PREFIX)
-    ):  # a Path is always a path
+    if isinstance(source, str) and (source in (PYTHON, STDIN) or source.startswith(hub.PREFIX)):
         return source
     if source == "":
         raise UserError("a source has an empty name")

@@ -60,9 +60,7 @@ def _load(source: str) -> Any:
     except ImportError:
         raise UserError(f"{source}: needs an extra: pip install 'token-superposition[hub]'") from None
     name, config, split = split_name(source)
-    datasets.logging.set_verbosity(
-        datasets.logging.CRITICAL
-    )  # a bad file also raises an error, so its log lines are not needed
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # a bad file also raises an error
     try:
         return datasets.load_dataset(name, config, split=split or "train", streaming=True)
     except Exception as error:  # no such name, no rights, no network, no split
