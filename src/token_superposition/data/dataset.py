@@ -252,14 +252,14 @@ def verify(datasets: Sequence[TokenDataset], say: Callable[[str], None] | None =
     blocks = [block for dataset in datasets for block in dataset.blocks()]
     total = sum(size for size, _ in blocks)
     start, done = time.monotonic(), 0
-    said = start
+    last_line = start
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         try:
             for (size, _), _ in zip(blocks, pool.map(lambda block: block[1](), blocks), strict=True):
                 done += size
                 now = time.monotonic()
-                if say is not None and now - said > _SECONDS_BETWEEN_LINES:
-                    said = now
+                if say is not None and now - last_line > _SECONDS_BETWEEN_LINES:
+                    last_line = now
                     say(
                         f"verifying {datasets[0].folder}: {done / 1e9:,.1f} of {total / 1e9:,.1f} GB, "
                         f"{(now - start) * (total - done) / done:,.0f} s left (data.verify: false skips this)"
@@ -315,8 +315,8 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         )
     lines += [f"{name} begins: {split['sample']!r}" for name, split in found["splits"].items()]
     counts = {"duplicates_dropped": found["duplicates_dropped"], **found["skipped"]}
-    said = [f"{name.replace('_', ' ')}: {count}" for name, count in counts.items() if count]
-    lines += ["; ".join(said)] if said else []
+    nonzero = [f"{name.replace('_', ' ')}: {count}" for name, count in counts.items() if count]
+    lines += ["; ".join(nonzero)] if nonzero else []
     warning = loss_warning(found["text_lost"])
     return lines if warning is None else [*lines, f"warning: {warning}"]
 

@@ -107,12 +107,12 @@ class WindowRows:
         stride, look_ahead = self.orders[stage_index].stride, self.stages[stage_index].bag_size
         raw = np.empty((len(rows), stride + look_ahead), dtype=np.int64)
         units = self.orders[stage_index].units(rows)
-        for row, unit, start, room in zip(raw, units, *self._locate(units), strict=True):
+        for row, unit, start, available in zip(raw, units, *self._locate(units), strict=True):
             done = 0
-            while done + room < stride:  # the row continues in another window
-                row[done : done + room] = self.corpus.read(int(start), int(room))
-                done += int(room)
-                start, room = (part[0] for part in self._locate(np.array([unit + done])))
+            while done + available < stride:  # the row continues in another window
+                row[done : done + available] = self.corpus.read(int(start), int(available))
+                done += int(available)
+                start, available = (part[0] for part in self._locate(np.array([unit + done])))
             self._read_around(int(start), row[done:])
         return raw
 
@@ -132,7 +132,7 @@ class WindowRows:
         """Return for each unit (a token number in reading order) its place in the corpus and the tokens left there."""
         total = self.corpus.num_tokens
         epochs, within = np.divmod(units, total)
-        places, room = np.empty_like(within), np.empty_like(within)
+        places, available = np.empty_like(within), np.empty_like(within)
         for epoch in np.unique(epochs):  # one or two
             here = epochs == epoch
             unit, shift = within[here], self._shift(int(epoch))
@@ -144,8 +144,8 @@ class WindowRows:
                 window = permute(index[inside], count, self.seed, int(epoch))
                 place[inside] = shift + window * self.window + offset[inside]
                 left[inside] = self.window - offset[inside]
-            places[here], room[here] = place, left
-        return places, room
+            places[here], available[here] = place, left
+        return places, available
 
     def _shift(self, epoch: int) -> int:
         """Return the number of first tokens of an epoch that belong to the last row of the epoch before."""

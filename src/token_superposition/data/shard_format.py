@@ -167,14 +167,14 @@ class ShardWriter:
         self._ends.append(stops + np.uint64(self.num_tokens))
         start = 0
         while start < len(tokens):
-            room = BLOCK_TOKENS - self.num_tokens % BLOCK_TOKENS
-            part = tokens[start : start + room]
+            available = BLOCK_TOKENS - self.num_tokens % BLOCK_TOKENS
+            part = tokens[start : start + available]
             with naming(self._path):
                 self._file.write(part.data)
             self._crc = zlib.crc32(part.data, self._crc)
             start += len(part)
             self.num_tokens += len(part)
-            if len(part) == room:
+            if len(part) == available:
                 self._crcs.append(self._crc)
                 self._crc = 0
         self.num_documents += len(stops)

@@ -35,7 +35,7 @@ def check_takes_bags(model: Any, embed: Callable[[Tensor], dict[str, Tensor]], l
     weight = embedding.weight
     ids_BL = some_ids(model)
     with evaluating(model):
-        with ids_given(model, ids_BL, besides=embedding) as others:
+        with ids_given(model, ids_BL, outside=embedding) as others:
             own = model(input_ids=ids_BL, use_cache=False).logits.float()
         bags_BLs = ids_BL.unsqueeze(-1).expand(-1, -1, 2)
         # These means are the embedding of no token. Some families search their embedding for the missing ids.
@@ -154,13 +154,13 @@ def in_one_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def ids_given(model: nn.Module, ids: Tensor, besides: nn.Module) -> Iterator[list[str]]:
+def ids_given(model: nn.Module, ids: Tensor, outside: nn.Module) -> Iterator[list[str]]:
     """Collect the names of the embedding modules that are called with exactly these ids inside the block.
 
-    Modules inside `besides` are left out.
+    Modules inside `outside` are left out.
     """
     found: list[str] = []
-    left_out = set(besides.modules())
+    left_out = set(outside.modules())
 
     def watch(name: str) -> Any:
         def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:

@@ -33,7 +33,7 @@ def check_plain(superposed: SuperposedModule) -> None:
     module, name = superposed.model, type(superposed.model).__name__
     ids_BL = _some_ids(superposed)
     with evaluating(module):
-        with ids_given(module, ids_BL, besides=superposed.part("embedding")) as others:
+        with ids_given(module, ids_BL, outside=superposed.part("embedding")) as others:
             try:
                 returned, looked_up, headed = _run_on_all_positions(superposed, ids_BL)
             except TypeError as error:

@@ -101,8 +101,8 @@ def write_copies(
         number, times = 1, int(row["times"])
         own_hash = b"".join(int(row[half]).to_bytes(8, "big") for half in ("high", "low"))
         while number < times:
-            room = min((runs.RUN_BYTES - size) // max(1, own.nbytes), runs.RUN_ROWS - len(ids))
-            stop = min(times, number + max(1, room))
+            available = min((runs.RUN_BYTES - size) // max(1, own.nbytes), runs.RUN_ROWS - len(ids))
+            stop = min(times, number + max(1, available))
             copies = np.repeat(row.reshape(1), stop - number)
             copies["place"] = places_of([own_hash + copy.to_bytes(8, "big") for copy in range(number, stop)], seed)
             copies["times"] = 0

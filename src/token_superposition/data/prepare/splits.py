@@ -55,8 +55,8 @@ class SplitWriter:
         start = first = 0
         while first < len(ends):
             shard = self._open()
-            room = self._max_tokens - shard.num_tokens
-            last = int(np.searchsorted(ends, start + room, side="right"))
+            available = self._max_tokens - shard.num_tokens
+            last = int(np.searchsorted(ends, start + available, side="right"))
             last = min(last, first + _MOST_DOCUMENTS - shard.num_documents)
             if last > first:
                 stop = int(ends[last - 1])

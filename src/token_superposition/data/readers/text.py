@@ -90,17 +90,17 @@ def _cut(text: bytes, size: int | None) -> Iterator[tuple[int, bytes]]:
 
 def _compressed(path: str, reading: ReadOptions, skipped: Skipped) -> Iterator[Document]:
     size = reading.cut_bytes
-    first, begun = 0, b""  # `begun`: the first bytes of a character whose end was not read yet
+    first, pending = 0, b""  # `pending`: the first bytes of a character whose end was not read yet
     try:
         with open_stream(path) as stream:
             while True:
                 limit = RANGE_BYTES if size is not None else reading.max_document_bytes
                 data = stream.lines.read(limit)
-                text, begun = begun + data, b""
+                text, pending = pending + data, b""
                 if len(data) == limit:  # the text continues: read to the line end, and split it from here on
                     text += stream.lines.readline(_SEARCHED)
                     whole = _whole_characters(text)
-                    text, begun = text[:whole], text[whole:]
+                    text, pending = text[:whole], text[whole:]
                     size = min(size or LONGEST_CUT, LONGEST_CUT)
                 elif not text:
                     return

@@ -88,7 +88,7 @@ class WordEncoder:
             found = array(self._code, encoding.ids).tobytes()
             for ids, place in places:
                 ids[place] = found
-            room = _MOST_PARTS if len(places) > 1 else _MOST_PARTS // 2
-            if len(self._known) < room and len(part) <= _LONGEST_PART:
+            limit = _MOST_PARTS if len(places) > 1 else _MOST_PARTS // 2
+            if len(self._known) < limit and len(part) <= _LONGEST_PART:
                 self._known[part] = found
         return [np.frombuffer(b"".join(ids), dtype=self._dtype) for ids in whole]
