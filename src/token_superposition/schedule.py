@@ -193,7 +193,7 @@ class Schedule:
         return Schedule([*self.stages[:-1], Stage(1, last.steps + change, last.mode, last.slot_weights)])
 
     def merged(self) -> Schedule:
-        """Return the same run with each pair of equal neighbouring stages merged into one stage."""
+        """Return the same run; neighbouring stages that differ only in their number of steps become one stage."""
         stages: list[Stage] = []
         for stage in self.stages:
             if stages and replace(stages[-1], steps=stage.steps) == stage:

@@ -3,8 +3,8 @@
 A source with the relative weight w gets w * n of the first n rows, and its count differs from this by less than one
 row, at every n. Simply giving each row to the source that is furthest behind does not guarantee this with three or more
 sources. A rule from scheduling does (Baruah, Cohen, Plaxton, Varvel, "Proportionate progress", 1996): the j-th row of a
-source may come as soon as the share of the source is above j - 1, and must come before its share is above j. Of the
-rows that may come, the rule takes the row with the earliest deadline.
+source may come as soon as the share w * n of the source is above j - 1, and must have come when this share reaches j.
+Of the rows that may come, the rule takes the row with the earliest deadline.
 
 The weights are converted to integers, at most 10,000 in total (other weights are rounded). The rule then repeats after
 as many rows as this total. One period is stored as a table, and the counts at any row of any run follow from the row

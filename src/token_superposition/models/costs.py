@@ -61,7 +61,7 @@ class ModelCost:
 
 
 def bits_per_byte(total_nats: float, num_bytes: float) -> float:
-    """Return the summed loss in nats per byte of its text, in bits per byte; NaN if there are no bytes."""
+    """Convert a summed loss in nats over `num_bytes` bytes of text to bits per byte; NaN for 0 bytes."""
     return total_nats / (math.log(2) * num_bytes) if num_bytes else math.nan
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import token_superposition
 from token_superposition.data.prepare.encode import EncodeProgress, Encoder
-from token_superposition.data.prepare.worker import tell
+from token_superposition.data.prepare.worker import write_settings
 from token_superposition.data.readers import Piece
 from token_superposition.errors import RunError, UserError
 
@@ -84,7 +84,7 @@ def encode_pieces(
                 threads.shutdown(cancel_futures=True)
                 raise
         return
-    tell(encoder)
+    write_settings(encoder)
     with _Processes(workers, max(1, processes // workers), encoder.folder, lock) as pool:
         waiting = list(reversed(pieces))
         busy: dict[int, int] = {}  # the piece of each process

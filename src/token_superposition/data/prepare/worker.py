@@ -21,17 +21,17 @@ from token_superposition.errors import UserError
 from token_superposition.files import read_object, write_json
 from token_superposition.interrupts import ignore_stop_signals
 
-_TOLD = "worker.json"
+_SETTINGS = "worker.json"
 
 
-def tell(encoder: Encoder) -> None:
+def write_settings(encoder: Encoder) -> None:
     """Write the settings of an encoder into its folder, for the worker processes."""
-    write_json(encoder.folder / _TOLD, {"reading": asdict(encoder.reading), "seed": encoder.seed})
+    write_json(encoder.folder / _SETTINGS, {"reading": asdict(encoder.reading), "seed": encoder.seed})
 
 
-def told(folder: Path) -> Encoder:
+def read_settings(folder: Path) -> Encoder:
     """Return the encoder with the settings in a folder."""
-    values = read_object(folder / _TOLD, "start again")
+    values = read_object(folder / _SETTINGS, "start again")
     return Encoder(folder, load_tokenizer(folder), ReadOptions(**values["reading"]), values["seed"])
 
 
@@ -40,7 +40,7 @@ def piece_from(values: dict[str, Any]) -> Piece:
     return Piece(**{**values, "files": tuple(values["files"])})
 
 
-def _say(**answer: Any) -> None:
+def _answer(**answer: Any) -> None:
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
 
@@ -49,22 +49,22 @@ def main() -> None:
     """Encode pieces until standard input ends or the parent process is gone."""
     ignore_stop_signals()
     with contextlib.suppress(BrokenPipeError):
-        _encode_what_comes_in()
+        _encode_pieces()
 
 
-def _encode_what_comes_in() -> None:
-    encoder = told(Path(sys.argv[1]))
+def _encode_pieces() -> None:
+    encoder = read_settings(Path(sys.argv[1]))
     for line in sys.stdin:
         order = json.loads(line)
         number = order["number"]
         piece = piece_from(order["piece"])
 
         def report(progress: EncodeProgress, number: int = number) -> None:
-            _say(number=number, progress=asdict(progress))
+            _answer(number=number, progress=asdict(progress))
 
         try:
-            _say(number=number, result=encoder.encode(number, piece, report))
+            _answer(number=number, result=encoder.encode(number, piece, report))
         except UserError as error:
-            _say(number=number, wrong=str(error))
+            _answer(number=number, wrong=str(error))
         except OSError as error:
-            _say(number=number, refused=[error.errno, error.strerror, str(error.filename or "")])
+            _answer(number=number, refused=[error.errno, error.strerror, str(error.filename or "")])
