@@ -1,4 +1,4 @@
-"""What the loss costs: ours in slices, against ordinary cross-entropies over full logits.
+"""What the loss costs: our chunked loss, against ordinary cross-entropies over full logits.
 
     python benchmarks/loss.py [--rounds 9] [--threads 2] [--rows 1024 --vocab 128256 --width 576] [--json]
 

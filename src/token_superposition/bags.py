@@ -1,9 +1,10 @@
-"""Bags: folding raw rows, cutting them into inputs and targets, and averaging embeddings.
+"""Bags: fold raw rows into bags, split rows into inputs and targets, and average embeddings.
 
-A raw row holds `s * L` input tokens and a look-ahead of s more. Bag j is tokens [js, js + s) and predicts
-the whole next bag, tokens [js + s, js + 2s). Targets are cut from the *raw* row, s tokens after the inputs:
-labels that were already shifted by one are not aligned with bags, and folding those would show the model
-s - 1 of its s targets.
+A raw row holds `s * L` input tokens and s more tokens for the last target. Bag j holds the tokens [js, js + s) and
+predicts the whole next bag, which holds the tokens [js + s, js + 2s).
+
+Targets are cut from the *raw* row, s tokens after the inputs. Labels that are already shifted by one token are not
+aligned with bags: if they were folded, the model would see s - 1 of its s targets.
 
 Shapes: B rows, L latent positions, s tokens a bag, V vocabulary, d width.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from token_superposition.schedule import Mode
 
-PADDING = -100  # a slot of a bag without a token, or a target that is none
+PADDING = -100  # marks a slot that holds no token, and a target that is ignored
 
 
 def fold_into_bags(ids_BT: Tensor, bag_size: int) -> Tensor:
@@ -29,10 +30,10 @@ def fold_into_bags(ids_BT: Tensor, bag_size: int) -> Tensor:
         bag_size: s.
 
     Returns:
-        (B, T // s, s), a view where the layout allows.
+        (B, T // s, s), a view if the memory layout allows.
 
     Raises:
-        ValueError: where T is not a multiple of s, or the rows are not 2-D.
+        ValueError: if T is not a multiple of s, or the rows are not 2-D.
 
     Example:
         >>> import torch
@@ -40,31 +41,31 @@ def fold_into_bags(ids_BT: Tensor, bag_size: int) -> Tensor:
         [[[0, 1], [2, 3], [4, 5]]]
     """
     if bag_size < 1:
-        raise ValueError(f"bag_size is at least 1, not {bag_size}")
+        raise ValueError(f"bag_size must be at least 1, not {bag_size}")
     if ids_BT.dim() != 2:
-        raise ValueError(f"rows of token ids have shape (B, T), not {tuple(ids_BT.shape)}")
+        raise ValueError(f"rows of token ids must have shape (B, T), not {tuple(ids_BT.shape)}")
     num_rows, length = ids_BT.shape
     if length % bag_size:
-        raise ValueError(f"{length} tokens do not fold into bags of {bag_size}")
+        raise ValueError(f"{length} tokens do not fold into bags of {bag_size}: the length must be a multiple")
     return ids_BT.reshape(num_rows, length // bag_size, bag_size)
 
 
 def split_inputs_and_targets(row_ids_BT: Tensor, bag_size: int, mode: Mode = "full") -> tuple[Tensor, Tensor]:
-    """Cut raw rows into a model's inputs and its targets.
+    """Split raw rows into the inputs and the targets of a model.
 
     Args:
-        row_ids_BT: token ids, (B, T): `s * (L + 1)` ids a row in modes `full` and `input_only`, `L + s` in
+        row_ids_BT: token ids, (B, T): `s * (L + 1)` ids per row in modes `full` and `input_only`, `L + s` in
             mode `output_only`.
         bag_size: s.
         mode: see `Stage`.
 
     Returns:
-        Inputs and targets: (B, L, s) and (B, L, s) in mode `full`; (B, L, 1) and (B, L, s) in `output_only`,
-        where position t predicts tokens t + 1 .. t + s; (B, L, s) and (B, L, 1) in `input_only`, where bag j
-        predicts the one token s * (j + 1).
+        Inputs and targets. Mode `full`: (B, L, s) and (B, L, s). Mode `output_only`: (B, L, 1) and (B, L, s), and
+        position t predicts the tokens t + 1 .. t + s. Mode `input_only`: (B, L, s) and (B, L, 1), and bag j predicts
+        the one token s * (j + 1).
 
     Raises:
-        ValueError: where a row has the wrong length, or no position.
+        ValueError: if the rows have the wrong length, or are too short for one position.
 
     Source: arXiv 2605.06546, section 3.
 
@@ -78,7 +79,7 @@ def split_inputs_and_targets(row_ids_BT: Tensor, bag_size: int, mode: Mode = "fu
     if row_ids_BT.dim() != 2 or bag_size < 1 or length <= bag_size:
         raise ValueError(
             f"rows of shape {tuple(row_ids_BT.shape)} hold no position at bag size {bag_size}: "
-            "a row is (B, s * (L + 1)) token ids, L at least 1"
+            "the shape must be (B, s * (L + 1)) token ids with L at least 1"
         )
     if mode == "output_only":
         targets_BLs = row_ids_BT[:, 1:].unfold(1, bag_size, 1)
@@ -89,7 +90,7 @@ def split_inputs_and_targets(row_ids_BT: Tensor, bag_size: int, mode: Mode = "fu
 
 
 class _FreezeRow(torch.autograd.Function):
-    """The weight as it is, with no gradient into one row: what `padding_idx` means to `nn.Embedding`."""
+    """Return the weight unchanged and give one row no gradient, as `padding_idx` does in `nn.Embedding`."""
 
     @staticmethod
     def forward(ctx: Any, weight_Vd: Tensor, row: int) -> Tensor:
@@ -106,20 +107,21 @@ class _FreezeRow(torch.autograd.Function):
 def bag_embedding(
     ids_BLs: Tensor, weight_Vd: Tensor, *, padding_idx: int | None = None, padded: bool = False
 ) -> Tensor:
-    """The plain mean of each bag's embeddings, summed in float32 (float64 for a float64 weight).
+    """Return the mean of the embeddings of each bag, summed in float32 (float64 for a float64 weight).
 
-    No (B, L, s, d) tensor is made, forward or backward. A token that stands in a bag twice counts twice.
-    On the CPU the same inputs give the same result and the same gradient every time (`W[ids]` would not: its
-    backward adds in whatever order the threads come).
+    Neither the forward nor the backward pass makes a (B, L, s, d) tensor. A token that a bag holds twice counts twice.
+    On the CPU the result and the gradient are deterministic. `W[ids]` would not be deterministic, because its backward
+    adds in the order in which the threads arrive.
 
     Args:
         ids_BLs: token ids, (B, L, s), integer.
         weight_Vd: embedding weight, (V, d), floating point.
-        padding_idx: a row that takes no gradient, as in `nn.Embedding`; it still counts in the mean.
-        padded: negative ids are slots without a token: a bag's mean is over its others (an empty bag's is 0).
+        padding_idx: a row that gets no gradient, as in `nn.Embedding`; the row still counts in the mean.
+        padded: treat negative ids as slots without a token. The mean of a bag is then over its other slots; the mean
+            of an empty bag is 0.
 
     Returns:
-        (B, L, d) in the weight's dtype.
+        (B, L, d) in the dtype of the weight.
 
     Source: arXiv 2605.06546, section 3 (input side).
 
@@ -134,7 +136,8 @@ def bag_embedding(
         weight_Vd = _FreezeRow.apply(weight_Vd, padding_idx)
     dtype = weight_Vd.dtype
     if (padded or weight_Vd.device.type != "cuda") and dtype in (torch.bfloat16, torch.float16):
-        # Off CUDA the kernel adds in the weight's own dtype, and a sum is rounded to it: neither is a float32 mean.
+        # On devices other than CUDA the kernel adds in the dtype of the weight, and mode "sum" rounds its result to
+        # that dtype. Neither gives a float32 mean.
         weight_Vd = weight_Vd.float()
     bags_NS = ids_BLs.reshape(num_rows * length, bag_size)
     if padded:

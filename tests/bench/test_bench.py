@@ -351,7 +351,7 @@ def test_a_step_that_takes_too_much_ends_itself(config: Path) -> None:
         (["--train.lerning_rate", "1"], "did you mean 'train.learning_rate'"),
         (["--data.path", "nowhere"], "--data.path: nowhere: no such folder; make it with: tst prepare"),
         (["--model.config.hidden_size", "2000000"], "the model takes"),
-        (["--train.batch_size", str(10**9)], "and this machine has"),
+        (["--train.batch_size", str(10**9)], "this machine has"),
         (["--bag-sizes", "9999991,9999973"], "rows of 16 positions of 9999991 tokens take"),
     ],
 )
@@ -364,7 +364,7 @@ def test_bad_input_is_one_line(config: Path, place: Path, words: list[str], said
 
 def test_data_that_is_there_and_no_data_set(config: Path, place: Path) -> None:
     (place / "empty").mkdir()
-    assert "is not a prepared data set" in refused("bench", config, "--data.path", place / "empty", "--quiet")
+    assert "is not a prepared dataset" in refused("bench", config, "--data.path", place / "empty", "--quiet")
     assert "there is no such file" in refused("bench", place / "none.yaml", "--quiet")
     assert nothing_stays(place)
 

@@ -175,14 +175,14 @@ def test_files_that_are_not_what_they_should_be(copy: Path) -> None:
     good = path.read_bytes()
     for content, wanted in (
         (good[:-1], "is cut short: "),
-        (good[:-1], f"{len(good) - 1:,} bytes where its header says {len(good):,}"),
+        (good[:-1], f"{len(good) - 1:,} bytes, but its header says {len(good):,}"),
         (good + b"\0", "is too long: "),
         (good[:-1] + bytes([good[-1] ^ 1]), "(its document index)"),
         (good[:100], "is cut short inside its header (100 bytes)"),
         (b"", "is not a token shard"),
         (b"PK" + good[2:], "is not a token shard"),
-        (good[:8] + b"\2" + good[9:], "has shard version 2, this package reads version 1"),
-        ((copy / "train-00001.tokens").read_bytes(), "tokens where dataset.json says"),
+        (good[:8] + b"\2" + good[9:], "has shard version 2, but this package reads version 1"),
+        ((copy / "train-00001.tokens").read_bytes(), "tokens, but dataset.json says"),
     ):
         path.write_bytes(content)
         message = complaint(copy)
@@ -198,13 +198,13 @@ def test_headers_that_make_no_sense(copy: Path) -> None:
     path = max(copy.glob("train-*"), key=lambda path: ShardHeader.read(path).num_tokens)
     good, header = path.read_bytes(), ShardHeader.read(path)
     for changes, wanted in (
-        ({"block_tokens": 0}, "makes no sense"),
-        ({"num_tokens": 0}, "makes no sense"),
-        ({"token_bytes": 3}, "makes no sense"),
-        ({"num_documents": header.num_documents + 1}, "makes no sense"),
+        ({"block_tokens": 0}, "impossible values"),
+        ({"num_tokens": 0}, "impossible values"),
+        ({"token_bytes": 3}, "impossible values"),
+        ({"num_documents": header.num_documents + 1}, "impossible values"),
         (
             {"token_bytes": 4, "num_tokens": header.num_tokens // 2, "block_tokens": BLOCK_TOKENS // 2},
-            "has 4 bytes a token, which its tokenizer does not",
+            "has 4 bytes per token, which does not fit its tokenizer",
         ),
     ):
         path.write_bytes(dataclasses.replace(header, **changes).to_bytes() + good[256:])
@@ -217,7 +217,7 @@ def test_ids_that_the_tokenizer_does_not_have_are_found(copy: Path) -> None:
     ids[5] = 257
     with ShardWriter(path, ByteTokenizer()) as writer:
         writer.add(ids, 0)
-    assert f"{path}: token 5 has the id 257, where tokenizer 'bytes' has 257; " in complaint(copy)
+    assert f"{path}: token 5 has the id 257, but tokenizer 'bytes' has only 257 ids; " in complaint(copy)
 
 
 def test_shards_from_before_there_was_an_index(folder: Path, copy: Path) -> None:
@@ -241,14 +241,14 @@ def test_a_shard_of_another_tokenizer_is_refused(copy: Path) -> None:
 
 def test_folders_that_are_no_data_set(copy: Path, tmp_path: Path) -> None:
     assert "no such folder; make it with: tst prepare" in complaint(tmp_path / "gone")
-    assert "is not a prepared data set (no dataset.json)" in complaint(tmp_path)
+    assert "is not a prepared dataset (no dataset.json)" in complaint(tmp_path)
     assert complaint(copy, "test").endswith("has no split 'test' (splits: train, validation)")
     description = json.loads((copy / "dataset.json").read_text())
     for content, wanted in (
         ("{", "is not JSON"),
         ("[]", "is JSON, but no object"),
-        ("{}", "does not describe a prepared data set"),
-        (json.dumps({**description, "version": 2}), "has version 2, this package reads version 1"),
+        ("{}", "does not describe a prepared dataset"),
+        (json.dumps({**description, "version": 2}), "has version 2, but this package reads version 1"),
     ):
         (copy / "dataset.json").write_text(content)
         assert wanted in complaint(copy)

@@ -219,5 +219,5 @@ def test_what_follows_the_last_end_is_a_document_too() -> None:
 
 
 def test_too_few_bags_for_a_row_are_refused() -> None:
-    with pytest.raises(UserError, match=r"has 9 tokens, 3 bags of 4 in documents of their own, but one row .* takes 4"):
+    with pytest.raises(UserError, match=r"has 9 tokens, 3 bags of 4 with documents kept apart, but one row .* needs 4"):
         make([Stage(4, 1)], [8, 1])

@@ -151,7 +151,7 @@ def test_bad_csv(tmp_path: Path) -> None:
     for content, said in (
         (b"id,body\n1,x\n", "a.csv: has no column 'text' (columns: id, body); name the text with --text-key"),
         (b"id,text\n1,ab\xffc\n", "a.csv:1: column 'text' is not UTF-8 (byte 2 of the field)"),
-        (b"id,text\n1,good\n2\n", "a.csv:2: has 1 fields, the first row has 2"),
+        (b"id,text\n1,good\n2\n", "a.csv:2: has 1 fields, but the first row has 2"),
         (b'id,text\n1,"open\n', "a.csv:1: is not CSV ("),
         (b'"id"x,text\n1,a\n', "a.csv, first row: is not CSV ("),
     ):
@@ -264,7 +264,7 @@ def test_patterns_and_folders(tmp_path: Path) -> None:
     assert [document.text for document in found.documents()] == [b"a.txt", b"b.txt", b"f.json.gz", b"sub/c.txt"]
     assert found.skipped.files_of_unknown_suffix == 2  # .json and .csv are named by a pattern
     assert texts(f"{tmp_path}/sub/*.json") == ["sub/d.json"]
-    assert "no file has such a name" in complaint(f"{tmp_path}/*.rst")
+    assert "no file matches" in complaint(f"{tmp_path}/*.rst")
     assert "is in two sources" in complaint(f"{tmp_path}/*.txt", tmp_path / "a.txt")
     (tmp_path / "odd[1].txt").write_text("odd")
     assert texts(tmp_path / "odd[1].txt") == ["odd"]  # a file of that name is no pattern

@@ -220,12 +220,12 @@ def test_no_folder_of_others_is_touched(corpus: Path, tmp_path: Path, monkeypatc
     out.mkdir()
     prepare([corpus], out=out)  # an empty one may be filled
     (out / "notes").mkdir()
-    assert "holds 'notes' beside the data set" in complaint([corpus], out=out, overwrite=True)
+    assert "holds 'notes' beside the dataset" in complaint([corpus], out=out, overwrite=True)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_text("")
     for overwrite in (False, True):
         message = complaint([corpus], out=tmp_path / "photos", overwrite=overwrite)
-        assert "is not empty and holds no prepared data set" in message
+        assert "is not empty and holds no prepared dataset" in message
     assert "is a file; name a folder" in complaint([corpus], out=corpus)
     assert "cannot be written" in complaint([corpus], out=corpus / "data")
     (tmp_path / "here").mkdir()
@@ -245,7 +245,7 @@ def test_what_is_put_there_meanwhile_is_not_removed(
 
     with monkeypatch.context() as patch:
         patch.setattr(Merge, "write", meanwhile)
-        assert "is not empty and holds no prepared data set" in complaint([corpus], out=out)
+        assert "is not empty and holds no prepared dataset" in complaint([corpus], out=out)
     assert content(out) == {"notes.txt": b"mine"}
     shutil.rmtree(out)
     prepare([corpus], out=tmp_path / "other", seed=1)
@@ -253,7 +253,7 @@ def test_what_is_put_there_meanwhile_is_not_removed(
         patch.setattr(
             Merge, "write", lambda *arguments: (shutil.copytree(tmp_path / "other", out), real(*arguments))[1]
         )
-        assert "another data set was put there meanwhile" in complaint([corpus], out=out)
+        assert "another dataset was written there" in complaint([corpus], out=out)
     assert content(out) == content(tmp_path / "other")
 
 
@@ -363,7 +363,7 @@ def test_stopped_half_way_it_leaves_nothing(
 def test_too_small_a_corpus_says_what_it_has(tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_text("all in one file")
     message = complaint([tmp_path / "one.txt"], out=tmp_path / "data")
-    assert "1 documents, 1 of them different, 16 tokens; add documents, or cut long ones" in message
+    assert "1 documents, 1 of them different, 16 tokens; add documents, or split long documents" in message
     write_corpus(tmp_path / "same.jsonl", ["the same"] * 9)
     assert "9 documents, 1 of them different" in complaint([tmp_path / "same.jsonl"], out=tmp_path / "data")
     assert not (tmp_path / "data").exists()

@@ -126,8 +126,8 @@ def test_a_full_disk_keeps_what_is_finished(many: Path, tmp_path: Path) -> None:
     assert all(line.startswith(f"{tmp_path}/data: ") for line in said)
     assert said[0].endswith("cannot be written (No space left on device); name another folder")
     assert said[-1].endswith(
-        "the disk is full; preparing needs room for the tokens twice (of copies: three times), at 2 or 4 bytes each; "
-        "make room and start it again: it goes on where it stopped"
+        "the disk is full; preparing needs space for the tokens twice (of copies: three times), at 2 or 4 bytes each; "
+        "free some space and start the command again: it continues where it stopped"
     )
     assert content(tmp_path / "data") == content(tmp_path / "whole")
 
@@ -239,11 +239,11 @@ def test_standard_input(tmp_path: Path) -> None:
     for name in ("train-00000.tokens", "validation-00000.tokens"):
         assert (out / name).read_bytes() == (tmp_path / "file" / name).read_bytes()
     again = complaint(["-"], out=out, stdin=io.BytesIO(data), stdin_format="jsonl")
-    assert "standard input cannot be compared with what it was; name another folder, or overwrite" in again
+    assert "standard input cannot be compared with its source; name another folder, or overwrite" in again
     for given, form, said in (
         (b"", "text", "standard input is empty"),
         (b'{"text": "a"}\n[]\n', "jsonl", "standard input:2: is a JSON list"),
-        (b"a", "parquet", "--format is one of text, jsonl, json, csv"),
+        (b"a", "parquet", "--format must be one of text, jsonl, json, csv"),
     ):
         message = complaint(["-"], out=tmp_path / "other", stdin=io.BytesIO(given), stdin_format=form)
         assert message.startswith(said)

@@ -130,7 +130,7 @@ def test_damaged_containers(tmp_path: Path) -> None:
         (
             b'{"body": "x", "id": 1}',
             "a.jsonl:2: has no key 'text' (keys: body, id); name the text with --text-key; a key inside another is "
-            "named with a dot, such as meta.text, or skip what is bad (--on-error skip)",
+            "named with a dot, such as meta.text, or skip bad documents (--on-error skip)",
         ),
         (b'{"text": 3}', "a.jsonl:2: the value of 'text' is of type int, not a string"),
         (b'["x"]', "a.jsonl:2: is a JSON list, not an object with a text key"),
@@ -159,7 +159,7 @@ def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(b"\x89")
-    assert complaint([]).startswith("no source given")
+    assert complaint([]).startswith("no source was given")
     assert complaint(["pyton"]) == "pyton: no such file or folder; did you mean 'python'?"
     assert complaint([tmp_path / "gone.txt"]) == f"{tmp_path}/gone.txt: no such file or folder"
     assert complaint([tmp_path / "empty.txt"]) == f"{tmp_path}/empty.txt: is empty; leave it out"
@@ -185,7 +185,7 @@ def test_links_of_a_folder_are_followed_once(tmp_path: Path) -> None:
 def test_what_is_no_file_in_a_folder_is_never_waited_for(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     os.mkfifo(tmp_path / "pipe.jsonl.gz")
-    assert complaint([tmp_path]) == f"{tmp_path}/pipe.jsonl.gz: is no regular file; leave it out"
+    assert complaint([tmp_path]) == f"{tmp_path}/pipe.jsonl.gz: is not a regular file; leave it out"
     assert "read from standard input (-)" in complaint([tmp_path / "pipe.jsonl.gz"])
     (tmp_path / "pipe.jsonl.gz").unlink()
     (tmp_path / "gone.txt").symlink_to("nowhere")

@@ -143,7 +143,7 @@ def test_what_was_saved_is_guarded(trained: Tokenizer, tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
     file.write_text(good)
     config.unlink()
-    with pytest.raises(UserError, match=r"tokenizer_config\.json: is missing, or not what was saved"):
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: is missing, or was not saved"):
         load_tokenizer(tmp_path)
 
 
@@ -165,10 +165,10 @@ def test_ends_that_are_missing_or_named(tmp_path: Path) -> None:
 
 
 def test_folders_without_a_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no tokenizer that can be used"):
+    with pytest.raises(UserError, match="holds no usable tokenizer"):
         make_tokenizer(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="is no tokenizer of Hugging Face's form"):
+    with pytest.raises(UserError, match="is not a Hugging Face tokenizer"):
         make_tokenizer(str(tmp_path))
 
 

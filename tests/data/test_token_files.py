@@ -82,12 +82,14 @@ def test_files_that_are_not_what_they_should_be(folder: str, tmp_path: Path) -> 
     for content, said in (
         (header(20240520, 1, 301) + ids.tobytes(), "is cut short or damaged: its header says 301 tokens of 2 bytes"),
         (header(20240520, 1, 0), "holds no tokens"),
-        (ids.tobytes() + b"x", "is no file of ids of 2 bytes: it has 601 bytes"),
-        (np.array([1, 2, 9999], dtype="<u2").tobytes(), "a.bin: token 2 is 9999, where tokenizer"),
+        (ids.tobytes() + b"x", "is not a file of ids of 2 bytes: it has 601 bytes"),
+        (np.array([1, 2, 9999], dtype="<u2").tobytes(), "a.bin: token 2 is 9999, but tokenizer"),
     ):
         path.write_bytes(content)
         assert said in complaint([path], out=tmp_path / "data", tokenizer=folder, quiet=True)
-    assert "name the one that wrote it (--tokenizer)" in complaint([path], out=tmp_path / "data", quiet=True)
+    assert "name the tokenizer that wrote the file (--tokenizer)" in complaint(
+        [path], out=tmp_path / "data", quiet=True
+    )
     assert "need the tokenizer that wrote them" in complaint([path], out=tmp_path / "data", tokenizer="bpe:300")
     (tmp_path / "a.txt").write_text("text")
     message = complaint([path, tmp_path / "a.txt"], out=tmp_path / "data", tokenizer=folder, quiet=True)

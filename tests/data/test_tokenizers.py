@@ -68,8 +68,8 @@ def test_what_cannot_be_loaded_is_said_in_a_line(tmp_path: Path) -> None:
     for content, said in (
         ("{", "is not JSON"),
         ("[]", "is JSON, but no object"),
-        ("{}", "names no tokenizer that this version knows"),
-        ('{"kind": ["bytes"]}', "names no tokenizer that this version knows"),
+        ("{}", "does not know its kind of tokenizer"),
+        ('{"kind": ["bytes"]}', "does not know its kind of tokenizer"),
     ):
         file.write_text(content)
         with pytest.raises(UserError, match=rf"tokenizer\.json: {said}.*; prepare the data again$"):
@@ -86,6 +86,6 @@ def test_an_unknown_name_is_told_what_is_known() -> None:
     with pytest.raises(UserError, match=r"^tokenizer '\.\./gone' is not known \(known: bytes, bpe:"):
         make_tokenizer("../gone")
     with pytest.raises(
-        UserError, match=r"^tokenizer 'gpt2' is not known: no such folder here, and the .* hub does not"
+        UserError, match=r"^tokenizer 'gpt2' is not known: there is no such folder, and the .* hub does not"
     ):
         make_tokenizer("gpt2")

@@ -131,7 +131,7 @@ def test_a_pickle_is_never_loaded(folder: Path) -> None:
 
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
-    assert "no .safetensors weights (pickled ones are not loaded)" in refusal(folder)
+    assert "no .safetensors weights (pickled weights are not loaded)" in refusal(folder)
     assert not (folder / "sprung").exists()
 
 

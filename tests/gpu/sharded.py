@@ -74,7 +74,7 @@ def root(model: Any, size: Size, device: torch.device) -> tuple[list[float], dic
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    # Its head's weight is whole only inside the forward: that is where the loss in slices must find it, tied or not.
+    # Its head's weight is whole only inside the forward: that is where the chunked loss must find it, tied or not.
     superposed = SuperposedLM(model.to(device), loss_backend="chunked")
     for layer in model.model.layers:
         fully_shard(layer, mesh=mesh)

@@ -246,9 +246,9 @@ def test_arguments_are_parsed_beside_or_inside_the_trainers(tmp_path: Path) -> N
     ("options", "message"),
     [
         ({"label_smoothing_factor": 0.1}, "label_smoothing_factor: does not go with superposition"),
-        ({"bag_size": 2, "mode": "ful"}, "mode is one of full"),
-        ({"slot_weights": "linear"}, "slot_weights is one of uniform"),
-        ({"slot_weights": "mutual_information"}, "no corpus to measure here: fit_mutual_information"),
+        ({"bag_size": 2, "mode": "ful"}, "mode must be one of full"),
+        ({"slot_weights": "linear"}, "slot_weights must be one of uniform"),
+        ({"slot_weights": "mutual_information"}, "fit_mutual_information"),
     ],
 )
 def test_what_does_not_go_together_is_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:

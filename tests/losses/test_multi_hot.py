@@ -150,11 +150,11 @@ def test_another_ignore_index() -> None:
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
     logits, targets = torch.zeros(4, 9), torch.zeros(4, 2, dtype=torch.long)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         multi_hot_cross_entropy(logits, targets[:3])
     with pytest.raises(ValueError, match="a bag has 2 targets"):
         multi_hot_cross_entropy(logits, targets, slot_weights=torch.ones(3))
-    with pytest.raises(ValueError, match="reduction is one of"):
+    with pytest.raises(ValueError, match="reduction must be one of"):
         multi_hot_cross_entropy(logits, targets, reduction="max")  # type: ignore[arg-type]
 
 
@@ -189,10 +189,10 @@ def test_uniform_weights_are_none() -> None:
         ("exponential:1.5", "decay"),
         ("uniform:2", "takes no parameter"),
         ("hinge", "one of uniform"),
-        ("mutual_information", r"no corpus to measure here: fit_mutual_information\(tokens, bag_size\).slot_weights"),
+        ("mutual_information", r"fit_mutual_information\(tokens, bag_size\)"),
         ("mutual_information:1,2", "takes three numbers, as in mutual_information:0.02,1.2,-1.3"),
         ("mutual_information:1,2,x", "not a number"),
-        ("mutual_information:-1,2,-1", "C0 of at least 0"),
+        ("mutual_information:-1,2,-1", "C0 must be at least 0"),
         ("mutual_information:0,0,-1", "a above 0"),
         ("mutual_information:0,1,1", "k below 0"),
         ("mutual_information:0,nan,-1", "a above 0"),

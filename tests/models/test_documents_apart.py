@@ -72,7 +72,7 @@ def test_so_it_is_with_flex_attention() -> None:
 @pytest.mark.parametrize("family", sorted(REFUSED))
 def test_a_family_that_cannot_is_refused(family: str) -> None:
     superposed = SuperposedLM(make(FAMILIES[family]))
-    with pytest.raises(TypeError, match="attention lets a document see the one before it in its row"):
+    with pytest.raises(TypeError, match="attention lets a document attend to the document before it in its row"):
         superposed.keep_documents_apart()
 
 
@@ -96,7 +96,7 @@ def test_flash_attention_is_refused() -> None:
     model: Any = make(FAMILIES["Llama"])
     model.config._attn_implementation = "flash_like"
     superposed = SuperposedLM(model)
-    with pytest.raises(TypeError, match="with flash_like attention lets a document see the one before it"):
+    with pytest.raises(TypeError, match="with flash_like attention lets a document attend to the document before it"):
         superposed.keep_documents_apart()
     ids, positions = torch.arange(16).view(2, 8), torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]])
     for rows in (1, 2):
@@ -111,5 +111,5 @@ def test_fresh_weights_that_tell_nothing_are_refused() -> None:
     model: Any = make(FAMILIES["Llama"])
     for layer in model.model.layers:
         nn.init.zeros_(layer.self_attn.o_proj.weight)
-    with pytest.raises(TypeError, match="no weights yet that would tell"):
+    with pytest.raises(TypeError, match="untrained weights that do not show"):
         SuperposedLM(model).keep_documents_apart()

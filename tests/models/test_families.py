@@ -149,16 +149,16 @@ def exports(model: nn.Module, folder: Path) -> str:
     return "equal" if reader == "AutoTokenizer" else f"equal (tokenizer: `{reader}`)"
 
 
-def is_the_same_in_slices(model: nn.Module) -> str:
+def is_the_same_chunked(model: nn.Module) -> str:
     """(f) The loss from hidden states, which makes no (B, L, V) logits: loss and gradients of the path that does."""
     if SuperposedLM(model).transform is None:
         return "made"
     for bag_size in (1, 4):
         inputs, targets = split_inputs_and_targets(rows(bag_size), bag_size)
-        full, sliced = (SuperposedLM(model, loss_backend=name)(inputs, targets).loss for name in ("plain", "chunked"))
-        torch.testing.assert_close(sliced, full, rtol=1e-6, atol=0)
-        assert_same_gradients(gradients(sliced, model), gradients(full, model))
-    return "in slices"
+        full, chunked = (SuperposedLM(model, loss_backend=name)(inputs, targets).loss for name in ("plain", "chunked"))
+        torch.testing.assert_close(chunked, full, rtol=1e-6, atol=0)
+        assert_same_gradients(gradients(chunked, model), gradients(full, model))
+    return "chunked"
 
 
 def row(*cells: str) -> str:
@@ -185,7 +185,7 @@ def test_a_family_is_what_the_page_says(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
     model = make(family)
     proved = [equals_its_own_labels(model), equals_the_reference(model), is_left_as_it_was(model)]
-    many = is_the_same_in_slices(model)
+    many = is_the_same_chunked(model)
     proved += [trains(model), exports(model, tmp_path / "out"), many]
     expected = row(name, f"`{family.model_type}`", family.particular, *proved)
     if UPDATE:
@@ -252,10 +252,10 @@ def test_an_embedding_beside_the_first_is_found_while_it_is_zero() -> None:
 def test_a_model_of_several_is_refused_with_its_text_model() -> None:
     model = make(FAMILIES["Llama"])
     model.config = AutoConfig.for_model("gemma3")
-    with pytest.raises(TypeError, match=r"take its text model, gemma3_text \(Gemma3ForCausalLM\)"):
+    with pytest.raises(TypeError, match=r"use its text model, gemma3_text \(Gemma3ForCausalLM\)"):
         SuperposedLM(model)
     model.config = AutoConfig.for_model("gemma3n")
-    with pytest.raises(TypeError, match=r"gemma3n is several models in one.*; gemma3n_text cannot be superposed"):
+    with pytest.raises(TypeError, match=r"gemma3n consists of several models.*; gemma3n_text cannot be superposed"):
         SuperposedLM(model)
 
 

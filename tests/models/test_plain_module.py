@@ -270,7 +270,7 @@ class Needs(Plain):
         (FlatIds, "tokens", "does not give its token ids .* to its embedding 'tokens'"),
         (PositionsFirst, "tokens", "is not causal"),
         (TwoHeads, "tokens", "calls its head 'out' 2 times"),
-        (Plain, "places", "does not give its token ids .* to its embedding 'places'.*'tokens', it seems"),
+        (Plain, "places", "does not give its token ids .* to its embedding 'places'.*it seems to be 'tokens'"),
         (Plain, "mix", "does not give its token ids .* to its embedding 'mix'"),
         (UnusedParts, "unused", "calls its embedding 'unused' 0 times"),
         (UnusedParts, "drop", "its embedding 'drop' has no weights"),

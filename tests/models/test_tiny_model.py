@@ -15,7 +15,7 @@ def test_it_says_what_the_model_says(name: str) -> None:
     family = FAMILIES[name]
     reason = refuses_documents_apart(family.model_type, family.config)
     assert (reason is not None) == (name in REFUSED)
-    assert reason is None or reason.endswith("attention lets a document see the one before it in its row")
+    assert reason is None or reason.endswith("attention lets a document attend to the document before it in its row")
 
 
 @pytest.mark.parametrize("model_type", ["llama", "mamba2", "bamba", "granitemoehybrid", "gpt2", "deepseek_v3"])

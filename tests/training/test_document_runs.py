@@ -120,7 +120,7 @@ def test_a_model_that_cannot_keep_documents_apart_is_refused(
     small_run["model"] = {"architecture": architecture, "config": config, "scale_residual_init": False}
     small_run["data"] = {"path": str(letters), "bag_boundary": "document"}
     with pytest.raises(
-        UserError, match=r"^data.attention_boundary: document: .* lets a document see the one before it"
+        UserError, match=r"^data.attention_boundary: document: .* lets a document attend to the document before it"
     ):
         go(small_run, tmp_path / "run", data__attention_boundary="document")
     assert not (tmp_path / "run").exists()

@@ -310,26 +310,26 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (without(DOWN), f"its weights lack '{DOWN}', and so do not fit"),
+        (without(DOWN), f"its weights lack '{DOWN}' and do not fit"),
         (without("lm_head.weight"), "its weights lack 'lm_head.weight'"),
-        (with_tensor("score.weight", torch.ones(2, 32)), "its weights have 'score.weight', for which llama has no"),
-        (with_tensor(DOWN, torch.ones(32, 47)), f"its weight '{DOWN}' has the shape [32, 47], which by its"),
-        (with_tensor(DOWN, torch.full((32, 48), math.inf)), f"its weight '{DOWN}' holds values that are no finite"),
-        (in_config(tie_word_embeddings=True), "to another one, and the two differ"),
+        (with_tensor("score.weight", torch.ones(2, 32)), "its weights have 'score.weight', which llama does not"),
+        (with_tensor(DOWN, torch.ones(32, 47)), f"its weight '{DOWN}' has the shape [32, 47], but its"),
+        (with_tensor(DOWN, torch.full((32, 48), math.inf)), f"its weight '{DOWN}' holds values that are NaN"),
+        (in_config(tie_word_embeddings=True), "to another weight, but the two differ"),
         (in_config(hidden_size=36), "has the shape"),
         (in_config(num_hidden_layers=3), "its weights lack 'model.layers.2"),
-        (in_config(num_hidden_layers=1), "for which llama has no place"),
-        (in_config(num_hidden_layers=10**9), "is too large (the most that makes sense is"),
+        (in_config(num_hidden_layers=1), "which llama does not have"),
+        (in_config(num_hidden_layers=10**9), "is too large (the maximum is"),
         (in_config(vocab_size=200), "has a vocabulary of 200 ids, and tokenizer 'bytes' of the data has 257"),
         (in_config(model_type="lama"), "cannot be loaded"),
         (in_config(model_type="bert"), "its weights lack 'bert."),
         (in_config(model_type="t5"), "model.architecture: 't5' is not a causal language model"),
-        (in_config(quantization_config={"quant_method": "fp8"}), "its weights are quantized, and cannot be trained"),
-        (in_config(model_type="own", auto_map={"AutoConfig": "code.C"}), "code that lies in the folder; training"),
+        (in_config(quantization_config={"quant_method": "fp8"}), "its weights are quantized and cannot be trained"),
+        (in_config(model_type="own", auto_map={"AutoConfig": "code.C"}), "code from the folder; training"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be loaded"),
         (lambda folder: (folder / "config.json").unlink(), "is neither a run (no config.yaml) nor a"),
         (lambda folder: (folder / "adapter_config.json").write_text("{}"), "is an adapter for another model"),
-        (as_pickle, "has no .safetensors weights (pickled ones are not loaded); where you trust them, convert them"),
+        (as_pickle, "has no .safetensors weights (pickled weights are not loaded); if you trust the weights"),
         (cut, "cannot be loaded"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"no weights"), "cannot be loaded"),
     ],
@@ -351,7 +351,7 @@ def too_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("too_small")
 def test_a_model_too_large_is_not_even_loaded(foreign: Path, small_run: dict[str, Any], tmp_path: Path) -> None:
-    assert "and this machine has" in refused(going_on(small_run, foreign), tmp_path / "run")
+    assert "this machine has" in refused(going_on(small_run, foreign), tmp_path / "run")
 
 
 def test_rows_longer_than_its_positions(foreign: Path, small_run: dict[str, Any], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What makes steps cheaper changes no result: compiled layers, recomputed activations, the loss in slices."""
+"""What makes steps cheaper changes no result: compiled layers, recomputed activations, the chunked loss."""
 
 from __future__ import annotations
 
@@ -78,15 +78,15 @@ def test_recomputed_activations_keep_a_layers_input_only() -> None:
     assert saved[True] < saved[False] / 4
 
 
-def test_the_loss_in_slices_gives_the_same_run(small_run: dict[str, Any], whole: Path, tmp_path: Path) -> None:
-    go(small_run, tmp_path / "sliced", train__loss_backend="chunked")
-    assert losses(tmp_path / "sliced") != losses(whole)  # another path
-    assert losses(tmp_path / "sliced") == pytest.approx(losses(whole), rel=1e-5)
+def test_the_chunked_loss_gives_the_same_run(small_run: dict[str, Any], whole: Path, tmp_path: Path) -> None:
+    go(small_run, tmp_path / "chunked", train__loss_backend="chunked")
+    assert losses(tmp_path / "chunked") != losses(whole)  # another path
+    assert losses(tmp_path / "chunked") == pytest.approx(losses(whole), rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("backend", "words"),
-    [("auto", "from full logits"), ("chunked", "in slices, so that its logits are never all in memory")],
+    [("auto", "from full logits"), ("chunked", "in chunks, so that its logits are never all in memory")],
 )
 def test_how_the_loss_is_computed_is_said_once(
     small_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str, words: str
@@ -122,7 +122,7 @@ def test_what_a_family_cannot_is_refused() -> None:
     model = ModelSpec("llama", config, vocab_size=64, eos_id=0).build(seed=0)
     model._no_split_modules = []  # type: ignore[assignment]
     model.supports_gradient_checkpointing = False  # type: ignore[assignment]
-    with pytest.raises(UserError, match=r"^train\.compile: LlamaForCausalLM does not say what its layers are"):
+    with pytest.raises(UserError, match=r"^train\.compile: LlamaForCausalLM does not name its layers"):
         compile_layers(model)
     with pytest.raises(UserError, match=r"^train\.activation_checkpointing: LlamaForCausalLM does not support it"):
         checkpoint_activations(model)
@@ -139,7 +139,7 @@ def test_without_a_compiler_compilation_is_refused(monkeypatch: pytest.MonkeyPat
 def test_a_kernel_that_is_not_there_is_one_line(small_run: dict[str, Any], tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine may have the kernel")
-    with pytest.raises(UserError, match=r"^train\.loss_backend liger needs liger-kernel and CUDA; take auto"):
+    with pytest.raises(UserError, match=r"^train\.loss_backend liger needs liger-kernel and CUDA; use auto"):
         go(small_run, tmp_path / "run", train__loss_backend="liger")
     with pytest.raises(UserError, match=r"train\.loss_backend liger takes bags that are all full"):
         go(small_run, tmp_path / "run", train__loss_backend="liger", data__bag_boundary="document")

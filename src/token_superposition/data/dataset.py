@@ -1,16 +1,23 @@
-"""A prepared corpus on the disk, and its reader.
+"""A prepared corpus on disk: read it, verify it, and inspect it.
 
-    dataset.json              what it was made from and what is in it; written last
-    tokenizer.json            the tokenizer; of a subword tokenizer there is tokenizer_config.json too
+    dataset.json              its sources and its content; written last
+    tokenizer.json            the tokenizer; a subword tokenizer also has tokenizer_config.json
     train-00000.tokens        shards: see `shard_format`
     validation-00000.tokens
 
-The shards of a split are one sequence. Every document is followed by the end-of-document id. It lies in one
-shard, unless it is longer than a shard may be; then it goes on in the next.
+The shards of a split are one sequence. The end-of-document id follows every document. A document is in one shard,
+unless the document is longer than the maximum size of a shard; then it continues in the next shard.
 
-Opening finds what is missing, cut short or of another tokenizer; `verify` reads everything and finds a
-flipped bit (`data.verify` does it for a run). Reading copies a span of a memory map to int64: no Python per
-token, and the operating system's page cache is the only cache.
+Reading (`TokenDataset`) copies a span of a memory map to int64. There is no Python code per token, and the page cache
+of the operating system is the only cache.
+
+Verifying (`verify`) computes every checksum on all cores. Opening a split finds files that are missing, truncated or of
+another tokenizer. Only a read of all bytes finds a flipped bit. For some gigabytes this takes seconds, so every run
+does it at its start. A checksum is computed outside Python's lock, so threads are enough. `data.verify: false` turns
+the check off, for corpora of terabytes.
+
+Inspecting (`inspect`) reports the sources of a prepared folder, its size, a sample of its text, and whether it is
+intact.
 """
 
 from __future__ import annotations
@@ -40,16 +47,17 @@ __all__ = ["ShardHeader", "ShardWriter", "TokenDataset", "token_dtype"]
 
 
 class TokenDataset:
-    """One split of a prepared folder: a sequence of token ids. Make it with `open`.
+    """One split of a prepared folder as a sequence of token ids; create it with `open`.
 
     Attributes:
-        folder, split: what was opened.
-        tokenizer: the one that wrote it.
-        dtype: of the ids on the disk.
-        text_lost: the share of the text's characters that the tokenizer lost; None where version 0.1 prepared the
-            folder, which did not count, with a tokenizer that can lose text.
-        num_tokens, num_bytes, num_documents: tokens with, bytes of text without the ends of documents.
-        fingerprint: hex, a hash over headers and checksums; equal for equal data wherever it lies.
+        folder, split: the opened folder and split.
+        tokenizer: the tokenizer that encoded the text.
+        dtype: the dtype of the ids on disk.
+        text_lost: the share of the characters that the tokenizer lost; None if version 0.1, which did not count them,
+            prepared the folder with a tokenizer that can lose text.
+        num_tokens, num_bytes, num_documents: the numbers of tokens (end-of-document ids included), of bytes of text
+            (end-of-document ids excluded) and of documents.
+        fingerprint: hex, a hash over headers and checksums; equal for equal data in any folder.
     """
 
     def __init__(
@@ -72,7 +80,7 @@ class TokenDataset:
         self.num_tokens = sum(header.num_tokens for header in headers.values())
         self.num_bytes = sum(header.num_bytes for header in headers.values())
         self.num_documents = sum(header.num_documents for header in headers.values())
-        # Of a tokenizer that changes text: bytes of text for each byte that its tokens would stand for.
+        # For a tokenizer that changes text: the bytes of text per byte of its tokens.
         self._bytes_per_counted = self.num_bytes / counted_bytes if counted_bytes else 1.0
         self._num_ids = max(tokenizer.num_ids, random_ids)  # a benchmark's random ids are of no tokenizer
         self._headers = headers
@@ -83,7 +91,7 @@ class TokenDataset:
         self._indexes: list[NDArray[np.uint8]] = []
         digest = hashlib.sha256()
         for path, header in headers.items():
-            # A plain view on the map: np.memmap's own slicing costs more than the copy of a short row.
+            # A plain array view of the memory map: slicing an np.memmap costs more than the copy of a short row.
             data = np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
             self._shards.append(data[HEADER_BYTES : header.crcs_start].view(self.dtype))
             self._crcs.append(data[header.crcs_start : header.index_start].view("<u4"))
@@ -93,11 +101,11 @@ class TokenDataset:
 
     @classmethod
     def open(cls, folder: str | Path, split: str) -> TokenDataset:
-        """Map a split ("train" or "validation") of a prepared folder.
+        """Open a split ("train" or "validation") of a prepared folder as a memory map.
 
         Raises:
-            UserError: where the folder is not a prepared one, or a file of it is missing, cut short, of
-                another version or of another tokenizer than the folder's.
+            UserError: if the folder is not a prepared folder, or if one of its files is missing, truncated, of another
+                version or of another tokenizer.
         """
         folder = Path(folder)
         description = read_description(folder)
@@ -109,14 +117,14 @@ class TokenDataset:
             path = folder / shard["file"]
             header = headers[path] = ShardHeader.read(path)
             if header.fingerprint != tokenizer.fingerprint:
-                raise UserError(f"{path}: was written with another tokenizer than {folder} names; {AGAIN}")
+                raise UserError(f"{path}: was written with another tokenizer than the one in {folder}; {AGAIN}")
             if header.token_bytes != token_dtype(tokenizer.vocab_size).itemsize:
                 raise UserError(
-                    f"{path}: has {header.token_bytes} bytes a token, which its tokenizer does not; {AGAIN}"
+                    f"{path}: has {header.token_bytes} bytes per token, which does not fit its tokenizer; {AGAIN}"
                 )
             if header.num_tokens != shard["tokens"]:
                 raise UserError(
-                    f"{path}: holds {header.num_tokens:,} tokens where {DATASET_FILE} says {shard['tokens']:,}; {AGAIN}"
+                    f"{path}: holds {header.num_tokens:,} tokens, but {DATASET_FILE} says {shard['tokens']:,}; {AGAIN}"
                 )
         return cls(
             folder,
@@ -129,11 +137,11 @@ class TokenDataset:
         )
 
     def read(self, start: int, length: int) -> NDArray[np.int64]:
-        """Tokens start .. start + length - 1 as a fresh int64 array, across shards.
+        """Return the tokens start .. start + length - 1, across shards, as a new int64 array.
 
         Raises:
-            ValueError: where they are not all in [0, num_tokens).
-            UserError: for an id that the tokenizer does not have; names file and place.
+            ValueError: if a token number is not in [0, num_tokens).
+            UserError: if the tokenizer does not have an id; the message names the file and the place.
         """
         stop = start + length
         if not 0 <= start <= stop <= self.num_tokens:
@@ -141,7 +149,7 @@ class TokenDataset:
         shard = bisect.bisect_right(self._starts, start) - 1
         out = np.empty(length, dtype=np.int64)
         done = 0
-        while done < length:  # once, but where the span crosses into the next shard
+        while done < length:  # one pass, or more if the span crosses into the next shard
             offset = start + done - self._starts[shard]
             part = self._shards[shard][offset : offset + length - done]
             self._check_ids(self._paths[shard], part, offset)
@@ -151,10 +159,10 @@ class TokenDataset:
         return out
 
     def count_bytes(self, start: int, length: int) -> int:
-        """Bytes of text that those tokens stand for; the ends of documents stand for none.
+        """Return the bytes of text of these tokens; end-of-document ids count 0 bytes.
 
-        Exact for every part, unless the tokenizer changes text before it splits it: then exact for the whole split,
-        and the same share off for every part.
+        The number is exact, unless the tokenizer changes the text before it splits it. Then the number is exact for the
+        whole split, and is estimated with the same factor for every part.
         """
         counted = sum(
             int(self._byte_lengths[self.read(first, min(BLOCK_TOKENS, start + length - first))].sum())
@@ -163,28 +171,28 @@ class TokenDataset:
         return round(counted * self._bytes_per_counted)
 
     def document_ends(self) -> NDArray[np.int64]:
-        """(documents,): for each document, the place of the first token after it, its end included."""
+        """Return (documents,): for each document, the number of the first token after its end-of-document id."""
         parts = []
         for start, shard, index in zip(self._starts, self._shards, self._indexes, strict=False):
             if len(index):
                 parts.append(start + index[:-4].view("<u8").astype(np.int64))
-            else:  # a shard from before there was an index
+            else:  # a shard of the version without a document index
                 parts.append(start + 1 + np.flatnonzero(shard == self.tokenizer.end_of_document_id))
         return np.concatenate(parts)
 
     def verify(self, num_tokens: int | None = None) -> None:
-        """Compare the checksums of everything, or of the first tokens, and look for ids that the tokenizer lacks.
+        """Compare the checksums of all tokens or of the first `num_tokens`, and check that the tokenizer has every id.
 
         Raises:
-            UserError: at a block that is not as it should be, naming file and place.
+            UserError: at a damaged block; the message names the file and the place.
         """
         for _, check in self.blocks(num_tokens):
             check()
 
     def blocks(self, num_tokens: int | None = None) -> Iterator[tuple[int, Callable[[], None]]]:
-        """For each checksum, the bytes it covers, and what verifies them or raises UserError.
+        """Yield for each checksum the number of its bytes, and a function that verifies them or raises UserError.
 
-        With `num_tokens` only the checksums of the blocks that hold the first so many tokens.
+        With `num_tokens`, only the blocks with the first `num_tokens` tokens are yielded.
         """
         stop = self.num_tokens if num_tokens is None else num_tokens
         for start, (path, header), tokens, crcs, index in zip(
@@ -208,15 +216,15 @@ class TokenDataset:
             raise UserError(
                 f"{path}: is damaged between bytes {start:,} and {start + part.nbytes - 1:,} (checksum {name}); {AGAIN}"
             )
-        self._check_ids(path, part, first)  # the checksum is right, so a wrong id was written like that
+        self._check_ids(path, part, first)  # the checksum matches, so a wrong id is not a flipped bit
 
     def _check_ids(self, path: Path, part: NDArray[Any], first: int) -> None:
         largest = int(part.max(initial=0))
         if largest >= self._num_ids:
             place = first + int(np.argmax(part))
             raise UserError(
-                f"{path}: token {place:,} has the id {largest}, where tokenizer {self.tokenizer.name!r} has "
-                f"{self.tokenizer.num_ids}; {AGAIN}"
+                f"{path}: token {place:,} has the id {largest}, but tokenizer {self.tokenizer.name!r} has only "
+                f"{self.tokenizer.num_ids} ids; {AGAIN}"
             )
 
     def _verify_index(self, path: Path, header: ShardHeader, index: NDArray[np.uint8]) -> None:
@@ -225,13 +233,6 @@ class TokenDataset:
                 f"{path}: is damaged between bytes {header.index_start:,} and {header.file_bytes - 1:,} (its document "
                 f"index); {AGAIN}"
             )
-
-
-# Verifying a prepared data set before a run trains on it: every checksum, on every core.
-#
-# Opening a split finds what is missing, cut short or of another tokenizer. A flipped bit shows only when all of it is
-# read, which for some gigabytes takes seconds and is done whenever a run starts. A checksum is computed outside
-# Python's lock, so threads are enough. `data.verify: false` leaves it out, for corpora of terabytes.
 
 
 _SECONDS_BETWEEN_LINES = 5.0
@@ -243,36 +244,33 @@ def verify_folder(folder: Path, say: Callable[[str], None] | None = None) -> Non
 
 
 def verify(datasets: Sequence[TokenDataset], say: Callable[[str], None] | None = None) -> None:
-    """Verify several splits, on every core: checksums are computed outside Python's lock.
+    """Verify several splits, in parallel on all cores.
 
     Args:
-        datasets: what to read.
-        say: takes a line now and then, where it takes long.
+        datasets: the splits to read.
+        say: gets a progress line every few seconds.
 
     Raises:
-        UserError: at the first block that is not as it should be.
+        UserError: at the first damaged block.
     """
     blocks = [block for dataset in datasets for block in dataset.blocks()]
     total = sum(size for size, _ in blocks)
     start, done = time.monotonic(), 0
-    said = start
+    last_line = start
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         try:
             for (size, _), _ in zip(blocks, pool.map(lambda block: block[1](), blocks), strict=True):
                 done += size
                 now = time.monotonic()
-                if say is not None and now - said > _SECONDS_BETWEEN_LINES:
-                    said = now
+                if say is not None and now - last_line > _SECONDS_BETWEEN_LINES:
+                    last_line = now
                     say(
                         f"verifying {datasets[0].folder}: {done / 1e9:,.1f} of {total / 1e9:,.1f} GB, "
-                        f"{(now - start) * (total - done) / done:,.0f} s left (data.verify: false leaves it out)"
+                        f"{(now - start) * (total - done) / done:,.0f} s left (data.verify: false skips this)"
                     )
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-# Inspecting a prepared folder: what it was made from, how much there is, how it reads, and whether it is whole.
 
 
 _SAMPLE_TOKENS = 200
@@ -280,16 +278,16 @@ _LONGEST_LINE = 500
 
 
 def inspect(folder: Path) -> dict[str, Any]:
-    """Read all of a prepared folder.
+    """Read and verify a whole prepared folder.
 
     Returns:
-        `folder`; `sources`, `tokenizer` and `seed` as they were asked for; by split `tokens`, `bytes`, `documents`,
-        `shards`, `bytes_per_token` (of text, ends not counted), `tokens_per_document` and a `sample`, the begin of the
-        first document; `duplicates_dropped`; `skipped`; `text_lost`, the share of the characters that the
-        tokenizer lost (None: not counted); and `verified`, which is true, for else an error is raised.
+        `folder`; `sources`, `tokenizer` and `seed` of the preparation; for each split `tokens`, `bytes`, `documents`,
+        `shards`, `bytes_per_token` (without end-of-document ids), `tokens_per_document` and a `sample`, which is the
+        beginning of the first document; `duplicates_dropped`; `skipped`; `text_lost`, the share of the characters that
+        the tokenizer lost (None: not counted); and `verified`, which is always true, because damage raises an error.
 
     Raises:
-        UserError: where it is not a prepared folder, or anything of it is damaged.
+        UserError: if the folder is not a prepared folder, or if a file is damaged.
     """
     description = read_description(folder)
     datasets = {split: TokenDataset.open(folder, split) for split in SPLITS}
@@ -311,7 +309,7 @@ def inspect(folder: Path) -> dict[str, Any]:
 
 
 def lines_of(found: dict[str, Any]) -> list[str]:
-    """What was found, for people."""
+    """Return the result of `inspect` as lines of text."""
     lines = [f"{found['folder']}: tokenizer {found['tokenizer']}, seed {found['seed']}; every checksum is right"]
     for name, split in found["splits"].items():
         lines.append(
@@ -321,14 +319,14 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         )
     lines += [f"{name} begins: {split['sample']!r}" for name, split in found["splits"].items()]
     counts = {"duplicates_dropped": found["duplicates_dropped"], **found["skipped"]}
-    said = [f"{name.replace('_', ' ')}: {count}" for name, count in counts.items() if count]
-    lines += ["; ".join(said)] if said else []
+    nonzero = [f"{name.replace('_', ' ')}: {count}" for name, count in counts.items() if count]
+    lines += ["; ".join(nonzero)] if nonzero else []
     warning = loss_warning(found["text_lost"])
     return lines if warning is None else [*lines, f"warning: {warning}"]
 
 
 def _object(value: Any) -> dict[str, Any]:
-    """A part of dataset.json that nothing depends on, and that anybody may have changed."""
+    """Return an optional part of dataset.json; an empty dict if the value in the file is not an object."""
     return value if isinstance(value, dict) else {}
 
 

@@ -1,17 +1,18 @@
-"""Document-safe rows: no bag and no target crosses the end of a document.
+"""Rows that keep documents apart: no bag and no target crosses the end of a document.
 
-Each document is cut into bags of its own, the last of which may be short: its free slots are padding (-100), which
-weighs nothing in the bag's mean or in the loss. A bag predicts the next bag of its document as far as there is one, and
-the document's last bag predicts nothing. A row is L bags side by side, whatever documents they are of, so that the
-latent shape is what it always is; what is read is less by the padding, which is counted.
+Each document is split into its own bags. The last bag of a document can be short. Its empty slots are padding (-100),
+which has no weight in the mean of the bag and in the loss. A bag predicts the next bag of its document; the last bag of
+a document predicts nothing. A row is L adjacent bags, which may belong to several documents, so the latent shape does
+not change. A run reads fewer tokens because of the padding, and the padding is counted.
 
-The corpus is an order of documents: windows of whole documents, each of those that start within W tokens, in the order
-of a stateless seeded permutation, another one each epoch. What a stage calls a unit (see `order`) is a bag of its own
-size, numbered through that order. A stage that starts inside a document cuts bags from there on, so every token is an
-input exactly once an epoch here too, whatever the mix of bag sizes: nothing is left between stages or epochs.
+The documents are read in windows of whole documents. A window holds the documents that start within W tokens of the
+corpus. A seeded permutation orders the windows, a different one in each epoch. The unit of `sampler` is here a bag of
+the stage's own size, numbered in this order. A stage that starts inside a document splits bags from its first token, so
+here too every token is an input exactly once per epoch, for any combination of bag sizes: no token is left out between
+stages or epochs.
 
-Which document a bag number lies in is found by search in running counts: one number a document and bag size, and one a
-window and epoch.
+The document of a bag is found by a search in cumulative counts: one number per document and bag size, and one number
+per window and epoch.
 """
 
 from __future__ import annotations
@@ -33,14 +34,19 @@ _MOST_LAYOUTS = 8
 
 
 class Documents(Tokens, Protocol):
-    """Tokens that know where their documents end; a `TokenDataset` has an index of it."""
+    """Tokens with the ends of their documents; a `TokenDataset` has an index of them."""
 
     def document_ends(self) -> _Ints: ...
 
 
 class _Bags(NamedTuple):
-    """Bags by their places: the token each starts with, the one after its document's last, and how many tokens come
-    before it through all epochs."""
+    """The places of bags.
+
+    Attributes:
+        starts: the number of the first token of each bag.
+        ends: the number of the token after the last token of its document.
+        before: the number of tokens that are read before the bag, over all epochs.
+    """
 
     starts: _Ints
     ends: _Ints
@@ -48,7 +54,7 @@ class _Bags(NamedTuple):
 
 
 class _Origin(NamedTuple):
-    """Where a stage starts: an epoch, a document, the token there, and the bags from it to the document's end."""
+    """The start of a stage: its epoch, document and token, and the number of bags to the end of the document."""
 
     epoch: int
     document: int
@@ -57,7 +63,7 @@ class _Origin(NamedTuple):
 
 
 class DocumentRows:
-    """The rows that the stages of a run take from one corpus; as `WindowRows`, whose arguments these are."""
+    """The rows that the stages of a run read from one corpus; the arguments are those of `WindowRows`."""
 
     def __init__(
         self,
@@ -75,13 +81,13 @@ class DocumentRows:
         self.sequence_length = sequence_length
         self.seed = seed
         self.ends = corpus.document_ends()
-        if not len(self.ends) or self.ends[-1] != corpus.num_tokens:  # what follows the last end is a document too
+        if not len(self.ends) or self.ends[-1] != corpus.num_tokens:  # the tokens after the last end are a document too
             self.ends = np.append(self.ends, corpus.num_tokens)
         self._starts = np.concatenate([[0], self.ends[:-1]])
         first = np.unique(np.searchsorted(self._starts, np.arange(0, corpus.num_tokens, window)))
-        self._edges = np.append(first[first < len(self.ends)], len(self.ends))  # documents that windows start with
+        self._edges = np.append(first[first < len(self.ends)], len(self.ends))  # the first document of each window
         lengths = self.ends - self._starts
-        # by bag size: the bags before each document
+        # for each bag size: the number of bags before each document
         self._bags_before = {
             size: np.concatenate([[0], np.cumsum(-(-lengths // size))])
             for size in {stage.input_bag_size for stage in stages}
@@ -102,21 +108,21 @@ class DocumentRows:
                 before = int(self._bags(index, np.array([order.end()])).before[0])
 
     def starts(self, stage_index: int, rows: _Ints) -> _Ints:
-        """The tokens that rows of a stage start with; rows count from 0 in each stage."""
+        """Return the number of the first token of each row of a stage; rows count from 0 in each stage."""
         return self._bags(stage_index, self.orders[stage_index].units(rows)).starts
 
     def read(self, stage_index: int, rows: _Ints) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of a stage.
+        """Return rows of a stage.
 
         Returns:
-            Inputs (B, L, s), -100 where a bag is padded; targets (B, L, k), -100 where there is none; and positions
+            Inputs (B, L, s), with -100 for padding; targets (B, L, k), with -100 for a missing target; and positions
             (B, L), which restart with each document.
         """
         stage, length = self.stages[stage_index], self.sequence_length
         size = stage.input_bag_size
         units = self.orders[stage_index].units(rows)[:, None] + np.arange(length)
         starts, ends, _ = self._bags(stage_index, units)
-        begins = np.ones_like(units, dtype=bool)  # a document, or the row
+        begins = np.ones_like(units, dtype=bool)  # whether a document or the row begins here
         begins[:, 1:] = (ends[:, 1:] != ends[:, :-1]) | (starts[:, 1:] <= starts[:, :-1])
         places = np.broadcast_to(np.arange(length), units.shape)
         positions = places - np.maximum.accumulate(np.where(begins, places, 0), axis=1)
@@ -135,11 +141,11 @@ class DocumentRows:
         return ids_BLs, targets_BLk, torch.from_numpy(positions)
 
     def tokens_read(self, stage_index: int, num_rows: int) -> int:
-        """Tokens of the first rows of a stage."""
+        """Return the number of tokens in the first `num_rows` rows of a stage."""
         if num_rows == 0:
             return 0
         order = self.orders[stage_index]
-        whole = order.block_start(num_rows - 1)  # rows before it lie side by side
+        whole = order.block_start(num_rows - 1)  # the rows before the block cover all units before it
         units = order.units(np.arange(whole, num_rows))
         marks = np.concatenate([units, units + order.stride, [order.origin, order.origin + whole * order.stride]])
         before = self._bags(stage_index, marks).before
@@ -147,7 +153,7 @@ class DocumentRows:
         return int((last - first).sum() + before[-1] - before[-2])
 
     def _bags(self, stage_index: int, units: _Ints) -> _Bags:
-        """Bags of a stage by their numbers."""
+        """Return the places of bags of a stage, given their numbers."""
         size, origin = self.stages[stage_index].input_bag_size, self._origins[stage_index]
         bags_before = self._bags_before[size]
         epochs, within = np.divmod(units, bags_before[-1])
@@ -160,7 +166,7 @@ class DocumentRows:
             number = bags_before[window] + within[here] - counts[place]
             document = np.searchsorted(bags_before, number, side="right") - 1
             start = self._starts[document] + (number - bags_before[document]) * size
-            if epoch == origin.epoch:  # bags of the document that the stage starts in count from there
+            if epoch == origin.epoch:  # the bags of the stage's first document start at the stage's first token
                 late = number - (bags_before[document + 1] - origin.num_bags)
                 start = np.where(document == origin.document, origin.token + late * size, start)
             starts[here], ends[here] = start, self.ends[document]
@@ -169,7 +175,7 @@ class DocumentRows:
         return _Bags(starts, ends, before)
 
     def _origin(self, before: int, size: int) -> tuple[int, _Origin]:
-        """The number of the bag that starts after so many tokens, through all epochs, and its place."""
+        """Return the number and the place of the bag that starts after `before` tokens, over all epochs."""
         epoch, within = divmod(before, self.corpus.num_tokens)
         windows, counts = self._layout(epoch, 1)
         place = int(np.searchsorted(counts, within, side="right")) - 1
@@ -182,7 +188,7 @@ class DocumentRows:
         return int(epoch * bags_before[-1] + number), _Origin(epoch, document, token, num_bags)
 
     def _layout(self, epoch: int, size: int) -> tuple[_Ints, _Ints]:
-        """The windows of an epoch in their order, and how many bags (tokens, for 1) come before each there."""
+        """Return the windows of an epoch in reading order, and the number of bags (tokens for size 1) before each."""
         if (epoch, size) not in self._layouts:
             count = len(self._edges) - 1
             order = permute(np.arange(count), count, self.seed, epoch)

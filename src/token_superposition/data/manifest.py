@@ -1,4 +1,4 @@
-"""dataset.json: what a prepared folder was made from and what is in it. Whoever reads it trusts nothing in it."""
+"""dataset.json: the sources and the content of a prepared folder; every value is checked when the file is read."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ DATASET_FILE = "dataset.json"
 DATASET_FORMAT = "token_superposition.dataset"
 DATASET_VERSION = 1
 SPLITS = ("train", "validation")
-LOST_TEXT = 0.01  # the share of a text's characters above which its loss is warned of
+LOST_TEXT = 0.01  # a warning appears if the tokenizer lost a larger share of the characters
 AGAIN = "prepare the data again (tst prepare with --overwrite)"
 
 
 def shard_name(split: str, number: int) -> str:
-    """The file name of a split's shard."""
+    """Return the file name of a shard of a split."""
     return f"{split}-{number:05d}.tokens"
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """The content of a prepared folder's dataset.json, its splits and shards checked for what is read of them.
+    """Return the content of a prepared folder's dataset.json, after a check of its splits and shards.
 
     Raises:
-        UserError: where it is not a prepared folder.
+        UserError: if the folder is not a prepared folder.
     """
     file = folder / DATASET_FILE
     if not folder.is_dir():
@@ -34,13 +34,14 @@ def read_description(folder: Path) -> dict[str, Any]:
         description = read_object(file, AGAIN)
     except FileNotFoundError:
         raise UserError(
-            f"{folder}: is not a prepared data set (no {DATASET_FILE}); make one with: tst prepare"
+            f"{folder}: is not a prepared dataset (no {DATASET_FILE}); make one with: tst prepare"
         ) from None
     if description.get("format") != DATASET_FORMAT:
-        raise UserError(f"{file}: does not describe a prepared data set; {AGAIN}")
+        raise UserError(f"{file}: does not describe a prepared dataset; {AGAIN}")
     if description.get("version") != DATASET_VERSION:
         raise UserError(
-            f"{file}: has version {description.get('version')}, this package reads version {DATASET_VERSION}; {AGAIN}"
+            f"{file}: has version {description.get('version')}, but this package reads version {DATASET_VERSION}; "
+            f"{AGAIN}"
         )
     splits = description.get("splits")
     if not isinstance(splits, dict) or not all(name in splits for name in SPLITS):
@@ -49,24 +50,24 @@ def read_description(folder: Path) -> dict[str, Any]:
         shards = split.get("shards") if isinstance(split, dict) else None
         if not isinstance(shards, list) or not shards or not all(map(_is_counted, [split, *shards])):
             raise UserError(f"{file}: is damaged (split {name!r}); {AGAIN}")
-        for number, shard in enumerate(shards):  # of this split, once, and never a path out of the folder
+        for number, shard in enumerate(shards):  # each file exactly once, and no path outside the folder
             if shard.get("file") != shard_name(name, number):
                 raise UserError(f"{file}: is damaged (split {name!r} names the shard {shard.get('file')!r}); {AGAIN}")
     return description
 
 
 def loss_warning(share: float | None) -> str | None:
-    """What to say beside bits per byte where a tokenizer lost that share of the text; None where that is little."""
+    """Return the warning for bits per byte if a tokenizer lost this share of the text; None if the share is small."""
     if share is None or share <= LOST_TEXT:
         return None
     return (
-        f"the tokenizer lost {share:.1%} of the characters of the text (they became unknown or no token), so the bits "
-        "per byte are too low and cannot be compared"
+        f"the tokenizer lost {share:.1%} of the characters of the text (they became the unknown token or no token), so "
+        "the bits per byte are too low and cannot be compared"
     )
 
 
 def text_lost(description: dict[str, Any]) -> float | None:
-    """The share of the characters that the tokenizer lost; None where nobody counted (version 0.1)."""
+    """Return the share of the characters that the tokenizer lost; None if it was not counted (version 0.1)."""
     share = description.get("text_lost")
     if isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 1:
         return float(share)
@@ -74,7 +75,7 @@ def text_lost(description: dict[str, Any]) -> float | None:
 
 
 def _is_counted(entry: object) -> bool:
-    # `counted_bytes`, where it is there, stands for what the tokens' lengths add up to: see TokenDataset.count_bytes.
+    # `counted_bytes` is optional: the sum of the byte lengths of the tokens, see TokenDataset.count_bytes.
     return isinstance(entry, dict) and all(
         is_whole_number(entry.get(key, 0 if key == "counted_bytes" else None))
         for key in ("tokens", "bytes", "documents", "counted_bytes")

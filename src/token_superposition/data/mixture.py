@@ -1,14 +1,14 @@
-"""Several corpora in one stream, by weight: which row of a run comes from which source.
+"""Mix several corpora into one stream by weight: decide which source each row of a run comes from.
 
-A source of weight w has a share of w * n of the first n rows, and never has a whole row more or less than that, at
-any n. Giving each row to the source that is furthest behind does not keep to this with three sources or more. What does
-is known from scheduling (Baruah, Cohen, Plaxton, Varvel, "Proportionate progress", 1996): the j-th row of a source may
-come once the source's share is above j - 1, and must have come when its share is j; of the rows that may come, take
-the one that must come first.
+A source with the relative weight w gets w * n of the first n rows, and its count differs from this by less than one
+row, at every n. Simply giving each row to the source that is furthest behind does not guarantee this with three or more
+sources. A rule from scheduling does (Baruah, Cohen, Plaxton, Varvel, "Proportionate progress", 1996): the j-th row of a
+source may come as soon as the share w * n of the source is above j - 1, and must have come when this share reaches j.
+Of the rows that may come, the rule takes the row with the earliest deadline.
 
-Weights are taken as whole numbers of equal parts, at most 10,000 of them (others are rounded to that), so that the rule
-repeats itself after as many rows as there are parts: one period is a table, and the counts at any row of any run follow
-from its number.
+The weights are converted to integers, at most 10,000 in total (other weights are rounded). The rule then repeats after
+as many rows as this total. One period is stored as a table, and the counts at any row of any run follow from the row
+number.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ _Ints = Any  # an int or an int64 array: the arithmetic is the same
 
 
 def weight_parts(weights: Sequence[float]) -> list[int]:
-    """Weights as the smallest whole numbers of the same proportions, or nearly, where these add up to over 10,000.
+    """Return the weights as the smallest integers with the same proportions.
 
-    Then the parts are 10,000 in all, as near to the weights as whole numbers can be, and at least one for each source.
+    If these integers sum to more than 10,000, they are rounded such that they sum to 10,000 before common factors are
+    removed, and every source gets at least one.
     """
     fractions = [Fraction(str(weight)) for weight in weights]
     whole = [int(part * math.lcm(*(each.denominator for each in fractions))) for part in fractions]
@@ -38,7 +39,7 @@ def weight_parts(weights: Sequence[float]) -> list[int]:
 
 
 def rounded_shares(weights: Sequence[float]) -> list[float] | None:
-    """The share of the rows that each source has, where it is not exactly what the weights say; else None."""
+    """Return the share of each source in the rows if rounding changed it; None if all shares are exact."""
     parts = weight_parts(weights)
     fractions = [Fraction(str(weight)) for weight in weights]
     if all(Fraction(part, sum(parts)) == each / sum(fractions) for part, each in zip(parts, fractions, strict=True)):
@@ -47,23 +48,23 @@ def rounded_shares(weights: Sequence[float]) -> list[float] | None:
 
 
 def _rounded(parts: list[int]) -> list[int]:
-    """10,000 parts in nearly the same proportions: what is left after rounding down goes to the largest remainders."""
+    """Round to 10,000 parts: after rounding down, the sources with the largest remainders get the remaining parts."""
     exact = [Fraction(part * _MOST_PARTS, sum(parts)) for part in parts]
     whole = [max(1, int(each)) for each in exact]
     order = sorted(range(len(parts)), key=lambda source: (whole[source] - exact[source], source))
     for source in order[: max(0, _MOST_PARTS - sum(whole))]:
         whole[source] += 1
-    while sum(whole) > _MOST_PARTS:  # every tiny source has been given a part of its own
+    while sum(whole) > _MOST_PARTS:  # sources below one part were raised to one part
         whole[whole.index(max(whole))] -= 1
     divisor = math.gcd(*whole)
     return [each // divisor for each in whole]
 
 
 class Interleaving:
-    """Which source each row comes from.
+    """The assignment of rows to sources.
 
     Args:
-        weights: of the sources, in any proportion.
+        weights: the weights of the sources; only their proportions matter.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
@@ -73,22 +74,22 @@ class Interleaving:
         counts = [0] * len(parts)
         for row in range(self.period):
             due = [
-                (-(-(count + 1) * self.period // part), source)  # when it must have come
+                (-(-(count + 1) * self.period // part), source)  # the deadline of the next row of this source
                 for source, (count, part) in enumerate(zip(counts, parts, strict=True))
                 if part * (row + 1) > count * self.period
             ]
             source = min(due)[1]
             self._sources[row] = source
             counts[source] += 1
-        # (sources, period + 1): rows of each before every row of the period
+        # (sources, period + 1): the rows of each source before every row of the period
         taken = self._sources == np.arange(len(parts))[:, None]
         self._before = np.concatenate([np.zeros((len(parts), 1), np.int64), taken.cumsum(axis=1)], axis=1)
 
     def sources(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The number of the source that each row of the run comes from."""
+        """Return the number of the source of each row of the run."""
         return self._sources[rows % self.period]
 
     def count(self, source: int, rows: _Ints) -> _Ints:
-        """How many rows before a row of the run come from a source."""
+        """Return the number of rows from a source before a row of the run."""
         periods, within = np.divmod(rows, self.period)
         return periods * self._before[source][-1] + self._before[source][within]

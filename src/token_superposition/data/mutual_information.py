@@ -1,26 +1,28 @@
-"""How fast a corpus forgets: the mutual information between tokens d apart, and a power law fitted to it.
+"""Measure the mutual information between tokens at distance d in a corpus, and fit a power law to it.
 
-The plug-in estimate is mostly bias where pairs are few for the vocabulary: independent tokens seem to share more than
-text does a few tokens apart. Two corrections stand here, chosen on sources whose mutual information is known (Markov
-chains, hidden chains of many words, copying chains; some are in the tests) and on text, by what is left of the shape:
+The plug-in estimate is mostly bias if there are few pairs for the size of the vocabulary: independent tokens then seem
+to share more than text does at a distance of a few tokens. This module uses two corrections. They were chosen by the
+remaining error of the shape, on sources with known mutual information (Markov chains, hidden chains of many words,
+copying chains; some are in the tests) and on text:
 
-- each entropy is Grassberger's ("Entropy estimates from insufficient samplings", 2003), whose bias is a fraction of
-  the plug-in's;
-- what pairs with nothing in common still seem to share is taken off: the same estimate over pairs whose second token is
-  from another piece of the sample. Whole pieces are exchanged, not tokens, so that such pairs repeat themselves as
-  those of one piece do (names, phrases): shuffled tokens would leave a false tail.
+- Each entropy is Grassberger's estimate ("Entropy estimates from insufficient samplings", 2003). Its bias is a fraction
+  of the bias of the plug-in estimate.
+- The mutual information that unrelated pairs seem to have is subtracted. It is the same estimate over pairs whose
+  second token comes from another piece of the sample. Whole pieces are exchanged and not single tokens, so that such
+  pairs repeat as often as the pairs of one piece (names, phrases). Shuffled tokens would leave a false tail.
 
-Looking only at the most frequent tokens has next to no bias, and is a lower bound; but it falls too fast, so all tokens
-count. What is left is an error at nearly the same share of every d, so that slot weights hardly notice.
+An estimate from only the most frequent tokens has almost no bias and is a lower bound, but it falls too fast.
+Therefore all tokens count. The remaining error is nearly the same share at every d, so it hardly changes slot weights.
 
-The law is fitted by plain least squares, which keeps near and heavy slots exact and the tail within a few hundredths of
-the first weight. At a given exponent it is linear, so only the exponent is searched: no start, nothing to get stuck in.
+The law is fitted by ordinary least squares. This keeps the near, large slots exact and the tail within a few hundredths
+of the first weight. The law is linear at a given exponent, so only the exponent is searched: the search needs no start
+value and cannot end in a local minimum.
 
-In a mixture, that two tokens are of one source is shared as well, at any distance: it is in the offset.
+In a mixture, tokens also share that they come from the same source, at any distance. This is part of the offset.
 
-The sample is up to 10 million tokens in evenly spaced pieces: many places of the corpus, no randomness. Pairs never
-cross the end of a piece, and every distance counts equally many. Pairs are counted by sorting, which takes as long
-and as much memory whatever the vocabulary.
+The sample is up to 10 million tokens in evenly spaced pieces: many places of the corpus, and no randomness. Pairs never
+cross the end of a piece, and every distance has the same number of pairs. Pairs are counted by sorting, so time and
+memory do not depend on the vocabulary.
 """
 
 from __future__ import annotations
@@ -36,12 +38,12 @@ from token_superposition.data.sampler import permute
 from token_superposition.errors import UserError
 
 _MOST_TOKENS = 10_000_000
-_PIECE = 2048  # tokens, about a document: longer ones would see fewer places
+_PIECE = 2048  # tokens, about one document; longer pieces would cover fewer places
 _FEWEST_PIECES = 16
-_FEWEST_DISTANCES = 8  # a law of three numbers is not read off the four of bags of 2
+_FEWEST_DISTANCES = 8  # a bag size of 2 needs four distances, too few to fit three numbers
 _NULLS = 5
-_LEAST_NATS = 5e-3  # of I(1): what shares less is no text
-_LEAST_FALL = 0.1  # of I(1), over the distances measured
+_LEAST_NATS = 5e-3  # the minimum of I(1); a corpus below it is not text
+_LEAST_FALL = 0.1  # the minimum fall over the measured distances, as a share of I(1)
 _EXPONENTS = -np.geomspace(0.01, 16, 400)
 
 
@@ -50,15 +52,15 @@ class TokenSource(Protocol):
 
     @property
     def num_tokens(self) -> int:
-        """How many there are."""
+        """The number of tokens."""
 
     def read(self, start: int, length: int) -> NDArray[np.int64]:
-        """TokenSource start .. start + length - 1."""
+        """Return the tokens start .. start + length - 1."""
 
 
 @dataclass(frozen=True)
 class _Array:
-    """Ids that lie in memory."""
+    """Token ids in memory."""
 
     ids: NDArray[Any]
 
@@ -72,13 +74,13 @@ class _Array:
 
 @dataclass(frozen=True)
 class MutualInformation:
-    """What was measured, and the power law `offset + scale * d**exponent` that was fitted to it.
+    """The measured mutual information, and the power law `offset + scale * d**exponent` that was fitted to it.
 
     Attributes:
-        offset, scale, exponent: to six digits, as `slot_weights` writes them.
-        distances, nats: d, and the estimate of I(d).
-        noise: nats; how much estimates differ where there is nothing to find.
-        num_tokens: of the sample.
+        offset, scale, exponent: rounded to six digits, as in `slot_weights`.
+        distances, nats: the distances d, and the estimates of I(d) in nats.
+        noise: nats; the standard deviation of the estimate for pairs with no mutual information.
+        num_tokens: the number of tokens in the sample.
     """
 
     offset: float
@@ -91,21 +93,21 @@ class MutualInformation:
 
     @property
     def slot_weights(self) -> str:
-        """The name of these weights, as a configuration takes it: `mutual_information:0.02,1.2,-1.3`."""
+        """The name of these weights in a configuration, such as `mutual_information:0.02,1.2,-1.3`."""
         return f"mutual_information:{self.offset:g},{self.scale:g},{self.exponent:g}"
 
     def at(self, distance: float) -> float:
-        """The fitted law, in nats."""
+        """Return the fitted law at a distance, in nats."""
         return self.offset + self.scale * distance**self.exponent
 
     @property
     def residual(self) -> float:
-        """How far the law is from the estimates at most, as a share of I(1): large where no power law would fit."""
+        """The largest error of the law, as a share of I(1); large if the estimates do not follow a power law."""
         off = max(abs(self.at(d) - nats) for d, nats in zip(self.distances, self.nats, strict=True))
         return off / self.nats[0]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the values for JSON."""
         return {
             "offset": self.offset,
             "scale": self.scale,
@@ -118,7 +120,7 @@ class MutualInformation:
         }
 
     def describe(self, bag_size: int) -> str:
-        """One line for people, with the weights that a bag of that size gets."""
+        """Return one line of text, with the weights of a bag of this size."""
         weights = [self.at(slot) / self.at(1) for slot in range(1, min(bag_size, 8) + 1)]
         return (
             f"I(d) = {self.offset:.3g} + {self.scale:.3g} * d^{self.exponent:.3g} nats, over {self.num_tokens:,} "
@@ -128,43 +130,43 @@ class MutualInformation:
 
 
 def fit_mutual_information(tokens: ArrayLike, bag_size: int) -> MutualInformation:
-    """Measure token ids of your own and fit the law; its `slot_weights` is what a bag of that size takes.
+    """Measure the mutual information of token ids and fit the law; its `slot_weights` fit this bag size.
 
     Args:
-        tokens: ids in the order of the text; rows that follow one another may be given as they are.
-        bag_size: s; distances up to 2s are measured, and up to 8 at least.
+        tokens: ids in the order of the text; consecutive rows may be given as a 2-D array.
+        bag_size: s; distances up to 2s are measured, and at least up to 8.
 
     Raises:
-        ValueError: for ids that are not whole numbers from 0 up.
-        UserError: for tokens that are too few, or whose mutual information does not fall with the distance.
+        ValueError: if the ids are not integers of at least 0.
+        UserError: if there are too few tokens, or if their mutual information does not fall with the distance.
 
     Example:
         >>> import numpy as np
         >>> draw = np.random.default_rng(0)
-        >>> keep = draw.random(200_000) < 0.6  # a token repeats the token before it, or is drawn anew
+        >>> keep = draw.random(200_000) < 0.6  # a token repeats the token before it, or is drawn again
         >>> last = np.maximum.accumulate(np.where(keep, 0, np.arange(200_000)))
         >>> fit_mutual_information(draw.integers(0, 16, 200_000)[last], bag_size=4).slot_weights[:19]
         'mutual_information:'
     """
     array = np.asarray(tokens).reshape(-1)
     if not np.issubdtype(array.dtype, np.integer) or (len(array) and int(array.min()) < 0):
-        raise ValueError("token ids are whole numbers from 0 up")
+        raise ValueError("token ids must be integers of at least 0")
     return measure_corpora([_Array(array)], [1.0], bag_size, place="tokens")
 
 
 def measure_corpora(
     corpora: Sequence[TokenSource], weights: Sequence[float], bag_size: int, *, place: str
 ) -> MutualInformation:
-    """Measure corpora, each by its share, and fit the law.
+    """Measure corpora in proportion to their weights, and fit the law.
 
     Args:
-        corpora: one, or the sources of a mixture.
-        weights: the sources' shares, in any proportion.
-        bag_size: the run's largest.
-        place: where the corpora lie, for messages.
+        corpora: one corpus, or the sources of a mixture.
+        weights: the weights of the sources; only their proportions matter.
+        bag_size: the largest bag size of the run.
+        place: the place of the corpora, for messages.
 
     Raises:
-        UserError: where they are too short, or their mutual information does not fall with the distance.
+        UserError: if the corpora are too short, or if their mutual information does not fall with the distance.
     """
     distances = _distances(2 * bag_size)
     pieces = _sample(corpora, weights, max(_PIECE, 8 * distances[-1]), place)
@@ -175,21 +177,21 @@ def measure_corpora(
     if not (nats[0] > _LEAST_NATS + 5 * noise and fall > max(_LEAST_FALL * nats[0], 5 * noise)):
         raise UserError(
             f"slot_weights: mutual_information: in {place} the mutual information of tokens hardly falls with their "
-            f"distance ({nats[0]:.2g} nats at 1, {nats[-1]:.2g} at {distances[-1]}, give or take {noise:.1g}, over "
-            f"{pieces.size:,} tokens): nothing to fit; take uniform or power_law, or more text"
+            f"distance ({nats[0]:.2g} nats at 1, {nats[-1]:.2g} at {distances[-1]}, with noise of {noise:.1g}, over "
+            f"{pieces.size:,} tokens), so no law can be fitted; use uniform or power_law, or more text"
         )
     return found
 
 
 def mutual_information(pieces: NDArray[Any], distances: Sequence[int]) -> tuple[NDArray[np.float64], float]:
-    """The mutual information of tokens of a piece at each distance.
+    """Return the mutual information of the tokens of a piece at each distance.
 
     Args:
-        pieces: (pieces, length) of non-negative ids; longer than the largest distance.
-        distances: d, at least 1 each.
+        pieces: (pieces, length) non-negative ids; the length is larger than the largest distance.
+        distances: the distances d, each at least 1.
 
     Returns:
-        (distances,) nats, and their noise in nats: the standard deviation over pairs that have nothing in common.
+        (distances,) nats, and their noise in nats: the standard deviation over unrelated pairs.
     """
     present = np.unique(pieces)
     codes = np.searchsorted(present, pieces).astype(np.uint32)
@@ -209,21 +211,21 @@ def mutual_information(pieces: NDArray[Any], distances: Sequence[int]) -> tuple[
     nulls = []
     for turn in range(1, _NULLS + 1):
         other = np.empty_like(order)
-        other[order] = np.roll(order, turn)  # never itself
+        other[order] = np.roll(order, turn)  # never the piece itself
         nulls.append(shared(codes[other, :length].ravel()))
     nats = np.array([shared(codes[:, d : d + length].ravel()) for d in distances])
     return nats - np.mean(nulls), float(np.std(nulls, ddof=1))
 
 
 def fit_power_law(distances: Sequence[int], values: ArrayLike) -> tuple[float, float, float]:
-    """`offset`, `scale` and `exponent` of the nearest `offset + scale * d**exponent`, by least squares.
+    """Fit `offset + scale * d**exponent` by least squares, and return `offset`, `scale` and `exponent`.
 
     Args:
-        distances: d.
-        values: (distances,); some may be negative, as noise around nothing is.
+        distances: the distances d.
+        values: (distances,); values near 0 may be negative because of noise.
 
     Returns:
-        An offset of at least 0, a scale of at least 0 (0 where nothing falls), an exponent in [-16, -0.01].
+        An offset of at least 0, a scale of at least 0 (0 if the values do not fall), an exponent in [-16, -0.01].
     """
     d, y = np.asarray(distances, dtype=np.float64), np.asarray(values, dtype=np.float64)
     low, high = 0, len(_EXPONENTS) - 1
@@ -242,7 +244,7 @@ def fit_power_law(distances: Sequence[int], values: ArrayLike) -> tuple[float, f
 
 
 def _linear(d: NDArray[np.float64], y: NDArray[np.float64], exponent: float) -> tuple[float, float, float]:
-    """The best offset and scale, none below 0, at an exponent, and the squares that they leave."""
+    """Return the best offset and scale, both at least 0, at an exponent, and the sum of squared errors."""
     x = d**exponent
     spread = x - x.mean()
     scale = max(0.0, float(spread @ y / (spread @ spread)))
@@ -253,8 +255,8 @@ def _linear(d: NDArray[np.float64], y: NDArray[np.float64], exponent: float) -> 
 
 
 def _entropy(counts: NDArray[np.int64]) -> float:
-    """Grassberger's estimate of an entropy, in nats, from how often each outcome came."""
-    times = np.bincount(counts[counts > 0])  # how many outcomes came n times
+    """Return Grassberger's estimate of an entropy, in nats, from the count of each outcome."""
+    times = np.bincount(counts[counts > 0])  # the number of outcomes with count n
     n = np.flatnonzero(times)
     # G(n) = digamma((2 * (n // 2) + 1) / 2) + log(2)
     sums = np.concatenate([[0.0], np.cumsum(2 / (2 * np.arange(n[-1] // 2) + 1))])
@@ -264,7 +266,7 @@ def _entropy(counts: NDArray[np.int64]) -> float:
 
 
 def _distances(furthest: int) -> list[int]:
-    """All up to 16, then eight an octave: a curve needs no more."""
+    """Return all distances up to 16, and then eight per octave, which is enough for a smooth curve."""
     furthest = max(furthest, _FEWEST_DISTANCES)
     apart = [*range(1, min(furthest, 16) + 1)]
     if furthest > 16:
@@ -274,7 +276,7 @@ def _distances(furthest: int) -> list[int]:
 
 
 def _sample(corpora: Sequence[TokenSource], weights: Sequence[float], length: int, place: str) -> NDArray[np.uint32]:
-    """(pieces, length): evenly spaced pieces of each corpus, in proportion to its weight."""
+    """Return (pieces, length): evenly spaced pieces of each corpus, in proportion to its weight."""
     shares = [weight / sum(weights) for weight in weights]
     most = [corpus.num_tokens / length / share for corpus, share in zip(corpora, shares, strict=True)]
     total = min(_MOST_TOKENS / length, *most)
@@ -285,8 +287,8 @@ def _sample(corpora: Sequence[TokenSource], weights: Sequence[float], length: in
         pieces += [corpus.read(int(index * step), length).astype(np.uint32) for index in range(number)]
     if len(pieces) < _FEWEST_PIECES:
         raise UserError(
-            f"slot_weights: mutual_information: {place} is too short to measure: it takes {_FEWEST_PIECES} pieces of "
-            f"{length:,} tokens, {_FEWEST_PIECES * length:,} in all and of each source its share; take power_law, or "
-            "more text"
+            f"slot_weights: mutual_information: {place} is too short to measure: {_FEWEST_PIECES} pieces of "
+            f"{length:,} tokens are needed, {_FEWEST_PIECES * length:,} in total and from each source its share; use "
+            "power_law, or more text"
         )
     return np.stack(pieces)

@@ -1,8 +1,8 @@
-"""Batches made ready while the step before them is computed.
+"""Prepare the next batches in a thread while a training step runs.
 
-One thread reads, folds and (for an accelerator) pins the next few batches. Only batches that carry their
-step and stage pass through, so reading ahead across the switch is harmless. An error in the thread comes
-out of the iterator; leaving the iterator stops the thread.
+One thread reads, folds and (for an accelerator) pins the next few batches. Each batch carries its step and its stage,
+so prefetching across the switch is safe. The iterator raises an error of the thread. Closing the iterator stops the
+thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def prefetch(items: Iterable[T], depth: int = 2) -> Iterator[T]:
-    """The same items in the same order, up to `depth` of them made ahead by a thread."""
+    """Yield the same items in the same order; a thread prepares up to `depth` items ahead."""
     ready: queue.Queue[tuple[bool, T | BaseException | None]] = queue.Queue(maxsize=depth)
     stopped = threading.Event()
 

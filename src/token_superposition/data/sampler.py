@@ -1,13 +1,31 @@
-"""Rows of plain text: a corpus as one sequence of tokens, each of which is read once an epoch.
+"""The rows of a corpus of plain text: their places in the corpus, and the order in which a stage reads them.
 
-An epoch's tokens are dealt out in windows of W = L * lcm(the run's input bag sizes) tokens, so that a window holds a
-whole number of rows of every stage, in the order of a stateless seeded permutation, another one each epoch. The
-corpus's end that fills no window comes last, and the row that does not fit into it goes on at the corpus's
-beginning, as if the corpus were a ring; the next epoch's windows start behind it, so that its rows do not lie across
-their edges. Where a stage's bag size does not divide what the stage before left of a window, rows do go on in the
-next window, for the rest of that epoch: the text has a seam there, as it has between documents.
+The corpus is one sequence of tokens, and each token is read once per epoch. Three parts compute the place of a row from
+its number. None of them has a state to save.
 
-A row's look-ahead, the targets past its last bag, is what follows it physically in the corpus.
+Windows (`WindowRows`). The tokens of an epoch are read in windows of W = L * lcm(input bag sizes of the run) tokens, so
+that a window holds a whole number of rows of every stage. A seeded permutation orders the windows, a different one in
+each epoch. The tokens at the end of the corpus that do not fill a window come last. The row that does not fit into them
+continues at the beginning of the corpus, as if the corpus were a ring. The windows of the next epoch start after this
+row, so that the rows of that epoch do not cross the window edges. If the bag size of a stage does not divide the part
+of a window that the stage before left, then rows continue in the next window for the rest of that epoch. The text has a
+break there, as between documents. The look-ahead of a row (the targets after its last bag) is the text that follows
+the row in the corpus.
+
+Order (`RowOrder`). The rows of a stage are adjacent along the epochs of a corpus, counted in units (tokens, or bags if
+documents are kept apart). Row i starts at unit `origin + i * stride`, and the next stage starts where the last row
+ends. So no unit is left out between stages, and no unit is read twice. Rows are not read in this order, because
+neighbouring rows share a document. The rows of an epoch are split into blocks of `block_windows * window_rows` rows;
+the last block can be up to twice as large. A block is read with a stride of m = `window_rows`: its rows 0, m, 2m, ...,
+then 1, m + 1, ... So rows that are read one after another come from different windows. A block never reaches into the
+next epoch or into the next stage. The row that crosses the end of an epoch is the last row of that epoch, so an epoch
+is read to its end before the next epoch starts. The last stage has no end here: if a run is extended, it continues, and
+the rows before are the same.
+
+Permutation (`permute`). A shuffled list of all windows would cost memory and start-up time that grow with the corpus,
+and a resume would have to restore it. A Feistel network needs neither. By construction it is a bijection on the next
+power of four. Its output is fed back until a value below n appears ("cycle walking"), which makes it a bijection on
+0 .. n - 1. Every element is computed separately from (seed, epoch, index).
 """
 
 from __future__ import annotations
@@ -26,7 +44,7 @@ from token_superposition.schedule import Stage
 
 
 class Tokens(Protocol):
-    """What the stream reads: a prepared corpus, or anything that copies out a span of token ids."""
+    """The interface of a corpus for the stream: a prepared dataset, or any object that copies spans of token ids."""
 
     @property
     def num_tokens(self) -> int: ...
@@ -35,16 +53,17 @@ class Tokens(Protocol):
 
 
 class WindowRows:
-    """The rows that the stages of a run take from one corpus.
+    """The rows that the stages of a run read from one corpus.
 
     Args:
-        corpus: the training tokens, at least a row's.
-        stages: of the run.
-        num_rows: that each takes from this corpus; None for the last, which may get longer.
-        sequence_length: L, latent positions a row.
+        corpus: the training tokens, at least one row.
+        stages: the stages of the run.
+        num_rows: the number of rows that each stage reads from this corpus; None for the last stage, which may be
+            extended.
+        sequence_length: L, the latent positions per row.
         window: W, in tokens.
-        block_windows: windows that rows are shuffled over.
-        seed: of the windows' order.
+        block_windows: the number of windows over which rows are shuffled.
+        seed: the seed of the order of the windows.
     """
 
     def __init__(
@@ -72,11 +91,11 @@ class WindowRows:
             origin = origin if rows is None else order.end()
 
     def starts(self, stage_index: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The tokens that rows of a stage start with; rows count from 0 in each stage."""
+        """Return the number of the first token of each row of a stage; rows count from 0 in each stage."""
         return self._locate(self.orders[stage_index].units(rows))[0]
 
     def read(self, stage_index: int, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, None]:
-        """Inputs (B, L, s) and targets (B, L, k) of rows of a stage; positions are the usual ones."""
+        """Return the inputs (B, L, s) and targets (B, L, k) of rows of a stage; None stands for the usual positions."""
         stage = self.stages[stage_index]
         ids_BLs, targets_BLk = split_inputs_and_targets(
             torch.from_numpy(self.raw_rows(stage_index, rows)), stage.bag_size, stage.mode
@@ -84,25 +103,25 @@ class WindowRows:
         return ids_BLs, targets_BLk, None
 
     def raw_rows(self, stage_index: int, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The token ids of rows of a stage, (B, s * L + look-ahead)."""
+        """Return the token ids of rows of a stage, (B, s * L + look-ahead)."""
         stride, look_ahead = self.orders[stage_index].stride, self.stages[stage_index].bag_size
         raw = np.empty((len(rows), stride + look_ahead), dtype=np.int64)
         units = self.orders[stage_index].units(rows)
-        for row, unit, start, room in zip(raw, units, *self._locate(units), strict=True):
+        for row, unit, start, available in zip(raw, units, *self._locate(units), strict=True):
             done = 0
-            while done + room < stride:  # the row goes on in another window
-                row[done : done + room] = self.corpus.read(int(start), int(room))
-                done += int(room)
-                start, room = (part[0] for part in self._locate(np.array([unit + done])))
+            while done + available < stride:  # the row continues in another window
+                row[done : done + available] = self.corpus.read(int(start), int(available))
+                done += int(available)
+                start, available = (part[0] for part in self._locate(np.array([unit + done])))
             self._read_around(int(start), row[done:])
         return raw
 
     def tokens_read(self, stage_index: int, num_rows: int) -> int:
-        """Tokens of the first rows of a stage."""
+        """Return the number of tokens in the first `num_rows` rows of a stage."""
         return num_rows * self.orders[stage_index].stride
 
     def _read_around(self, start: int, out: NDArray[np.int64]) -> None:
-        """Fill `out` with the tokens from `start` on; after the corpus's last comes its first."""
+        """Fill `out` with the tokens from `start` on; the first token follows the last token of the corpus."""
         done = 0
         while done < len(out):
             length = min(len(out) - done, self.corpus.num_tokens - start)
@@ -110,10 +129,10 @@ class WindowRows:
             done, start = done + length, 0
 
     def _locate(self, units: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where units, tokens in the order they are dealt out in, lie in the corpus, and how many follow there."""
+        """Return for each unit (a token number in reading order) its place in the corpus and the tokens left there."""
         total = self.corpus.num_tokens
         epochs, within = np.divmod(units, total)
-        places, room = np.empty_like(within), np.empty_like(within)
+        places, available = np.empty_like(within), np.empty_like(within)
         for epoch in np.unique(epochs):  # one or two
             here = epochs == epoch
             unit, shift = within[here], self._shift(int(epoch))
@@ -125,29 +144,14 @@ class WindowRows:
                 window = permute(index[inside], count, self.seed, int(epoch))
                 place[inside] = shift + window * self.window + offset[inside]
                 left[inside] = self.window - offset[inside]
-            places[here], room[here] = place, left
-        return places, room
+            places[here], available[here] = place, left
+        return places, available
 
     def _shift(self, epoch: int) -> int:
-        """Tokens at an epoch's start that belong to the row across the end of the epoch before."""
+        """Return the number of first tokens of an epoch that belong to the last row of the epoch before."""
         start = epoch * self.corpus.num_tokens
         order = [order for order in self.orders if order.origin <= start][-1]
         return (order.origin - start) % order.stride
-
-
-# The order in which a stage reads its rows: arithmetic, with nothing to remember.
-#
-# A stage's rows lie side by side along the epochs of a corpus, counted in units (tokens, or bags where documents are
-# kept apart): row i starts at unit `origin + i * stride`, and the next stage starts where the last row ends. So
-# nothing is left between stages, and none is read twice.
-#
-# Rows are not read in that order, for neighbours share a document. The rows of an epoch are cut into blocks of
-# `block_windows * window_rows` of them, the last one up to twice as large, and a block is read with a stride of
-# `window_rows`: its rows 0, m, 2m, ..., then 1, m + 1, ... Rows that are read one after another then come from
-# different windows. A block reaches neither into the next epoch nor into the next stage; the one row that lies across
-# an epoch's end is the epoch's last. So an epoch is read to its end before the next one begins.
-#
-# The last stage has no end here: a run that is made longer goes on, and has read the same until then.
 
 
 _Ints = Any  # an int or an int64 array: the arithmetic is the same
@@ -155,15 +159,15 @@ _Ints = Any  # an int or an int64 array: the arithmetic is the same
 
 @dataclass(frozen=True)
 class RowOrder:
-    """Where the rows of a stage start.
+    """The order of the rows of one stage.
 
     Attributes:
-        origin: the unit that the stage starts with, counted on through the epochs.
-        stride: units a row.
-        epoch: units an epoch, at least one row.
-        num_rows: rows of the stage; None for a run's last.
-        window_rows: m, rows that a window holds.
-        block_windows: windows a block.
+        origin: the first unit of the stage, counted through all epochs.
+        stride: units per row.
+        epoch: units per epoch, at least one row.
+        num_rows: rows of the stage; None for the last stage of a run.
+        window_rows: m, rows per window.
+        block_windows: windows per block.
     """
 
     origin: int
@@ -174,28 +178,31 @@ class RowOrder:
     block_windows: int
 
     def units(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The units that rows start with; rows count from 0 in the order they are read in."""
+        """Return the first unit of each row; rows count from 0 in reading order."""
         return self.origin + self._places(rows) * self.stride
 
     def end(self) -> int:
-        """The unit after the last row's; of a stage that ends."""
+        """Return the unit after the last row of the stage; only for a stage that ends."""
         return self.origin + (self.num_rows or 0) * self.stride
 
     def block_start(self, row: int) -> int:
-        """The first row of the block that a row is in: those before it lie side by side, without a gap."""
+        """Return the first row of the block of a row; the rows before the block cover all units before it."""
         rows = np.array([row])
         first, _, _, start, _ = self._blocks(rows)
         return int((first + start)[0])
 
     def _places(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which of the rows as they lie side by side each row is."""
+        """Return the number of each row in the order of the corpus."""
         first, count, within, start, size = self._blocks(rows)
         spread = _spread(within - start, size, self.window_rows)
         return np.where(within < count, first + start + spread, rows)
 
     def _blocks(self, rows: NDArray[np.int64]) -> tuple[_Ints, _Ints, _Ints, _Ints, _Ints]:
-        """Of each row: its epoch's first row and how many are shuffled there, its number among them, its block's
-        first row there and how many the block has."""
+        """Return for each row its epoch and its block, as five arrays.
+
+        They are the first row of the epoch, the number of shuffled rows in the epoch, the number of the row in the
+        epoch, the first row of the block in the epoch, and the number of rows in the block.
+        """
         epoch = (self.origin + rows * self.stride) // self.epoch
         first, end = self._first_row(epoch), self._first_row(epoch + 1)
         if self.num_rows is not None:
@@ -208,12 +215,12 @@ class RowOrder:
         return first, count, within, start, np.where(block == last, count - start, block_rows)
 
     def _first_row(self, epoch: _Ints) -> _Ints:
-        """The first row that starts in an epoch."""
+        """Return the first row that starts in an epoch."""
         return np.maximum(0, -((self.origin - epoch * self.epoch) // self.stride))
 
 
 def _spread(row: _Ints, size: _Ints, stride: int) -> NDArray[np.int64]:
-    """Rows 0 .. size - 1 read with a stride: 0, m, 2m, ..., 1, m + 1, ..."""
+    """Return the position of each row if rows 0 .. size - 1 are read with a stride: 0, m, 2m, ..., 1, m + 1, ..."""
     short, extra = np.divmod(size, stride)  # the first `extra` of the m passes are one row longer
     short, long = np.maximum(short, 1), short + 1
     late = row - extra * long
@@ -222,24 +229,16 @@ def _spread(row: _Ints, size: _Ints, stride: int) -> NDArray[np.int64]:
     return spread
 
 
-# A stateless seeded permutation of 0 .. n - 1.
-#
-# A shuffled list of a corpus's windows would cost memory and start-up time that grow with the corpus, and would have
-# to be remembered across a resume. A Feistel network needs neither: it is a bijection on the next power of four by
-# construction, and walking its cycle until a value under n comes up ("cycle walking") makes it a bijection on 0 .. n
-# - 1. Any element is computed on its own from (seed, epoch, index).
-
-
 _ROUNDS = 6
 
 
 def permute(index: NDArray[np.int64], size: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Where a seeded permutation of 0 .. size - 1 sends each index.
+    """Map each index through a seeded permutation of 0 .. size - 1.
 
     Args:
         index: integers in [0, size), any shape.
-        size: how many there are, at least 1.
-        seed, epoch: each pair is another permutation.
+        size: the number of elements, at least 1.
+        seed, epoch: each pair gives a different permutation.
 
     Returns:
         int64 of the same shape.
@@ -263,7 +262,7 @@ def _feistel(value: NDArray[np.uint64], half_bits: int, keys: NDArray[np.uint64]
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser: every input bit reaches every output bit."""
+    """Apply the finalizer of SplitMix64: every input bit changes every output bit."""
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return value ^ (value >> np.uint64(31))

@@ -1,18 +1,18 @@
-"""The stream: from a corpus of tokens, or a mixture of several, to the batches of a run, from any step.
+"""The stream: the batches of a run, from any step, over one corpus of tokens or a mixture of several corpora.
 
-Every token is an input exactly once an epoch, whatever the bag sizes, batch sizes and ranks: a stage goes on at the
-token where the one before stopped, and the next epoch at the row where the last one ended. `order` says in which
-order a stage reads its rows, `windows` where they lie in the corpus.
+Every token is an input exactly once per epoch, for all bag sizes, batch sizes and numbers of ranks. A stage continues
+at the token where the stage before stopped, and the next epoch continues at the row where the last epoch ended.
+`sampler` defines the order in which a stage reads its rows, and the place of the rows in the corpus.
 
-The rows of a run are numbered through all its steps. In a mixture each number belongs to one source (`mixture`), and
-each source has its own order and its own epochs. Where documents are to be kept apart, rows come from `documents`.
+The rows of a run are numbered through all its steps. In a mixture each row number belongs to one source (`mixture`),
+and each source has its own order and its own epochs. If documents are kept apart, the rows come from `documents`.
 
-Where a batch lies is a pure function of its step: the whole state of the stream is a stage and a row number, both
-derived from the step, and the order depends on neither ranks nor workers (rank k of n takes rows k, k + n, ...), so
-that a run may go on with another number of them.
+The place of a batch is a pure function of its step: the whole state of the stream is a stage and a row number, and both
+follow from the step. The order depends neither on ranks nor on workers (rank k of n reads the rows k, k + n, ...), so a
+run can resume with another number of ranks or workers.
 
-A `Batch` carries its step and stage; nobody downstream asks again which phase it is, so a batch fetched
-early can never be trained in the wrong one.
+A `Batch` carries its step and its stage, so no later code decides the phase again. A batch that was prefetched can
+therefore never be trained in the wrong phase.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from token_superposition.data.token_ids import fingerprint, open_tokens
 from token_superposition.errors import UserError
 from token_superposition.schedule import Schedule, Stage
 
-_BLOCK_WINDOWS = 1024  # windows that rows are shuffled over, at least
+_BLOCK_WINDOWS = 1024  # the default number of windows over which rows are shuffled
 
 
 class Source(NamedTuple):
     """One corpus of a mixture.
 
     Attributes:
-        name: for messages and counters.
-        corpus: its tokens.
-        weight: of its rows, in any unit.
+        name: the name in messages and counters.
+        corpus: the tokens of the source.
+        weight: the weight of its rows relative to the other sources.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True)
 class Span:
-    """A batch's place: rows `first_row` to `first_row + num_rows - 1` of stage number `stage`."""
+    """The place of a batch: rows `first_row` to `first_row + num_rows - 1` of stage number `stage`."""
 
     stage: int
     first_row: int
@@ -61,16 +61,16 @@ class Span:
 
 @dataclass(frozen=True)
 class Batch:
-    """One optimizer step's rows (of one rank).
+    """The rows of one optimizer step (for one rank).
 
     Attributes:
-        step: the optimizer step it belongs to.
-        stage: how it is trained.
-        ids: inputs, int64, (B, L, s); s = 1 where inputs are plain tokens.
+        step: the optimizer step of the batch.
+        stage: the stage of this step.
+        ids: inputs, int64, (B, L, s); s = 1 if the inputs are plain tokens.
         targets: (B, L, k), aligned with the inputs.
-        span: its place in the stream, over all ranks.
-        position_ids: (B, L), restarting with each document; None where documents are not kept apart. Where they are,
-            -100 in `ids` is padding.
+        span: the place in the stream, over all ranks.
+        position_ids: (B, L), which restart with each document; None if documents are not kept apart. If documents are
+            kept apart, -100 in `ids` is padding.
     """
 
     step: int
@@ -82,11 +82,11 @@ class Batch:
 
     @property
     def bag_size(self) -> int:
-        """s of the batch's stage."""
+        """The bag size s of the batch's stage."""
         return self.stage.bag_size
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """The same batch with its tensors on a device."""
+        """Return the same batch with its tensors on a device."""
         names = ("ids", "targets", *(() if self.position_ids is None else ("position_ids",)))
         moved: Any = {name: getattr(self, name).to(device, non_blocking=non_blocking) for name in names}
         return replace(self, **moved)
@@ -94,13 +94,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Coverage:
-    """What a run reads of a corpus, or of all of a mixture.
+    """The number of tokens that a run reads from a corpus, or from all corpora of a mixture.
 
     Attributes:
-        raw_tokens: read as inputs, repetitions included.
-        unique_raw_tokens: read at least once.
-        corpus_tokens: that there are.
-        padding_tokens: slots of bags left free at the ends of documents.
+        raw_tokens: the tokens read as inputs, repetitions included.
+        unique_raw_tokens: the tokens read at least once.
+        corpus_tokens: the tokens of the corpus.
+        padding_tokens: the empty slots of bags at the ends of documents.
     """
 
     raw_tokens: int
@@ -110,46 +110,46 @@ class Coverage:
 
     @classmethod
     def of_all(cls, parts: Iterable[Coverage]) -> Coverage:
-        """The sum of several corpora's."""
+        """Return the sum over several corpora."""
         return cls(*(sum(column) for column in zip(*(astuple(part) for part in parts), strict=True)))
 
     @property
     def epochs(self) -> float:
-        """Passes over the corpus, as a fraction."""
+        """The number of passes over the corpus, as a fraction."""
         return self.raw_tokens / self.corpus_tokens
 
     def counters(self) -> dict[str, float]:
-        """What is logged of it."""
+        """Return the counters that are logged."""
         keys = ("raw_tokens", "unique_raw_tokens", "epochs", "padding_tokens")
         return {key: getattr(self, key) for key in keys}
 
 
 class RowPlace(NamedTuple):
-    """Where a row lies: its source, and the token there that it starts with."""
+    """The place of a row: its source, and the number of its first token in this source."""
 
     source: int
     start: int
 
 
 class TokenStream:
-    """The batches of a run over a corpus or a mixture: iterate over it once, and again from its state after a resume.
+    """The batches of a run over a corpus or a mixture, as an iterator whose state can be saved and loaded.
 
     Args:
-        ids: the training tokens: a folder of `tst prepare`, an array (also a memory map) or tensor of token ids, a
-            `datasets.Dataset` of rows of token ids; see `open_tokens`. Or the sources of a mixture.
-        schedule: the run's stages.
-        sequence_length: L, latent positions of a row.
-        batch_size: B, the rows of an optimizer step, over all ranks and micro-batches.
-        seed: of the windows' order.
-        rank, world_size: which rows this process takes.
-        block_windows: windows that rows are shuffled over.
-        documents_apart: keep documents apart; the corpora then say where they end. See `documents`.
+        ids: the training tokens: a folder of `tst prepare`, an array (also a memory map) or tensor of token ids, or a
+            `datasets.Dataset` of rows of token ids (see `open_tokens`); or the sources of a mixture.
+        schedule: the stages of the run.
+        sequence_length: L, the latent positions of a row.
+        batch_size: B, the rows per optimizer step, over all ranks and micro-batches.
+        seed: the seed of the order of the windows.
+        rank, world_size: the rank of this process, and the number of ranks; they select the rows of this process.
+        block_windows: the number of windows over which rows are shuffled.
+        documents_apart: keep documents apart; each corpus must then know where its documents end. See `documents`.
 
     Raises:
         UserError: if a corpus is shorter than one row, or its ids cannot be used.
-        TypeError: if `ids` or `schedule` is something else.
-        ValueError: if the ranks do not divide the rows, the weights are no proportion of a few rows, or a number is
-            out of range.
+        TypeError: if `ids` or `schedule` has another type.
+        ValueError: if the number of rows is not a multiple of the number of ranks, a weight is NaN or infinite, or a
+            number is out of range.
 
     Example:
         >>> import numpy as np
@@ -187,13 +187,13 @@ class TokenStream:
             ("seed", seed, 0),
         ):
             if number < least:
-                raise ValueError(f"{name} is at least {least}, not {number}")
+                raise ValueError(f"{name} must be at least {least}, not {number}")
         if batch_size % world_size:
-            raise ValueError(f"{batch_size} rows a step do not divide over {world_size} ranks")
+            raise ValueError(f"batch_size {batch_size} must be a multiple of the number of ranks, {world_size}")
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank is in 0 to {world_size - 1}, not {rank}")
+            raise ValueError(f"rank must be from 0 to {world_size - 1}, not {rank}")
         several = isinstance(ids, Sequence) and len(ids) > 0 and all(isinstance(each, Source) for each in ids)
-        self.step = 0  # of the batch that iteration gives next
+        self.step = 0  # the step of the next batch of the iterator
         self.seed = seed
         self.documents_apart = documents_apart
         self.sources: tuple[Source, ...] = tuple(
@@ -203,7 +203,7 @@ class TokenStream:
         self.sequence_length = sequence_length
         self.batch_size = batch_size
         self.block_windows = block_windows
-        self._fingerprint: str | None = None  # reads the corpus, so it is made when a state is asked for
+        self._fingerprint: str | None = None  # computed with the first state, because it reads the corpus
         self.rank = rank
         self.world_size = world_size
         self.interleaving = Interleaving([source.weight for source in self.sources])
@@ -215,7 +215,7 @@ class TokenStream:
                 [self._rows_of_stage(number, index) for index in range(len(schedule.stages))],
                 sequence_length=sequence_length,
                 window=sequence_length * schedule.input_period,
-                # Rows of a step come from different windows.
+                # At least batch_size windows, so that the rows of a step come from different windows.
                 block_windows=max(block_windows, batch_size),
                 seed=seed,
             )
@@ -224,42 +224,48 @@ class TokenStream:
         self._check_lengths()
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches from the current step to the run's end; each counts as trained on once it was given out."""
+        """Yield the batches from the current step to the end of the run; each yielded batch counts as trained on."""
         while self.step < self.schedule.total_steps:
             batch = self.batch(self.step)
             self.step += 1
             yield batch
 
     def __len__(self) -> int:
-        """Batches that are left."""
+        """Return the number of batches that are left."""
         return self.schedule.total_steps - self.step
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is, for `load_state_dict`; plain values, the same on every rank.
+        """Return the position of the stream for `load_state_dict`, as plain values that are the same on every rank.
 
-        Save it with the model after an optimizer step: the next batch is then that of the next step.
+        Save the state with the model after an optimizer step. The next batch is then the batch of the next step.
         """
         return {"step": self.step, **self._settings()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a stream of the same corpus and settings was; with any number of ranks, and with more steps.
+        """Continue at the position of a stream with the same corpus and settings.
+
+        The number of ranks may differ, and the last stage of the schedule may be longer.
 
         Raises:
-            UserError: if the state is of another corpus, schedule, batch or seed, or is no state.
+            UserError: if the state has another corpus, schedule, batch or seed, or is not a state of a stream.
         """
         mine = self._settings()
         if set(state) != {"step", *mine} or not isinstance(state["step"], int) or state["step"] < 0:
-            raise UserError(f"this is no state of a TokenStream: it has {', '.join(map(str, state)) or 'nothing'}")
+            raise UserError(f"this is not a state of a TokenStream: it has {', '.join(map(str, state)) or 'no keys'}")
         for name, own in mine.items():
             if state[name] != own and not (name == "schedule" and self._is_longer(state["schedule"], state["step"])):
-                given = "another" if name in ("corpus", "schedule") else f"{state[name]}, and this stream has {own}"
-                raise UserError(f"the state cannot be loaded: its {name} is {given}; make the stream as it was")
+                given = "different" if name in ("corpus", "schedule") else f"{state[name]}, but this stream has {own}"
+                raise UserError(
+                    f"the state cannot be loaded: its {name} is {given}; make the stream with its first settings"
+                )
         if state["step"] > self.schedule.total_steps:
-            raise UserError(f"the state is of step {state['step']}, and this run has {self.schedule.total_steps} steps")
+            raise UserError(
+                f"the state is of step {state['step']}, but this run has only {self.schedule.total_steps} steps"
+            )
         self.step = state["step"]
 
     def _settings(self) -> dict[str, Any]:
-        """What the order of the rows depends on."""
+        """Return the settings that determine the order of the rows."""
         if self._fingerprint is None:
             parts = [(fingerprint(source.corpus), source.weight) for source in self.sources]
             self._fingerprint = parts[0][0] if len(parts) == 1 else str(parts)
@@ -274,7 +280,7 @@ class TokenStream:
         }
 
     def _is_longer(self, stages: Any, step: int) -> bool:
-        """Whether a schedule is this one but for the length of its last stage, which has room for the step."""
+        """Return whether a schedule differs from this one only in the length of its last stage, and has the step."""
         try:
             other = Schedule.from_dicts(stages)
         except (TypeError, ValueError, AttributeError):
@@ -288,11 +294,11 @@ class TokenStream:
         )
 
     def row_length(self, stage: Stage) -> int:
-        """Tokens of a row of a stage, its look-ahead included; at most, where documents are kept apart."""
+        """Return the number of tokens of a row, with its look-ahead; the maximum if documents are kept apart."""
         return stage.input_bag_size * self.sequence_length + stage.bag_size
 
     def locate(self, stage_index: int, rows: NDArray[np.int64]) -> list[RowPlace]:
-        """Where rows of a stage lie.
+        """Return the places of rows of a stage.
 
         Args:
             stage_index: the stage.
@@ -304,14 +310,14 @@ class TokenStream:
         return [RowPlace(*place) for place in places.tolist()]
 
     def batch(self, step: int) -> Batch:
-        """The batch of one step; raises ValueError where the run has no such step."""
+        """Return the batch of one step; raise ValueError if the run has no such step."""
         index = self.schedule.index_at(step)
         stage, length = self.schedule.stages[index], self.sequence_length
         first_row = (step - self.schedule.starts[index]) * self.batch_size
         rows = np.arange(first_row + self.rank, first_row + self.batch_size, self.world_size)
-        # numpy's memory and numpy's copies. torch asks for no huge pages: the first touch of a large batch then takes
-        # four times as long as its copying. And torch would copy with several threads, which go on spinning where the
-        # step beside is computed: on two cores it took a sixth longer.
+        # numpy allocates and copies here. torch does not request huge pages, so the first access to a large batch would
+        # take four times as long as the copy. torch would also copy with several threads, which keep spinning while the
+        # training step runs: on two cores the step took a sixth longer.
         ids = np.empty((len(rows), length, stage.input_bag_size), dtype=np.int64)
         targets = np.empty((len(rows), length, stage.num_targets), dtype=np.int64)
         positions = None
@@ -326,16 +332,16 @@ class TokenStream:
         return Batch(step, stage, torch.from_numpy(ids), torch.from_numpy(targets), span, restarting)
 
     def batches(self, first_step: int = 0) -> Iterator[Batch]:
-        """Every batch from `first_step` to the run's end."""
+        """Yield every batch from `first_step` to the end of the run."""
         for step in range(first_step, self.schedule.total_steps):
             yield self.batch(step)
 
     def coverage(self, step: int | None = None) -> Coverage:
-        """What is read of all sources together before `step` (in all, without it)."""
+        """Return the coverage of all sources together before `step` (of the whole run if None)."""
         return Coverage.of_all(self.coverages(step).values())
 
     def coverages(self, step: int | None = None) -> dict[str, Coverage]:
-        """What is read of each source before `step` (in all, without it), by its name."""
+        """Return the coverage of each source before `step` (of the whole run if None), by the name of the source."""
         end = self.schedule.total_steps if step is None else step
         found = {}
         for number, source in enumerate(self.sources):
@@ -345,7 +351,7 @@ class TokenStream:
                 rows = self.interleaving.count(number, last) - self.interleaving.count(number, first)
                 raw_tokens += self.rows[number].tokens_read(index, int(rows))
                 slots += int(rows) * stage.input_bag_size * self.sequence_length
-            # An epoch ends before the next one begins, so nothing is read twice before all was read once.
+            # An epoch ends before the next epoch starts, so no token is read twice before every token is read once.
             there = source.corpus.num_tokens
             found[source.name] = Coverage(raw_tokens, min(raw_tokens, there), there, slots - raw_tokens)
         return found
@@ -353,7 +359,7 @@ class TokenStream:
     def _by_source(
         self, stage_index: int, rows: NDArray[np.int64]
     ) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
-        """For each source that rows of a stage come from: its number, which of them, their numbers in the source."""
+        """Yield for each source of these rows: its number, the indices of its rows, and their numbers in the source."""
         first = self.schedule.starts[stage_index] * self.batch_size
         sources = self.interleaving.sources(first + rows)
         for number in np.unique(sources).tolist():
@@ -362,7 +368,7 @@ class TokenStream:
             yield number, here, until - before
 
     def _rows_of_stage(self, source: int, stage_index: int) -> int | None:
-        """How many rows a stage takes from a source; None for the last stage, which may get longer."""
+        """Return the number of rows of a stage from a source; None for the last stage, which may be extended."""
         if stage_index == len(self.schedule.stages) - 1:
             return None
         ends = (self.schedule.starts[index] * self.batch_size for index in (stage_index, stage_index + 1))
@@ -378,10 +384,10 @@ class TokenStream:
                 there = f"{source.corpus.num_tokens:,} tokens"
                 needed = f"{order.stride:,}"
                 if isinstance(rows, DocumentRows):
-                    there += f", {order.epoch:,} bags of {size} in documents of their own"
+                    there += f", {order.epoch:,} bags of {size} with documents kept apart"
                     needed = f"{order.stride:,} bags"
                 raise UserError(
                     f"the training data{f' of source {source.name!r}' if source.name else ''} has {there}, but one row "
-                    f"of this run takes {needed} (train.sequence_length {self.sequence_length}, bag size {size}): "
+                    f"of this run needs {needed} (train.sequence_length {self.sequence_length}, bag size {size}): "
                     "prepare more text, or lower train.sequence_length or the bag size"
                 )

@@ -1,6 +1,6 @@
-"""Token ids as users have them, made readable for the stream: arrays, rows of token ids, and prepared folders.
+"""Open the user's token ids for the stream: arrays, rows of token ids, and prepared folders.
 
-A row of a data set is a piece of the text, and the next row follows it in the text: rows are read as one sequence.
+A row of a dataset is a part of the text, and the next row continues the text, so the rows are read as one sequence.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from token_superposition.data.sampler import Tokens
 from token_superposition.errors import UserError
 
 _COLUMN = "input_ids"
-_FIRST_ROWS = 1000  # checked before the first batch; all others when they are read
-_HASHED = 2**24  # tokens of a corpus that its fingerprint is made of, at most
+_FIRST_ROWS = 1000  # checked before the first batch; the other rows are checked when they are read
+_HASHED = 2**24  # the maximum number of tokens in the fingerprint of a corpus
 
 
 def open_tokens(ids: Any) -> Tokens:
-    """What the stream reads, from what a user gives.
+    """Return the tokens that the stream reads.
 
     Args:
-        ids: a prepared folder's path (its training split), a `TokenDataset`, a numpy array (also a memory map) or a
-            tensor of integers (N,) or (rows, N), a list of rows of token ids of one length, or a Hugging Face
+        ids: the path of a prepared folder (its training split), a `TokenDataset`, a numpy array (also a memory map) or
+            a tensor of integers (N,) or (rows, N), a list of rows of token ids of the same length, or a Hugging Face
             `datasets.Dataset` with such rows in its column `input_ids`.
 
     Raises:
-        UserError: if ids are no integers or negative, rows differ in length or have padding, or a folder is not a
-            prepared one.
-        TypeError: for anything else.
+        UserError: if ids are negative or not integers, rows differ in length or have padding, or a folder is not a
+            prepared folder.
+        TypeError: if `ids` has another type.
     """
     if isinstance(ids, str | Path):
         return TokenDataset.open(ids, "train")
@@ -46,53 +46,53 @@ def open_tokens(ids: Any) -> Tokens:
         return ArrayTokens(ids)
     if hasattr(ids, "column_names") and hasattr(ids, "with_format") and hasattr(ids, "__len__"):
         if isinstance(ids, dict):
-            raise TypeError(f"give one split of the data set, such as ids['{next(iter(ids), 'train')}']")
+            raise TypeError(f"give one split of the dataset, such as ids['{next(iter(ids), 'train')}']")
         return RowTokens(ids)
     if callable(getattr(ids, "read", None)) and hasattr(ids, "num_tokens"):
         return ids
     raise TypeError(
         f"ids is a {type(ids).__name__}; give a folder of `tst prepare`, a numpy array or tensor of token ids, or a "
-        "datasets.Dataset of rows of token ids (a stream has to be saved first)"
+        "datasets.Dataset of rows of token ids (save a streaming dataset first)"
     )
 
 
 class ArrayTokens:
-    """Token ids in an array (N,), or (rows, N) with rows that follow each other.
+    """Token ids in an array (N,), or (rows, N) with consecutive rows.
 
     Raises:
-        UserError: if they are no integers, or none.
+        UserError: if the array is empty or does not hold integers.
     """
 
     def __init__(self, ids: NDArray[Any]) -> None:
         if not np.issubdtype(ids.dtype, np.integer):
-            raise UserError(f"ids has dtype {ids.dtype}: token ids are integers")
+            raise UserError(f"ids has dtype {ids.dtype}: token ids must be integers")
         if ids.ndim not in (1, 2) or not ids.size:
             raise UserError(f"ids has shape {ids.shape}: give an array (N,) or (rows, N) with at least one token")
         self.ids = ids.reshape(-1)
 
     @property
     def num_tokens(self) -> int:
-        """All of them."""
+        """The number of tokens."""
         return len(self.ids)
 
     def read(self, start: int, length: int) -> NDArray[np.int64]:
-        """A copy of `length` ids from `start` on, int64."""
+        """Return a copy of `length` ids from `start` on, int64."""
         return _not_negative(self.ids[start : start + length].astype(np.int64), start)
 
 
 class RowTokens:
-    """The token ids of a `datasets.Dataset` whose rows have one length and follow each other in the text.
+    """The token ids of a `datasets.Dataset` with rows of the same length that are consecutive in the text.
 
     Raises:
-        UserError: if it has no column `input_ids`, no rows, rows of several lengths, or rows with padding or labels of
-            their own (at the latest when such a row is read).
+        UserError: if the dataset has no column `input_ids`, no rows, rows of different lengths, or rows with padding or
+            with other labels than their ids (at the latest when such a row is read).
     """
 
     def __init__(self, dataset: Any) -> None:
         if _COLUMN not in dataset.column_names:
-            raise UserError(f"the data set has no column {_COLUMN!r} (columns: {', '.join(dataset.column_names)})")
+            raise UserError(f"the dataset has no column {_COLUMN!r} (columns: {', '.join(dataset.column_names)})")
         if not len(dataset):
-            raise UserError("the data set has no rows")
+            raise UserError("the dataset has no rows")
         kept = [name for name in (_COLUMN, "attention_mask", "labels") if name in dataset.column_names]
         self.dataset = dataset.select_columns(kept).with_format("numpy")
         self.row_length = len(self.dataset[0][_COLUMN])
@@ -101,11 +101,11 @@ class RowTokens:
 
     @property
     def num_tokens(self) -> int:
-        """Of all rows."""
+        """The number of tokens of all rows."""
         return len(self.dataset) * self.row_length
 
     def read(self, start: int, length: int) -> NDArray[np.int64]:
-        """A copy of `length` ids from `start` on, int64."""
+        """Return a copy of `length` ids from `start` on, int64."""
         first, last = start // self.row_length, -(-(start + length) // self.row_length)
         offset = start - first * self.row_length
         return self._rows(first, last)[offset : offset + length]
@@ -114,11 +114,11 @@ class RowTokens:
         rows = self.dataset[first:last]
         ids = [np.asarray(row) for row in rows[_COLUMN]]
         for number, row in enumerate(ids):
-            where = f"row {first + number} of the data set"
+            where = f"row {first + number} of the dataset"
             if row.shape != (self.row_length,) or not np.issubdtype(row.dtype, np.integer):
                 raise UserError(
-                    f"{where} has {row.dtype} {row.shape} in {_COLUMN!r}, and row 0 has {self.row_length} token ids: "
-                    "give rows of one length (join the text and cut it)"
+                    f"{where} has {row.dtype} {row.shape} in {_COLUMN!r}, but row 0 has {self.row_length} token ids: "
+                    "give rows of one length (concatenate the text and split it)"
                 )
             if "attention_mask" in rows and not np.asarray(rows["attention_mask"][number]).all():
                 raise UserError(f"{where} has padding (attention_mask 0): give rows without padding")
@@ -128,7 +128,7 @@ class RowTokens:
 
 
 def fingerprint(corpus: Tokens) -> str:
-    """Of a prepared folder its own; of anything else a hash of its length and of tokens spread over all of it."""
+    """Return the fingerprint of a prepared folder; for other corpora, a hash of the length and of a spread sample."""
     own = getattr(corpus, "fingerprint", None)
     if isinstance(own, str):
         return own
@@ -142,13 +142,13 @@ def fingerprint(corpus: Tokens) -> str:
 
 
 def _array_of(rows: Sequence[Any]) -> NDArray[Any]:
-    """A list of token ids, or of rows of them."""
+    """Return a list of token ids, or of rows of token ids, as an array."""
     values = [row[_COLUMN] if isinstance(row, dict) and _COLUMN in row else row for row in rows]
     lengths = [np.shape(value) for value in values]
     for number, length in enumerate(lengths):
         if length != lengths[0]:
             raise UserError(
-                f"row {number} of ids has shape {length}, and row 0 has {lengths[0]}: give rows of one length"
+                f"row {number} of ids has shape {length}, but row 0 has {lengths[0]}: give rows of one length"
             )
     return np.asarray([np.asarray(value) for value in values])
 
@@ -156,5 +156,5 @@ def _array_of(rows: Sequence[Any]) -> NDArray[Any]:
 def _not_negative(ids: NDArray[np.int64], start: int) -> NDArray[np.int64]:
     if len(ids) and ids.min() < 0:
         place = int(np.argmin(ids))
-        raise UserError(f"token {start + place:,} has the id {ids[place]}: token ids are not negative")
+        raise UserError(f"token {start + place:,} has the id {ids[place]}: token ids must not be negative")
     return ids

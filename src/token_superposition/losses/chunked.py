@@ -1,18 +1,17 @@
-"""The multi-hot loss in slices of rows, gradients formed in the forward pass: two custom operators.
+"""The chunked multi-hot loss: two custom operators that compute the loss and its gradients chunk by chunk.
 
-Rows are taken in chunks. A chunk's logits are made, become its gradient in place, are multiplied into the gradients of
-hidden states and weight, and are overwritten by the next chunk's: all in the forward pass, while they are at hand. The
-backward pass has nothing left to do but hand the gradients out (times what comes from above, where that is not 1).
-Three products with the head, as ever; no logits are made twice.
+The rows are split into chunks. The forward pass computes the logits of one chunk, turns them into their gradient in
+place, and multiplies this gradient into the gradients of the hidden states and of the weight. The next chunk overwrites
+the buffer. The backward pass only returns these gradients (multiplied by the incoming gradient, if it is not 1).
+There are three matrix products with the head, as usual, and no logits are computed twice. The chunked loss is also
+faster than a loss from full logits, because full logits are read and written several more times.
 
-It is faster than full logits too, which are read and written several times more.
+Precision: matrix products use the dtype of the hidden states. The logsumexp, the loss and the sums over chunks use
+float32 (float64 for float64). For float16 the product that gives the weight's gradient is computed in float32: its
+terms leave the range of float16 before a loss scaler can act.
 
-Precision. Products are in the hidden states' dtype; logsumexp, loss and the sums over chunks are in float32 (float64
-for float64). In float16 the weight's gradient is multiplied out in float32: before a loss scaler has had its say, its
-terms leave float16's range.
-
-`torch.compile` does not look into them and finds no graph break. Shapes: N rows (bags), C rows of a chunk, V
-vocabulary, s targets a row, d width.
+`torch.compile` does not trace into the operators and has no graph break at them. Shapes: N rows (bags), C rows of a
+chunk, V vocabulary, s targets per row, d width.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from token_superposition.losses.multi_hot import refuse_second_gradient
 
 
 @torch.library.custom_op("token_superposition::linear_multi_hot_total", mutates_args=())
-def sliced_total(
+def chunked_total(
     hidden_Nd: Tensor,
     weight_Vd: Tensor,
     bias_V: Tensor | None,
@@ -40,9 +39,10 @@ def sliced_total(
     for_hidden: bool,
     for_weight: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The sum of w * (CE + z_loss * logsumexp^2), and its gradients for hidden states, weight and bias.
+    """Return the sum of w * (CE + z_loss * logsumexp^2) and its gradients for hidden states, weight and bias.
 
-    Targets name a token even where they weigh nothing. Gradients not asked for are empty. A softcap of 0 is none.
+    Every target must be a valid token id, also if its weight is 0. A gradient that is not needed is an empty tensor. A
+    softcap of 0 means no softcap.
     """
     wide = weights_Ns.dtype
     weight = weight_Vd[:vocab_size].to(hidden_Nd.dtype)
@@ -75,7 +75,7 @@ def sliced_total(
     return total, grad_hidden, grad_weight.to(weight_Vd.dtype), grad_bias.to(bias_dtype)
 
 
-@sliced_total.register_fake
+@chunked_total.register_fake
 def _(hidden_Nd: Tensor, weight_Vd: Tensor, bias_V: Tensor | None, _: Tensor, weights_Ns: Tensor, *rest: Any) -> Any:
     for_hidden, for_weight = rest[-2:]
     return (
@@ -106,17 +106,17 @@ def _hand_out(ctx: Any, grad_total: Tensor | None, *_: Any) -> tuple[Tensor | No
     return (*scaled, *nothing[3:])
 
 
-sliced_total.register_autograd(_hand_out, setup_context=_keep_gradients)
+chunked_total.register_autograd(_hand_out, setup_context=_keep_gradients)
 
 
 def _times(gradient: Tensor, factor: Tensor) -> Tensor:
-    """The product; the gradient itself for a factor of 1, where to ask costs nothing."""
+    """Return the product, or the gradient itself if the factor is known to be 1 without waiting for the device."""
     asked = factor.device.type == "cpu" and type(factor) is Tensor and not torch.compiler.is_compiling()
     return gradient if asked and factor.item() == 1 else (gradient * factor).to(gradient.dtype)
 
 
 @torch.library.custom_op("token_superposition::linear_multi_hot_rows", mutates_args=())
-def sliced_rows(
+def chunked_rows(
     hidden_Nd: Tensor,
     weight_Vd: Tensor,
     bias_V: Tensor | None,
@@ -128,7 +128,10 @@ def sliced_rows(
     vocab_size: int,
     chunk_rows: int,
 ) -> Tensor:
-    """Each row's sum of w * (CE + z_loss * logsumexp^2), (N,); what comes from above is unknown yet, so no gradient."""
+    """Return the sum of w * (CE + z_loss * logsumexp^2) of each row, (N,).
+
+    The forward pass forms no gradient here, because the incoming gradient of each row is not known yet.
+    """
     weight = weight_Vd[:vocab_size].to(hidden_Nd.dtype)
     buffer_CV = hidden_Nd.new_empty(chunk_rows, vocab_size)
     losses_N = weights_Ns.new_empty(hidden_Nd.shape[0])
@@ -141,7 +144,7 @@ def sliced_rows(
     return losses_N
 
 
-@sliced_rows.register_fake
+@chunked_rows.register_fake
 def _(hidden_Nd: Tensor, *rest: Any) -> Tensor:
     weights_Ns: Tensor = rest[3]
     return weights_Ns.new_empty(hidden_Nd.shape[0])
@@ -153,23 +156,23 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # 
 
 
 def _weigh_again(ctx: Any, grad_rows_N: Tensor) -> tuple[Tensor | None, ...]:
-    """The loss is linear in its weights: what comes from above weighs the rows of a total."""
+    """Compute the gradients with the row weights times the incoming gradient: the loss is linear in its weights."""
     refuse_second_gradient()
     hidden_Nd, weight_Vd, bias_V, targets_Ns, weights_Ns = ctx.saved_tensors
     scaled_Ns = weights_Ns * grad_rows_N.unsqueeze(1)
     needs = ctx.needs_input_grad
-    _, *gradients = sliced_total(
+    _, *gradients = chunked_total(
         hidden_Nd, weight_Vd, bias_V, targets_Ns, scaled_Ns, *ctx.rest, needs[0], needs[1] or needs[2]
     )
     given = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=False)]
     return (*given, *(None,) * 7)
 
 
-sliced_rows.register_autograd(_weigh_again, setup_context=_keep_inputs)
+chunked_rows.register_autograd(_weigh_again, setup_context=_keep_inputs)
 
 
 def _head(hidden_Cd: Tensor, weight_Vd: Tensor, bias_V: Tensor | None, scale: float, buffer_CV: Tensor) -> Tensor:
-    """`scale * (hidden @ weight.T + bias)`, in the buffer's first rows."""
+    """Compute `scale * (hidden @ weight.T + bias)` in the first rows of the buffer."""
     logits_CV = torch.mm(hidden_Cd, weight_Vd.t(), out=buffer_CV[: hidden_Cd.shape[0]])
     if bias_V is not None:
         logits_CV += bias_V[: logits_CV.shape[1]]
@@ -181,8 +184,11 @@ def _head(hidden_Cd: Tensor, weight_Vd: Tensor, bias_V: Tensor | None, scale: fl
 def _losses_and_gradients(
     logits: Tensor, targets: Tensor, weights: Tensor, z_loss: float, softcap: float, *, gradients: bool
 ) -> Tensor:
-    """The rows' losses, (C,); where gradients are wanted, logits (C, V) become theirs (before scale and head)."""
-    work = logits.to(weights.dtype)  # the logits' own memory, where they are wide already
+    """Return the losses of the rows, (C,); with `gradients`, overwrite the logits (C, V) with their gradient.
+
+    The gradient is that of the logits after `logit_scale`: the caller multiplies by the scale.
+    """
+    work = logits.to(weights.dtype)  # shares the memory of the logits if the dtypes are equal
     slope = None
     if softcap:
         bent = work.div_(softcap).tanh_()
@@ -192,8 +198,8 @@ def _losses_and_gradients(
     top = work.amax(dim=1, keepdim=True)
     sums = work.sub_(top).exp_().sum(dim=1)
     lse = sums.log() + top.squeeze(1)
-    # Target by target: lse * sum(w) - sum(w * z) would cancel worse. A target that weighs nothing may stand on a
-    # masked logit: 0 times infinity must stay 0.
+    # The difference is computed for each target: lse * sum(w) - sum(w * z) would lose more digits to cancellation.
+    # A target with weight 0 may have a masked logit (minus infinity): 0 times infinity must stay 0.
     losses = torch.where(weights != 0, (lse.unsqueeze(1) - hits) * weights, 0).sum(dim=1)
     row_weights = weights.sum(dim=1)
     if z_loss:
@@ -209,11 +215,11 @@ def _losses_and_gradients(
 
 
 def _add_product(total_Vd: Tensor, gradient_CV: Tensor, hidden_Cd: Tensor, *, first: bool) -> None:
-    """`total += gradient.T @ hidden`, added up in the total's dtype; the first one is put there."""
+    """Add `gradient.T @ hidden` to the total in the dtype of the total; the first product overwrites the total."""
     if gradient_CV.dtype == torch.float16:
         gradient_CV, hidden_Cd = gradient_CV.float(), hidden_Cd.float()
     if gradient_CV.dtype == total_Vd.dtype:
-        # beta 0 does not read what is there.
+        # With beta 0, addmm_ does not read the total, which is not initialized at the first product.
         total_Vd.addmm_(gradient_CV.t(), hidden_Cd, beta=0 if first else 1)
     elif first:
         total_Vd.copy_(gradient_CV.t() @ hidden_Cd)

@@ -1,17 +1,22 @@
-"""The multi-hot loss through a fused kernel made for one target a row.
+"""The multi-hot loss through a fused kernel that was written for one target per row.
 
-For logits that are linear in the hidden states h, with head W and slot weights w that add up to 1 (the softmax
-term is the same for all targets),
+Assume that the logits are linear in the hidden states h, with head W and slot weights w that sum to 1. The softmax term
+is the same for all targets, so
 
     MCE = CE(h W', y_0) + h . (W[y_0] - sum_k w_k W[y_k])        (with a bias b: + b[y_0] - sum_k w_k b[y_k])
 
-with y_0 any target of the row that counts. So whoever has a fast kernel for ordinary cross-entropy has one for bags:
-one pass over the head, and one weighted `embedding_bag` over its rows. At one target a row the second term is left out.
-Its price: in bfloat16 what the first term says of y_0 is rounded before the second takes it back, so the head's
-gradient is less exact than ours in slices (`benchmarks/gpu.py` prints both).
+where y_0 is any target of the row that is not ignored. Every fast kernel for ordinary cross-entropy can therefore
+compute the loss of bags: one pass over the head, and one weighted `embedding_bag` over the rows of W. With one target
+per row the second term is left out.
 
-Kernels: Liger's (CUDA; it forms gradients in the forward pass, so that rows must weigh alike) and torch's own
-`F.linear_cross_entropy` (torch 2.13 and later; by rows, since its sums add up in the inputs' precision).
+The disadvantage: in bfloat16 the first term rounds the contribution of y_0 before the second term subtracts it. The
+gradient of the head is therefore less exact than with our chunked loss (`benchmarks/gpu.py` prints both).
+
+There are two kernels:
+
+- Liger's kernel needs CUDA. It forms gradients in the forward pass, so all rows must have the same weight.
+- torch's own `F.linear_cross_entropy` needs torch 2.13 or later. It is used with one loss per row, because it computes
+  its sums in the precision of the inputs.
 """
 
 from __future__ import annotations
@@ -28,17 +33,17 @@ Kernel = Literal["liger", "torch"]
 
 
 def kernel_is_there(kernel: Kernel) -> bool:
-    """Whether it is installed; Liger's needs CUDA besides."""
+    """Return whether the kernel is installed; Liger's kernel also needs CUDA."""
     if kernel == "torch":
         return hasattr(F, "linear_cross_entropy")
     return torch.cuda.is_available() and importlib.util.find_spec("liger_kernel") is not None
 
 
 def check_kernel(kernel: Kernel) -> None:
-    """Raise ValueError for a kernel that is not there."""
+    """Raise ValueError if the kernel is not available."""
     if not kernel_is_there(kernel):
         needs = {"liger": "liger-kernel and CUDA", "torch": "torch 2.13 or later"}[kernel]
-        raise ValueError(f"loss_backend {kernel} needs {needs}; take auto")
+        raise ValueError(f"loss_backend {kernel} needs {needs}; use auto")
 
 
 def total_through_one_target(
@@ -50,17 +55,17 @@ def total_through_one_target(
     weights_Ns: Tensor,
     z_loss: float,
 ) -> Tensor:
-    """The sum of w * (CE + z_loss * logsumexp^2) over all targets.
+    """Return the sum of w * (CE + z_loss * logsumexp^2) over all targets.
 
     Args:
-        kernel: which one.
-        hidden_Nd, weight_Vd, bias_V: of one dtype.
-        targets_Ns: token ids, also where they weigh nothing.
-        weights_Ns: float32 (float64), 0 where a target is ignored.
-        z_loss: for `liger` only.
+        kernel: the kernel that computes the cross-entropy.
+        hidden_Nd, weight_Vd, bias_V: floating point, all of the same dtype.
+        targets_Ns: valid token ids, also for targets with weight 0.
+        weights_Ns: float32 (float64), 0 for an ignored target.
+        z_loss: the coefficient of logsumexp^2; only `liger` supports it.
 
     Raises:
-        ValueError: for a kernel that is not there, or asked for what it cannot do.
+        ValueError: if the kernel is not available, or does not support these arguments.
     """
     check_kernel(kernel)
     row_weights_N = weights_Ns.sum(dim=1)
@@ -73,7 +78,7 @@ def total_through_one_target(
         return total
     ids_Nk = torch.cat([chosen_N1, targets_Ns], dim=1)
     shares_Nk = torch.cat([row_weights_N.unsqueeze(1), -weights_Ns], dim=1)
-    # On the CPU embedding_bag adds in the weight's own precision.
+    # On the CPU, embedding_bag adds in the precision of the weight.
     table_Vd = weight_Vd if weight_Vd.is_cuda else weight_Vd.to(weights_Ns.dtype)
     rest_Nd = F.embedding_bag(ids_Nk, table_Vd, mode="sum", per_sample_weights=shares_Nk.to(table_Vd.dtype))
     total = total + (hidden_Nd.to(weights_Ns.dtype) * rest_Nd).sum()
@@ -86,7 +91,7 @@ def _torch(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, one_N: Tensor, row_weights_N: Tensor, z_loss: float
 ) -> Tensor:
     if z_loss:
-        raise ValueError("loss_backend torch has no z-loss; take auto")
+        raise ValueError("loss_backend torch does not support z_loss; use auto")
     function: Any = F.linear_cross_entropy  # type: ignore[attr-defined, unused-ignore]
     losses_N = function(hidden, weight, one_N, linear_bias=bias, reduction="none", options=_torch_options())
     return (losses_N.to(row_weights_N.dtype) * row_weights_N).sum()
@@ -107,6 +112,8 @@ def _liger(
     if not counted.numel():
         return hidden.sum() * 0.0
     if not torch.allclose(counted, counted[0]):
-        raise ValueError("loss_backend liger takes rows that weigh alike, and some targets are ignored; take auto")
+        raise ValueError(
+            "loss_backend liger needs the same weight for all rows, but some targets are ignored; use auto"
+        )
     loss = LigerFusedLinearCrossEntropyLoss(reduction="sum", lse_square_scale=z_loss, accum_dtype=torch.float32)
     return loss(weight, hidden, one_N, bias) * counted[0]

@@ -1,19 +1,19 @@
-"""Multi-hot cross-entropy: one logit vector a bag, scored against every token of the next bag.
+"""Multi-hot cross-entropy: the loss of one logit vector per bag against every token of the next bag.
 
     MCE = sum_k w_k CE(z, y_k) / sum_k w_k = logsumexp(z) - sum_k w_k z[y_k] / sum_k w_k
 
-One logsumexp and one gather, whatever the bag size: never s passes over the head, never a dense multi-hot
-target (which would also drop a repeated token's second count). The gradient is softmax(z) * sum_k w_k less
-w_k at each target; it is formed in one (N, V) buffer in the backward pass.
+The loss needs one logsumexp and one gather for every bag size. It does not make s passes over the head. It does not
+make a dense multi-hot target either, which would also lose the second count of a repeated token. The gradient is
+softmax(z) * sum_k w_k, minus w_k at each target. The backward pass forms it in one (N, V) buffer.
 
-Optionally the z-loss of PaLM (arXiv 2204.02311, section 5), `z_loss * logsumexp(z)^2` a target, keeps the logits from
-drifting; it needs no more than the logsumexp that is there already.
+The z-loss of PaLM (arXiv 2204.02311, section 5) is optional. It adds `z_loss * logsumexp(z)^2` per target, keeps the
+logits from drifting, and needs only the logsumexp that is already computed.
 
-Normalisation. Every reduction works with two numbers, the weighted sum of cross-entropies and the sum of
-the weights of the targets that are not ignored. `mean` is one over the other, so ragged bags and ignored
-targets weigh what their tokens weigh. Across micro-batches and ranks, divide one global sum by the other.
+Normalization: every reduction uses two numbers, the weighted sum of the cross-entropies and the sum of the weights of
+the targets that are not ignored. `mean` is the first number divided by the second, so every token has its weight, also
+in ragged bags and with ignored targets. Across micro-batches and ranks, divide one global sum by the other.
 
-Shapes: N rows (bags), V vocabulary, s targets a row, d width. Source: arXiv 2605.06546, section 3.
+Shapes: N rows (bags), V vocabulary, s targets per row, d width. Source: arXiv 2605.06546, section 3.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ Reduction = Literal["mean", "sum", "none"]
 
 
 def target_weights(targets: Tensor, slot_weights: Tensor | None = None, ignore_index: int = -100) -> Tensor:
-    """The weight of every target: its slot's weight, or 0 where it is ignored.
+    """Return the weight of every target: the weight of its slot, or 0 if the target is ignored.
 
     Args:
         targets: token ids, (..., s).
         slot_weights: (s,), or None for uniform.
-        ignore_index: the id that stands for "no target".
+        ignore_index: the id that marks an ignored target.
 
     Returns:
-        (..., s) float32 (float64 for float64 slot weights). Its sum is what a mean divides by.
+        (..., s) float32 (float64 for float64 slot weights). A mean divides by the sum of these weights.
     """
     counted = targets != ignore_index
     if slot_weights is None:
@@ -47,15 +47,15 @@ def target_weights(targets: Tensor, slot_weights: Tensor | None = None, ignore_i
 
 
 class _MultiHotCrossEntropy(torch.autograd.Function):
-    """Row sums of w * (CE + z_loss * logsumexp^2) from logits; accumulates in the weights' dtype."""
+    """Row sums of w * (CE + z_loss * logsumexp^2) from logits, accumulated in the dtype of the weights."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, targets_Ns: Tensor, weights_Ns: Tensor, z_loss: float) -> Tensor:
         wide = weights_Ns.dtype
         lse_N = torch.logsumexp(logits_NV.to(wide), dim=-1)
         hits_Ns = logits_NV.gather(1, targets_Ns).to(wide)
-        # The difference is taken target by target: lse * sum(w) - sum(w * z) would cancel worse.
-        # A target that weighs nothing may stand on a masked logit: 0 times infinity must stay 0.
+        # The difference is computed for each target: lse * sum(w) - sum(w * z) would lose more digits to cancellation.
+        # A target with weight 0 may have a masked logit (minus infinity): 0 times infinity must stay 0.
         rows_N = torch.where(weights_Ns != 0, (lse_N.unsqueeze(1) - hits_Ns) * weights_Ns, 0).sum(dim=1)
         if z_loss:
             rows_N += z_loss * lse_N.square() * weights_Ns.sum(dim=1)
@@ -86,22 +86,23 @@ def multi_hot_cross_entropy(
     reduction: Reduction = "mean",
     z_loss: float = 0.0,
 ) -> Tensor:
-    """Cross-entropy of one logit vector against s targets.
+    """Return the cross-entropy of one logit vector per row against s targets.
 
     Args:
         logits_NV: (N, V), floating point.
         targets_Ns: token ids, (N, s); a repeated id counts once per occurrence.
-        slot_weights: (s,), not negative, used as given; None for uniform (all 1).
-        ignore_index: targets with this id weigh nothing.
-        reduction: `sum` is the sum of w * CE over targets that are not ignored, `none` its row sums (N,),
-            `mean` the sum divided by the sum of those weights; 0 (with gradient 0) where all are ignored.
+        slot_weights: (s,), not negative, not normalized by this function; None for uniform (all 1).
+        ignore_index: targets with this id have weight 0.
+        reduction: `sum` is the sum of w * CE over the targets that are not ignored; `none` gives the sum of each row,
+            (N,); `mean` is the sum divided by the sum of these weights, and 0 (with gradient 0) if all targets are
+            ignored.
         z_loss: the coefficient of logsumexp(z)^2, added to the CE of every target that is not ignored.
 
     Returns:
         float32 (float64 for float64 logits): a scalar, or (N,) for `none`.
 
     Raises:
-        ValueError: for shapes that do not belong together or an unknown reduction.
+        ValueError: if the shapes do not match, or the reduction is unknown.
 
     Example:
         >>> import torch
@@ -111,7 +112,7 @@ def multi_hot_cross_entropy(
     """
     check_shapes(logits_NV.shape, targets_Ns, slot_weights)
     if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"reduction is one of mean, sum, none, not {reduction!r}")
+        raise ValueError(f"reduction must be one of mean, sum, none, not {reduction!r}")
     wide = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
     weights_Ns = target_weights(targets_Ns, slot_weights, ignore_index).to(wide)
     present_Ns = torch.where(targets_Ns == ignore_index, 0, targets_Ns)
@@ -123,15 +124,16 @@ def multi_hot_cross_entropy(
 
 
 def divide_or_zero(total: Tensor, weight_sum: Tensor) -> Tensor:
-    """`total / weight_sum`, and 0 (gradient 0) where nothing was weighed; no wait for the device."""
+    """Return `total / weight_sum`, or 0 (gradient 0) if the weights sum to 0; this does not wait for the device."""
     return total / torch.where(weight_sum > 0, weight_sum, 1)
 
 
 def check_shapes(logits_shape: tuple[int, ...], targets_Ns: Tensor, slot_weights: Tensor | None) -> None:
-    """Refuse logits (N, V), targets (N, s) and slot weights (s,) that do not belong together."""
+    """Raise ValueError if the shapes of logits (N, V), targets (N, s) and slot weights (s,) do not match."""
     if len(logits_shape) != 2 or targets_Ns.dim() != 2 or logits_shape[0] != targets_Ns.shape[0]:
         raise ValueError(
-            f"logits (N, V) and targets (N, s) do not fit: {tuple(logits_shape)}, {tuple(targets_Ns.shape)}"
+            f"the shapes of logits (N, V) and targets (N, s) do not match: {tuple(logits_shape)}, "
+            f"{tuple(targets_Ns.shape)}"
         )
     if slot_weights is not None and slot_weights.shape != targets_Ns.shape[1:]:
         raise ValueError(
@@ -140,10 +142,10 @@ def check_shapes(logits_shape: tuple[int, ...], targets_Ns: Tensor, slot_weights
 
 
 def refuse_second_gradient() -> None:
-    """Called in a backward pass whose result has no gradient: with create_graph it would pass for a constant.
+    """Raise RuntimeError in a backward pass with create_graph: autograd would treat the gradient as a constant.
 
     Raises:
-        RuntimeError: where the gradient of the gradient is asked for.
+        RuntimeError: if the caller wants the gradient of the gradient.
     """
     if torch.is_grad_enabled():
-        raise RuntimeError("the gradient of multi-hot cross-entropy has no gradient itself: leave create_graph out")
+        raise RuntimeError("multi-hot cross-entropy has no second derivative: do not use create_graph")

@@ -1,8 +1,8 @@
-"""Whether a model can be driven on bags, found out on a few tokens before anything is trained.
+"""Check on a few tokens, before training, that a model can be trained on bags.
 
-Families that train wrongly on averaged embeddings do not raise: their logits are merely others. So the path that bags
-take is run beside the model's own, on token ids, and what differs is refused in one line. Families that are known by
-name are in `families.py`.
+A family that cannot train on averaged embeddings raises no error: its logits are only wrong. Therefore the model runs
+on the same token ids twice, through its own input path and through the path of bags. A model with different logits is
+refused with a message of one line. Families that are refused by name are in `families.py`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def check_takes_bags(model: Any, embed: Callable[[Tensor], dict[str, Tensor]], loss: Callable[..., Any]) -> None:
-    """Bags of one token repeated must give that token's own logits, or this model is not for us.
+    """Check that a bag that repeats one token gives the logits of that token, and refuse the model otherwise.
 
     Args:
         model: a Hugging Face causal language model.
-        embed: from bags (B, L, s) to the model's arguments.
-        loss: from bags and targets (B, L, k) to the loss, by way of the model's own forward.
+        embed: maps bags (B, L, s) to the arguments of the model.
+        loss: maps bags and targets (B, L, k) to the loss, through the model's own forward.
 
     Raises:
         TypeError: see `SuperposedLM`.
@@ -35,10 +35,10 @@ def check_takes_bags(model: Any, embed: Callable[[Tensor], dict[str, Tensor]], l
     weight = embedding.weight
     ids_BL = some_ids(model)
     with evaluating(model):
-        with ids_given(model, ids_BL, besides=embedding) as others:
+        with ids_given(model, ids_BL, outside=embedding) as others:
             own = model(input_ids=ids_BL, use_cache=False).logits.float()
         bags_BLs = ids_BL.unsqueeze(-1).expand(-1, -1, 2)
-        # What no single token has as its embedding: some families search theirs for the ids they miss.
+        # These means are the embedding of no token. Some families search their embedding for the missing ids.
         mixed_BLs = torch.stack([ids_BL, ids_BL.flip(1)], dim=-1)
         other_BL = ids_BL.clone()
         other_BL[0, -1] = ids_BL[0, 0]
@@ -46,35 +46,35 @@ def check_takes_bags(model: Any, embed: Callable[[Tensor], dict[str, Tensor]], l
         try:
             ours = model(inputs_embeds=embed(bags_BLs)["inputs_embeds"], use_cache=False).logits.float()
             model(inputs_embeds=embed(mixed_BLs)["inputs_embeds"], use_cache=False)
-        except Exception as error:  # families miss their ids in every way there is
+        except Exception as error:  # a family can fail with any exception if its ids are missing
             raise TypeError(f"{name} does not run on averaged embeddings: {in_one_line(error)}") from error
-        model.training = True  # its own flag alone: a patched forward may have another loss for training
+        model.training = True  # only the flag of the model itself: a patched forward may have another loss in training
         try:
-            loss(mixed_BLs, mixed_BLs.clamp(max=own.shape[-1] - 1))  # embeddings can have more rows than heads
+            loss(mixed_BLs, mixed_BLs.clamp(max=own.shape[-1] - 1))  # an embedding can have more rows than the head
         except Exception as error:
             raise TypeError(f"{name} does not leave its loss to its loss_function: {in_one_line(error)}") from error
     if own.isnan().any():
-        raise TypeError(f"{name} gives logits that are not numbers")
+        raise TypeError(f"{name} gives logits that are NaN")
     tolerance = 1e-4 if weight.dtype in (torch.float32, torch.float64) else 5e-2
     tolerance *= max(own.abs().max().item(), 1e-6)
     if not torch.allclose(own[:, :-1], other[:, :-1], rtol=0, atol=tolerance / 10):
-        raise TypeError(f"{name} is not causal as it is configured: its logits see later tokens")
+        raise TypeError(f"{name} is not causal with this configuration: its logits depend on later tokens")
     if not torch.allclose(own, ours, rtol=0, atol=tolerance):
         raise TypeError(
             f"{name} cannot be superposed: its logits differ when token ids are replaced by their "
             "embeddings, so it looks ids up outside its input embedding too"
         )
-    if others:  # fresh weights can be zero, so that no logit tells yet
+    if others:  # if untrained weights are zero, the logits do not show this
         raise TypeError(f"{name} cannot be superposed: it looks ids up outside its input embedding too, in {others[0]}")
 
 
 @torch.no_grad()
 def check_documents_apart(model: Any, document_inputs: Callable[[Tensor], dict[str, Tensor]]) -> None:
-    """Raise TypeError where a token changed in one document of a row moves the logits of another.
+    """Raise TypeError if a changed token in one document of a row changes the logits of another document.
 
     Args:
         model: a Hugging Face causal language model.
-        document_inputs: from position ids (B, L), restarting with each document, to the model's arguments.
+        document_inputs: maps position ids (B, L), which restart with each document, to the arguments of the model.
     """
     weight = model.get_input_embeddings().weight
     position_ids = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3], [0, 1, 2, 3, 4, 5, 0, 1]], device=weight.device)
@@ -89,25 +89,25 @@ def check_documents_apart(model: Any, document_inputs: Callable[[Tensor], dict[s
     moved_BL = (logits - others).abs().amax(dim=-1) > 1e-5 * logits.abs().max()
     name = f"{type(model).__name__} with {model.config._attn_implementation} attention"
     if moved_BL[~first_BL].any():
-        raise TypeError(f"{name} lets a document see the one before it in its row")
+        raise TypeError(f"{name} lets a document attend to the document before it in its row")
     if not moved_BL[first_BL & (position_ids >= 2)].any():
-        raise TypeError(f"{name} has no weights yet that would tell whether documents see each other")
+        raise TypeError(f"{name} has untrained weights that do not show whether documents attend to each other")
 
 
 def some_ids(model: Any) -> Tensor:
-    """Eight different ids, (1, 8), the padding's among them."""
+    """Return eight different ids, (1, 8); the padding id is one of them, if the model has one."""
     weight = model.get_input_embeddings().weight
-    # Descending: never the numbers of the positions, which an embedding of those is given.
+    # The ids are in descending order, so that they never equal the position ids, which a position embedding gets.
     ids_BL = torch.linspace(weight.shape[0] - 1, 0, 8, device=weight.device).long().unsqueeze(0)
     padding = getattr(model.config, "pad_token_id", None)
-    if isinstance(padding, int) and 0 <= padding < weight.shape[0]:  # what families treat differently, if any
+    if isinstance(padding, int) and 0 <= padding < weight.shape[0]:  # some families treat this id differently
         ids_BL[0, 3] = padding
     return ids_BL
 
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Every submodule in evaluation mode inside the block, and in its own mode after it."""
+    """Put every submodule into evaluation mode inside the block, and restore its mode afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -119,7 +119,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def loss_replaced(model: Any, loss_function: Any) -> Iterator[None]:
-    """`model.loss_function` is ours inside the block and what it was after it."""
+    """Replace `model.loss_function` inside the block, and restore it afterwards."""
     before = vars(model).get("_loss_function")
     model.loss_function = loss_function
     try:
@@ -132,33 +132,35 @@ def loss_replaced(model: Any, loss_function: Any) -> Iterator[None]:
 
 
 def own_loss(model: nn.Module) -> TypeError:
-    """What to raise where a forward did not call the loss function that we put in place."""
+    """Return the error for a forward that did not call the replaced loss function."""
     return TypeError(
-        f"{type(model).__name__} computes its loss without its loss_function, so bags would be scored wrongly; where a "
-        "patch of its forward does that (a Liger without skip_logits), leave it away"
+        f"{type(model).__name__} computes its loss without its loss_function, so the loss of bags would be wrong; if a "
+        "patch of its forward does that (a Liger without skip_logits), remove the patch"
     )
 
 
 def logits_asked_for(model: nn.Module) -> dict[str, bool]:
-    """What makes a forward that Liger has patched put out logits and call the model's `loss_function`.
+    """Return the argument with which a forward that Liger has patched returns logits and calls the `loss_function`.
 
-    Unasked, while training, it computes a loss of its own from hidden states and labels. Given bags of labels, that
-    loss is wrong without an error: the kernel reads the first B * L of B * L * s labels.
+    Without this argument, the patched forward computes its own loss from hidden states and labels during training. For
+    bags of labels this loss is wrong without an error: the kernel reads the first B * L of B * L * s labels.
     """
     return {"skip_logits": False} if "skip_logits" in inspect.signature(model.forward).parameters else {}
 
 
 def in_one_line(error: Exception) -> str:
-    """The message of an exception in one line, cut to 300 characters."""
+    """Return the message of an exception in one line, cut to 300 characters."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 @contextlib.contextmanager
-def ids_given(model: nn.Module, ids: Tensor, besides: nn.Module) -> Iterator[list[str]]:
-    """The names of the embedding modules that are called with just these ids inside the block, those in `besides` left
-    out."""
+def ids_given(model: nn.Module, ids: Tensor, outside: nn.Module) -> Iterator[list[str]]:
+    """Collect the names of the embedding modules that are called with exactly these ids inside the block.
+
+    Modules inside `outside` are left out.
+    """
     found: list[str] = []
-    left_out = set(besides.modules())
+    left_out = set(outside.modules())
 
     def watch(name: str) -> Any:
         def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:

@@ -1,13 +1,23 @@
-"""What a run costs and reads: positions, raw tokens, unique raw tokens, FLOPs.
+"""The cost of a run: FLOPs per position, and the memory of a training step before anything is allocated.
 
-Three counters that are never mixed. *Positions* are latent: what the network computes, what FLOPs and MFU
-count, the same a step in both phases. *Raw tokens* are what is read as input: positions times the bag size
-in superposition. *Unique raw tokens* are raw tokens without repetition: at most one epoch of the corpus.
+Three counters are kept apart:
 
-FLOPs are counted by the usual rule, per position and for forward and backward together: 6 for every weight
-that is multiplied with (the head counts, the embedding look-up does not; of a mixture of experts, the
-experts that a position visits), plus attention's score and value products over the latent sequence. A bag
-costs what a token costs, so a superposition step costs exactly a recovery step.
+- *Positions* are latent positions: the network computes them, and FLOPs and MFU count them. Their number per step is
+  the same in both phases.
+- *Raw tokens* are the tokens that are read as inputs: in superposition, positions times the bag size.
+- *Unique raw tokens* are raw tokens without repetition: at most one epoch of the corpus.
+
+FLOPs are counted per position, for forward and backward together. Every weight of a matrix product counts 6. The head
+counts, the embedding look-up does not, and of a mixture of experts only the experts that a position visits count. The
+score and value products of attention over the latent sequence are added. A bag costs as much as a token, so a
+superposition step costs exactly as much as a recovery step.
+
+Memory is estimated with torch's fake tensors. Inside `abstract`, tensors have shapes and no content, so a model of any
+size can be built without memory. One real forward runs with such a model, and every tensor that autograd keeps for the
+backward pass is counted, for any model family. The estimate adds the weights, the gradients, the optimizer state, and
+the temporary memory of the loss: the two (N, V) float32 tensors of its backward pass, or one chunk of logits. Layers
+that are computed again in the backward pass count with their inputs, plus once the largest amount that one layer keeps.
+The estimate leaves out the slack of the allocator, the workspaces of libraries, and the process itself.
 """
 
 from __future__ import annotations
@@ -30,11 +40,11 @@ from token_superposition.models.superposed import SuperposedLM
 
 @dataclass(frozen=True)
 class ModelCost:
-    """What FLOPs are counted from.
+    """The numbers from which FLOPs are counted.
 
     Attributes:
-        multiplied_parameters: weights that take part in a matrix product for one position, head included,
-            embedding look-up excluded, inactive experts excluded.
+        multiplied_parameters: the number of weights in matrix products for one position: with the head, without the
+            embedding look-up and without inactive experts.
         attention_width: the sum over attention layers of (number of query heads * head size).
     """
 
@@ -42,32 +52,22 @@ class ModelCost:
     attention_width: int
 
     def flops_per_position(self, sequence_length: int) -> int:
-        """Forward and backward FLOPs of one latent position in a sequence of `sequence_length` positions.
+        """Return the forward and backward FLOPs of one latent position in a sequence of `sequence_length` positions.
 
-        Scores and values are two products of 2 * sequence_length * width FLOPs each; a causal mask halves
-        them; backward costs twice forward.
+        Scores and values are two products of 2 * sequence_length * width FLOPs each. A causal mask halves them. The
+        backward pass costs twice as much as the forward pass.
         """
         return 6 * self.multiplied_parameters + 6 * sequence_length * self.attention_width
 
 
 def bits_per_byte(total_nats: float, num_bytes: float) -> float:
-    """Summed loss in nats over the bytes of text it covers, in bits a byte; NaN for no bytes."""
+    """Convert a summed loss in nats over `num_bytes` bytes of text to bits per byte; NaN for 0 bytes."""
     return total_nats / (math.log(2) * num_bytes) if num_bytes else math.nan
-
-
-# How much memory a training step takes, before anything is allocated.
-#
-# Inside `abstract`, tensors have shapes and no content (torch's fake tensors), so a model of any size is built in no
-# memory. One real forward is run with it, and what autograd keeps for the backward pass is counted, tensor by tensor,
-# whatever the family. To that come weights, gradients, the optimizer's state, and what the loss needs beside: the two
-# (N, V) float32 tensors of its backward, or one slice of them. Of layers that are computed again in the backward pass
-# count their inputs and, once, the largest of what one of them keeps. What it leaves out: the allocator's slack, the
-# libraries' own workspaces, and the process itself.
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of a training step; `activations` is None where the family's forward does not run without content."""
+    """The memory of a training step in bytes; `activations` is None if the forward does not run on fake tensors."""
 
     weights: int
     gradients: int
@@ -76,18 +76,18 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """The sum of what is known."""
+        """The sum of the known parts."""
         return self.weights + self.gradients + self.optimizer + (self.activations or 0)
 
 
 @contextlib.contextmanager
 def abstract() -> Iterator[None]:
-    """Tensors made inside have a shape, a dtype and a device, and take no memory."""
+    """Create tensors inside the block with a shape, a dtype and a device, but without memory."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     log = logging.getLogger("torch._subclasses.fake_tensor")
     before = log.level
-    log.setLevel(logging.CRITICAL)  # it prints what we catch
+    log.setLevel(logging.CRITICAL)  # torch would log errors that are caught here
     try:
         with FakeTensorMode():
             yield
@@ -105,14 +105,14 @@ def estimate_memory(
     loss_backend: LossBackend = "auto",
     activation_checkpointing: bool = False,
 ) -> MemoryEstimate:
-    """What a step takes; call it inside `abstract`, with a model made there.
+    """Return the memory of a training step; call this inside `abstract`, with a model that was built there.
 
     Args:
-        model: a causal language model of float32 weights.
+        model: a causal language model with float32 weights.
         ids_shape: (B, L, s) of a micro-batch.
-        num_targets: k, targets a position.
-        dtype: of the computation.
-        optimizer_states: float32 numbers that the optimizer keeps: for AdamW, two for each trained weight.
+        num_targets: k, the number of targets per position.
+        dtype: the dtype of the computation.
+        optimizer_states: the number of float32 values that the optimizer keeps: for AdamW, two per trained weight.
         loss_backend, activation_checkpointing: as in training.
     """
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -132,16 +132,16 @@ def _activations(
     loss_backend: LossBackend,
     checkpointed: bool,
 ) -> int | None:
-    """Bytes that autograd saves in one forward, each storage once, and what the loss needs beside."""
+    """Return the bytes that autograd saves in one forward, each storage once, plus the memory of the loss."""
     superposed = SuperposedLM(model, verify=False, loss_backend=loss_backend)
     if linear_head(model) is not None:
-        superposed.transform = LogitTransform()  # whichever it is, its memory is the same
+        superposed.transform = LogitTransform()  # every transform needs the same memory
     ids_BLs = torch.zeros(ids_shape, dtype=torch.int64)
     targets_BLk = torch.zeros((*ids_shape[:2], num_targets), dtype=torch.int64)
     try:
         with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32), _saved(model) as saved:
             superposed(ids_BLs, targets_BLk)
-    except RuntimeError:  # experts that are chosen by content, say
+    except RuntimeError:  # for example, the choice of experts needs the content of tensors
         return None
     outside, *inside = saved.values()
     if checkpointed and inside:
@@ -157,7 +157,10 @@ def _activations(
 
 @contextlib.contextmanager
 def _saved(model: nn.Module) -> Iterator[dict[int, int]]:
-    """Bytes that autograd saves inside the block, but for weights: outside all layers (at 0), then layer by layer."""
+    """Collect the bytes that autograd saves inside the block, without weights.
+
+    Key 0 is the sum outside all layers; the other keys are the layers, counted from 1.
+    """
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     layers = layers_of(model)
     totals = dict.fromkeys(range(len(layers) + 1), 0)
@@ -167,7 +170,7 @@ def _saved(model: nn.Module) -> Iterator[dict[int, int]]:
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights and storage._cdata not in seen:
-            seen[storage._cdata] = storage  # kept, so that no other takes its address
+            seen[storage._cdata] = storage  # a reference, so that no other storage gets its address
             totals[place] += storage.nbytes()
         return tensor
 

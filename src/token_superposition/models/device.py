@@ -1,4 +1,4 @@
-"""Where a model computes, and in what."""
+"""Choose the device and the dtype of a model's computation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def device_type(name: str) -> str:
-    """What kind of device a name stands for; the device is not touched, which would take memory of a GPU."""
+    """Return the type of a device name without using the device, because that would allocate memory on a GPU."""
     if name != "auto":
         return name.partition(":")[0]
     found = ("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()), ("cpu", True)
@@ -18,14 +18,14 @@ def device_type(name: str) -> str:
 
 
 def resolve_device(name: str, key: str = "train.device") -> torch.device:
-    """The device of that name; `auto` takes CUDA, else MPS, else the CPU. A CUDA device has its number.
+    """Return the device of a name; `auto` is CUDA, else MPS, else the CPU. A CUDA device includes its number.
 
     Args:
-        name: what the user wrote.
-        key: where they wrote it.
+        name: the name from the user.
+        key: the configuration key or option with this name, for messages.
 
     Raises:
-        UserError: for a device that torch does not know or this machine does not have.
+        UserError: if torch does not know the device, or this machine does not have it.
     """
     if name == "auto":
         name = device_type(name)
@@ -39,7 +39,7 @@ def resolve_device(name: str, key: str = "train.device") -> torch.device:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype to compute in; `auto` is bfloat16 on accelerators and float32 on the CPU."""
+    """Return the dtype of the computation; `auto` is bfloat16 on accelerators and float32 on the CPU."""
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     return DTYPES[name]

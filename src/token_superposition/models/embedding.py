@@ -1,7 +1,7 @@
-"""The mean of a bag's embeddings, as the model's own embedding module makes them.
+"""The mean of the embeddings of a bag, as the model's own embedding module computes them.
 
-A module that only looks its weight up is replaced by one fused pass over the weight. Any other is called, for what it
-does besides is part of the model: hooks, noise, a scale we do not know.
+If a module only looks up rows of its weight, one fused pass over the weight computes the mean. Every other module is
+called, because its additional work is part of the model: hooks, noise, an unknown scale.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from token_superposition.models.families import embedding_scale
 
 
 def mean_embedding(module: nn.Module, ids_BLs: Tensor, *, padded: bool = False) -> Tensor:
-    """The mean of an embedding module's own outputs over each bag, (B, L, d); see `bag_embedding` for `padded`."""
+    """Return the mean of an embedding module's outputs over each bag, (B, L, d); see `bag_embedding` for `padded`."""
     scale = embedding_scale(module)
     if scale is not None:
         known: Any = module
@@ -27,11 +27,11 @@ def mean_embedding(module: nn.Module, ids_BLs: Tensor, *, padded: bool = False) 
         ids_BLs = ids_BLs.clamp(min=0)
     count = real_BLs.sum(dim=-1, keepdim=True).clamp(min=1) if padded else ids_BLs.shape[-1]
     if isinstance(module, nn.Embedding) and _is_sharded(module):
-        embedded_BLsd = module(ids_BLs)  # at once: every call of it gathers the weight from all ranks
+        embedded_BLsd = module(ids_BLs)  # one call for all slots: each call gathers the weight from all ranks
         if padded:
             embedded_BLsd = embedded_BLsd * real_BLs.unsqueeze(-1)
         return (embedded_BLsd.sum(dim=2, dtype=_wide(embedded_BLsd)) / count).to(embedded_BLsd.dtype)
-    # A module we do not know is asked for one slot at a time: slower, and right whatever it does.
+    # An unknown module is called once per slot. This is slower, but correct for every module.
     total_BLd = module(ids_BLs[..., 0])
     dtype, wide = total_BLd.dtype, _wide(total_BLd)
     total_BLd = total_BLd.to(wide) * real_BLs[..., 0, None] if padded else total_BLd.to(wide)
@@ -42,12 +42,12 @@ def mean_embedding(module: nn.Module, ids_BLs: Tensor, *, padded: bool = False) 
 
 
 def _is_sharded(module: nn.Module) -> bool:
-    """Whether FSDP2 made it a unit of its own, whose weight is whole only inside its own forward."""
-    from torch.distributed.fsdp import FSDPModule  # takes long to import, and only modules with hooks come here
+    """Return whether the module is an FSDP2 unit, whose weight is gathered only inside its own forward."""
+    from torch.distributed.fsdp import FSDPModule  # slow to import, and needed only for modules with hooks
 
     return isinstance(module, FSDPModule)
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
-    """What is summed in."""
+    """Return the dtype for sums."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -1,10 +1,13 @@
-"""What differs between model families, as tables: the one place where a family is named.
+"""Tables of the differences between model families; no other module names a family.
 
-`SuperposedLM` drives a model through its own `forward`, so soft-caps, multipliers and router losses need
-nothing here. Three things do: families that ask for token ids where only a bag's mean embedding is left
-(they are refused by name, before any check by numbers), how a family's embedding module scales what it looks up
-(the fast bag embedding works on the weight and must scale alike), and which projections write into the residual
-stream (an initialisation may scale them down with depth).
+`SuperposedLM` runs a model through its own `forward`, so soft-caps, multipliers and router losses need no table. Three
+differences need one:
+
+- Some families need token ids, but a bag has only a mean embedding. These families are refused by name, before any
+  numerical check.
+- Some embedding modules scale the rows that they look up. The fast bag embedding reads the weight directly, so it must
+  apply the same scale.
+- Some projections write into the residual stream. The initialization can scale them down with depth.
 """
 
 from __future__ import annotations
@@ -20,9 +23,9 @@ class IdsElsewhere(NamedTuple):
     """A use of token ids outside the input embedding.
 
     Attributes:
-        reason: what the family does with ids; follows "it".
-        unless: the configuration that does without, in words; empty where there is none.
-        absent: whether a configuration does without.
+        reason: how the family uses ids; the text follows the word "it" in the message.
+        unless: the configuration that does not use ids this way, as text; empty if there is none.
+        absent: returns whether a configuration does not use ids this way.
     """
 
     reason: str
@@ -30,8 +33,8 @@ class IdsElsewhere(NamedTuple):
     absent: Callable[[Any], bool] = lambda _: False
 
 
-# By model_type. The check of logits in `SuperposedLM` finds what is not here, where it matters on the ids tried; these
-# would pass it on some ids or with some weights, or fail it without a reason that helps.
+# By model_type. The check of logits in `SuperposedLM` finds most families that are not listed here. A listed family
+# would pass that check on some ids or with some weights, or would fail it with a message that does not help.
 IDS_ELSEWHERE: dict[str, IdsElsewhere] = {
     "gemma3n_text": IdsElsewhere("looks ids up in an embedding for each layer"),
     "gemma4_text": IdsElsewhere(
@@ -55,10 +58,10 @@ IDS_ELSEWHERE: dict[str, IdsElsewhere] = {
     ),
 }
 
-# Kinds of layers, as configurations name them, that hold no attention over the sequence.
+# The names in configurations of the kinds of layers without attention over the sequence.
 _WITHOUT_ATTENTION = frozenset({"linear_attention", "mamba", "recurrent", "conv", "moe", "mlp"})
 
-# Embedding modules that look ids up in their weight and multiply by `embed_scale`, and do nothing else.
+# Embedding modules that look ids up in their weight, multiply by `embed_scale`, and do nothing else.
 _SCALED_EMBEDDINGS = frozenset(
     {
         "GemmaTextScaledWordEmbedding",
@@ -67,15 +70,15 @@ _SCALED_EMBEDDINGS = frozenset(
     }
 )
 
-# What configurations call a factor or divisor of logits, and their bound. Which of them holds is found by trying.
+# The configuration keys of a factor or divisor of the logits, and of their bound. `head.find_transform` tries each one.
 LOGIT_SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 LOGIT_SOFTCAPS = ("final_logit_softcapping",)
 
 _LLAMA_LIKE = frozenset({"o_proj", "down_proj"})
 
-# By model_type, the last part of the name of the weights whose output is added to the residual stream, where
-# the family's own initialisation does not already scale them with depth (GPT-2's does: it has none here). Two of
-# them a layer, or the factor would be another: Mamba's one a layer is not here.
+# By model_type, the last part of the names of the projections whose output is added to the residual stream. GPT-2 has
+# an empty set, because its own initialization already scales these projections with depth. The factor assumes two such
+# projections per layer, so Mamba with one projection per layer is not listed.
 RESIDUAL_PROJECTIONS: dict[str, frozenset[str]] = {
     **dict.fromkeys(("llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "smollm3"), _LLAMA_LIKE),
     **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "olmo", "olmo2", "phi3", "granite", "cohere"), _LLAMA_LIKE),
@@ -88,22 +91,22 @@ RESIDUAL_PROJECTIONS: dict[str, frozenset[str]] = {
 
 
 def refusal(config: Any) -> str | None:
-    """Why a model of this configuration cannot take bags, in one line that names it; None where nothing is known."""
+    """Return in one line why a model with this configuration cannot take bags; None if no reason is known."""
     kind = _kind(config)
     found = IDS_ELSEWHERE.get(kind)
     if found is not None and not found.absent(config):
-        mend = f" (it does not where {found.unless})" if found.unless else ""
-        return f"{kind} cannot be superposed: it {found.reason}, and a bag has a mean embedding, not an id{mend}"
+        remedy = f" (it does not if {found.unless})" if found.unless else ""
+        return f"{kind} cannot be superposed: it {found.reason}, and a bag has a mean embedding, not an id{remedy}"
     text = getattr(config, "text_config", None)
     if text is None:
         return None
-    line = f"{kind} is several models in one, such as of text and images"
-    mend = refusal(text) or f"take its text model, {_text_model(text)}"
-    return f"{line}; {mend}"
+    line = f"{kind} consists of several models, such as one for text and one for images"
+    remedy = refusal(text) or f"use its text model, {_text_model(text)}"
+    return f"{line}; {remedy}"
 
 
 def _text_model(config: Any) -> str:
-    """A text model by its `model_type`, and by its class where there is one to train."""
+    """Return the `model_type` of a text model, with its class if transformers has a causal language model for it."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(_kind(config))
@@ -115,7 +118,7 @@ def _kind(config: Any) -> str:
 
 
 def num_attention_layers(config: Any) -> int:
-    """Layers whose positions attend to each other: of a hybrid, some."""
+    """Return the number of layers with attention; a hybrid has fewer of them than layers."""
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
     if not kinds or len(kinds) != config.num_hidden_layers:
         return config.num_hidden_layers
@@ -123,14 +126,14 @@ def num_attention_layers(config: Any) -> int:
 
 
 def embedding_scale(module: nn.Module) -> Tensor | float | None:
-    """What a known embedding module multiplies its weight's rows by; None for a module we do not know.
+    """Return the factor by which a known embedding module multiplies the rows of its weight; None for other modules.
 
-    Known means: its output is `weight[ids] * scale` and nothing more. A module with hooks, a norm limit or
-    a gradient scaled by frequency is not known, whatever its class.
+    The output of a known module is exactly `weight[ids] * scale`. A module with hooks, a norm limit or a gradient that
+    is scaled by frequency is not known, whatever its class.
     """
     if not isinstance(module, nn.Embedding) or module._forward_hooks or module._forward_pre_hooks:
         return None
-    if "forward" in vars(module):  # replaced on this one instance, as offloading libraries do
+    if "forward" in vars(module):  # offloading libraries replace the forward of one instance
         return None
     if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
         return None

@@ -1,12 +1,13 @@
-"""A model's head, taken over for one forward: the loss is computed where the logits would have been made.
+"""Replace the forward of a model's head, so that the head computes the chunked loss instead of the logits.
 
-For the length of a forward the head's own `forward` is ours. It gets the hidden states as the model hands them over,
-computes the loss in slices (`losses/linear.py`), and returns logits of one column, which the model's code may scale
-and cap as it likes: nobody reads them. Computed inside the head's call, so that a weight that is sharded is whole.
+During one forward of the model, the head's own `forward` is replaced. The replacement gets the hidden states from the
+model, computes the chunked loss (`losses/linear.py`), and returns logits of one column. The model's code may scale and
+cap these logits, because nothing uses them. The loss is computed inside the call of the head, because a sharded weight
+is gathered only there.
 
-What the model does to its logits between head and loss (a scale, a soft-cap) is then ours to do. It is not taken on
-trust: its own code is shown numbers of our making in place of logits, and what comes out must be what we would have
-made of them. A model that does something else keeps its full logits.
+The model may transform its logits between the head and the loss (a scale, a soft-cap). The chunked loss must then apply
+the same transform. `find_transform` tests the transform: it gives known numbers to the model's code as the output of
+the head, and compares the result with the expected result. A model with any other transform computes its full logits.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from token_superposition.models.families import LOGIT_SCALES, LOGIT_SOFTCAPS
 
 
 class LogitTransform(NamedTuple):
-    """What becomes of the head's output: `softcap * tanh(scale * x / softcap)`, or `scale * x` without a softcap."""
+    """The transform of the head's output: `softcap * tanh(scale * x / softcap)`, or `scale * x` without a softcap."""
 
     scale: float = 1.0
     softcap: float | None = None
@@ -35,7 +36,7 @@ class LogitTransform(NamedTuple):
 
 @contextlib.contextmanager
 def head_taken_over(head: nn.Module, compute: Callable[[Tensor], None]) -> Iterator[None]:
-    """Inside the block the head calls `compute(hidden_BLd)` and gives logits of one column."""
+    """Make the head call `compute(hidden_BLd)` and return logits of one column inside the block."""
 
     def forward(hidden_BLd: Tensor) -> Tensor:
         compute(hidden_BLd)
@@ -46,7 +47,7 @@ def head_taken_over(head: nn.Module, compute: Callable[[Tensor], None]) -> Itera
 
 
 def linear_head(model: Any) -> nn.Linear | None:
-    """The model's head, where it is a linear layer and nothing more; None where it is anything else."""
+    """Return the model's head if it is a plain linear layer; None otherwise."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if not isinstance(head, nn.Linear) or type(head).forward is not nn.Linear.forward or "forward" in vars(head):
         return None
@@ -55,12 +56,12 @@ def linear_head(model: Any) -> nn.Linear | None:
 
 @torch.no_grad()
 def find_transform(model: Any) -> LogitTransform | None:
-    """What a model's code does to its head's output before the loss; None where it is not one of what we know."""
+    """Return the transform that the model applies to its head's output before the loss; None if it is not known."""
     head = linear_head(model)
     if head is None:
         return None
     ids_BL = some_ids(model).clamp(max=head.out_features - 1)
-    # Numbers of either sign, so large that a cap shows.
+    # Positive and negative numbers that are so large that a soft-cap changes them.
     numbers = torch.linspace(-120, 120, ids_BL.numel() * head.out_features, device=ids_BL.device)
     shown = numbers.view(*ids_BL.shape, head.out_features).to(head.weight.dtype)
     seen: list[Tensor] = []
@@ -83,7 +84,7 @@ def find_transform(model: Any) -> LogitTransform | None:
 
 
 def _candidates(config: Any) -> Iterator[LogitTransform]:
-    """What the numbers that a configuration has for it could mean, and nothing at all."""
+    """Yield every transform that the numbers in the configuration can mean, and the transform that changes nothing."""
     numbers = _numbers(config, LOGIT_SCALES)
     for softcap in (None, *_numbers(config, LOGIT_SOFTCAPS)):
         for scale in (1.0, *numbers, *(1 / number for number in numbers)):

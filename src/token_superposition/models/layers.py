@@ -1,8 +1,8 @@
-"""A model's layers, compiled or checkpointed where they stand.
+"""Compile the layers of a model, or checkpoint their activations, in place.
 
-Layers are what the family itself names as its undivided blocks (`_no_split_modules`). Compiled one by one, they share
-one compiled code, whatever their number, and the embedding, the loss and the switch stay outside: the latent shape is
-the same in both phases, so nothing is compiled again when the bag size changes. Neither touches the state dict.
+The layers are the modules that the model family lists in `_no_split_modules`. Each layer is compiled separately, so all
+layers share the same compiled code. The embedding and the loss are not compiled. The latent shape is the same in both
+phases, so nothing is compiled again when the bag size changes. Neither function changes the state dict.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from token_superposition.errors import UserError
 
 
 def layers_of(model: Any) -> list[nn.Module]:
-    """The modules of a Hugging Face model that its family calls layers, in their order; none where it names none."""
+    """Return the layers of a Hugging Face model in their order; an empty list if its family names no layers."""
     names = set(getattr(model, "_no_split_modules", None) or ())
     found = [module for module in model.modules() if type(module).__name__ in names]
     inner = {id(part) for layer in found for part in layer.modules() if part is not layer}
@@ -25,34 +25,34 @@ def layers_of(model: Any) -> list[nn.Module]:
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Let `torch.compile` have each layer, in place.
+    """Compile each layer with `torch.compile`, in place.
 
     Raises:
-        UserError: for a family that names no layers, or a CPU without a C++ compiler.
+        UserError: if the family names no layers, or if the model is on a CPU and there is no C++ compiler.
     """
     layers = layers_of(model)
     if not layers:
-        raise UserError(f"train.compile: {type(model).__name__} does not say what its layers are; set it to false")
+        raise UserError(f"train.compile: {type(model).__name__} does not name its layers; set train.compile to false")
     on_cpu = next(model.parameters()).device.type == "cpu"
     if on_cpu and not any(shutil.which(name) for name in ("g++", "clang++", "c++", "cl")):
-        raise UserError("train.compile: on a CPU it needs a C++ compiler, such as g++, and there is none; install one")
+        raise UserError("train.compile: no C++ compiler was found, and a CPU needs one; install a compiler such as g++")
     for layer in layers:
         layer.compile(dynamic=False)
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Keep each layer's input only, and compute the layer again in the backward pass.
+    """Keep only the input of each layer, and compute the layer again in the backward pass.
 
     Raises:
-        UserError: for a family that cannot.
+        UserError: if the family does not support activation checkpointing.
     """
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise UserError(
-            f"train.activation_checkpointing: {type(model).__name__} does not support it; set it to false and lower "
-            "train.micro_batch_size"
+            f"train.activation_checkpointing: {type(model).__name__} does not support activation checkpointing; set it "
+            "to false and lower train.micro_batch_size"
         )
     kind = {"use_reentrant": False}
-    enable = getattr(model, "activation_checkpointing_enable", None)  # its name since transformers 5.2x
+    enable = getattr(model, "activation_checkpointing_enable", None)  # the name of the method since transformers 5.2x
     if enable is not None:
         enable(activation_checkpointing_kwargs=kind)
     else:
@@ -60,5 +60,5 @@ def checkpoint_activations(model: Any) -> None:
 
 
 def eager() -> Any:
-    """Inside the block compiled layers run uncompiled: for other shapes than training's, such as validation's."""
+    """Run compiled layers uncompiled inside the block, for other shapes than in training, such as in validation."""
     return torch.compiler.set_stance("force_eager")

@@ -1,13 +1,18 @@
-"""A Hugging Face model that takes bags where it stands, for stacks that wrap and call the model themselves.
+"""Make a Hugging Face model itself take bags, for frameworks that wrap and call the model themselves.
 
-`SuperposedLM` is a module of its own; a framework that holds the model, wraps it and calls it with `input_ids` and
-`labels` has no place for one. Here the model itself learns to take (B, L, s) ids and (B, L, k) labels, for the
-length of a block: a hook at the start of its own forward turns bags into `inputs_embeds` (inside the forward, where
-sharded weights are whole), and its `loss_function` takes labels of three dimensions. Calls of two dimensions are what
-they were.
+`SuperposedLM` is a separate module. A framework that holds the model, wraps it and calls it with `input_ids` and
+`labels` cannot use such a module. Instead, `bags_accepted` makes the model itself take (B, L, s) ids and (B, L, k)
+labels inside a block:
 
-A framework may also patch the model's forward inside the block, as Trainer does for Liger. A forward that would compute
-its own loss of bags is asked for logits; one that cannot be asked is refused by a hook at its end.
+- A hook at the start of the model's forward turns bags into `inputs_embeds`. It runs inside the forward, because only
+  there sharded weights are gathered.
+- The model's `loss_function` accepts labels of three dimensions.
+
+Calls with ids and labels of two dimensions are not changed.
+
+A framework may also patch the model's forward inside the block, as Trainer does for Liger. If such a forward would
+compute its own loss on bags, an argument makes it return logits. If it has no such argument, a hook at its end raises
+an error.
 """
 
 from __future__ import annotations
@@ -31,25 +36,26 @@ def bags_accepted(
     z_loss: float = 0.0,
     transform: LogitTransform | None = None,
 ) -> Iterator[None]:
-    """Inside the block `model(input_ids=ids_BLs, labels=targets_BLk)` is a forward on bags.
+    """Make `model(input_ids=ids_BLs, labels=targets_BLk)` a forward on bags inside the block.
 
     Args:
         model: a Hugging Face causal language model that `SuperposedLM` takes.
         slot_weights: (k,), or None for uniform.
         z_loss: as in `SuperposedLM`.
-        transform: what `SuperposedLM(model).transform` found; with it, many logits are not made, and a forward on bags
-            then returns logits of one column.
+        transform: the value of `SuperposedLM(model).transform`. With a transform, the loss is chunked if there are many
+            logits; a forward on bags then returns logits of one column.
 
-    Where an `attention_mask` (B, L) is given too, negative ids are slots without a token, left out of a bag's mean.
+    If the caller passes an `attention_mask` (B, L), negative ids are slots without a token, and the mean of a bag
+    leaves them out.
 
-    Labels are aligned with the inputs, not shifted by one; `num_items_in_batch`, where the caller gives it, is what
-    the weighted sum is divided by instead of its own weights. Such a forward raises TypeError where the model
-    computes its loss by itself.
+    Labels are aligned with the inputs, not shifted by one. If the caller passes `num_items_in_batch`, the weighted sum
+    is divided by this number instead of by the sum of its weights. A forward on bags raises TypeError if the model
+    computes its loss without its `loss_function`.
     """
     superposed = SuperposedLM(model, verify=False, z_loss=z_loss)
     superposed.transform = transform
     own: Any = model.loss_function
-    # Of the forward that is running; empty between forwards, or torch.compile would compile anew.
+    # State of the running forward. Both lists must be empty between forwards, or torch.compile would compile again.
     computed: list[tuple[Tensor, Tensor]] = []
     asked: list[bool] = []
     taken_over = contextlib.ExitStack()

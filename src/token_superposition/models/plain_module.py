@@ -1,10 +1,10 @@
-"""`superpose`, and `SuperposedModule`: a plain `nn.Module` that takes bags, with names for its embedding and head.
+"""`superpose` and `SuperposedModule`: train a plain `nn.Module` on bags, given the names of its embedding and head.
 
 The module's own forward runs on the first token of each bag. While it runs, the output of its embedding is replaced by
-the mean over the bag, and the output of its head is kept: these are the logits. The module needs no argument for
-embeddings. It may scale its embeddings, and it may compute a loss of its own, which is not used.
+the mean over the bag, and the output of its head is recorded: these are the logits. The module needs no argument for
+embeddings. It may scale its embeddings, and it may compute its own loss, which is not used.
 
-`plain_checks` refuses a module for which this would give a wrong loss.
+`plain_module_checks` refuses a module for which this would give a wrong loss.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from token_superposition.losses.linear import LossBackend
 from token_superposition.models.embedding import mean_embedding
 from token_superposition.models.superposed import SuperposedLM, SuperposedOutput, loss_and_weight
 
-# The argument by which a forward takes targets. nanoGPT's forward gives logits for all positions only with targets.
+# Names of the argument for targets. The forward of nanoGPT returns logits for all positions only if it gets targets.
 _TARGETS = ("targets", "target", "labels", "label")
 
 
@@ -52,18 +52,18 @@ def superpose(
     loss_backend: LossBackend = "auto",
     verify: bool = True,
 ) -> SuperposedLM | SuperposedModule:
-    """Make a model take bags of tokens as well as tokens; the model itself and its parameters stay what they are.
+    """Make a model accept bags of tokens as well as tokens; the model and its parameters are not changed.
 
     Args:
         module: a Hugging Face causal language model; or, with `embedding` and `head`, any module that is called as
-            `module(ids_BL)`. Its logits may not see later tokens. A forward that gives logits for all positions only
-            with targets (nanoGPT) is given the ids as targets; the loss that it computes of them is not used.
-        embedding: the submodule that turns ids (B, L) into (B, L, d), itself or its dotted name.
-        head: the submodule whose output is the logits, (B, L, V) or (B * L, V), itself or its dotted name. If the
-            module caps or scales logits after its head, put both in a submodule and name that.
+            `module(ids_BL)`. Its logits must not depend on later tokens. If a forward returns logits for all positions
+            only with targets (nanoGPT), it gets the ids as targets; the loss that it computes from them is not used.
+        embedding: the submodule that turns ids (B, L) into (B, L, d): the module itself or its dotted name.
+        head: the submodule whose output is the logits, (B, L, V) or (B * L, V): the module itself or its dotted name.
+            If the module caps or scales logits after its head, put both into one submodule and name that submodule.
         z_loss: the coefficient of logsumexp(logits)^2.
-        loss_backend: of a Hugging Face model, as in `linear_multi_hot_cross_entropy`.
-        verify: check on a few tokens that all this holds.
+        loss_backend: only for a Hugging Face model, as in `linear_multi_hot_cross_entropy`.
+        verify: check these requirements on a few tokens.
 
     Returns:
         A module that is called with ids and targets, and returns `.loss` and `.weight_sum`.
@@ -86,7 +86,8 @@ def superpose(
     if embedding is not None and head is not None:
         if loss_backend != "auto":
             raise TypeError(
-                "loss_backend is of Hugging Face models: with embedding= and head= the module makes its logits"
+                "loss_backend works only for Hugging Face models: remove loss_backend=, because with embedding= and "
+                "head= the module computes its own logits"
             )
         return SuperposedModule(module, embedding, head, z_loss, verify)
     if not callable(getattr(module, "get_input_embeddings", None)):
@@ -105,7 +106,7 @@ class Call(NamedTuple):
 
 
 class SuperposedModule(nn.Module):
-    """What `superpose` returns for a plain module; like `SuperposedLM`, with the module as `.model`."""
+    """The result of `superpose` for a plain module, used like `SuperposedLM`; the module is available as `.model`."""
 
     def __init__(
         self, module: nn.Module, embedding: str | nn.Module, head: str | nn.Module, z_loss: float, verify: bool
@@ -127,7 +128,7 @@ class SuperposedModule(nn.Module):
     def forward(
         self, ids: Tensor, targets: Tensor, slot_weights: Tensor | None = None, **inputs: Any
     ) -> SuperposedOutput:
-        """The loss of one batch.
+        """Return the loss of one batch.
 
         Args:
             ids: (B, L) tokens or (B, L, s) bags.
@@ -149,22 +150,22 @@ class SuperposedModule(nn.Module):
         return SuperposedOutput(*loss_and_weight(logits, targets, slot_weights, self.z_loss))
 
     def part(self, role: str) -> nn.Module:
-        """The submodule that is the `embedding` or the `head`."""
+        """Return the submodule with the role `embedding` or `head`."""
         return self.model.get_submodule(self.names[role])
 
     def run(
         self, ids_BL: Tensor, embedded: Tensor | None = None, put_out: Tensor | None = None, **inputs: Any
     ) -> tuple[Any, Call, Call]:
-        """One forward of the module: what it returns, the call of its embedding, and the call of its head.
+        """Run one forward and return its result, the call of its embedding, and the call of its head.
 
         Args:
             ids_BL: contiguous token ids.
-            embedded: (B, L, d), takes the place of the embedding's output.
-            put_out: takes the place of the head's output.
+            embedded: (B, L, d), replaces the output of the embedding.
+            put_out: replaces the output of the head.
             inputs: passed on to the module.
 
         Raises:
-            TypeError: if the module does not call its embedding and its head once.
+            TypeError: if the module does not call its embedding and its head exactly once.
         """
         if self.gives_targets and self.targets_argument:
             inputs.setdefault(self.targets_argument, ids_BL)
@@ -176,7 +177,7 @@ class SuperposedModule(nn.Module):
         return returned, looked_up[0], headed[0]
 
     def wrong_count(self, role: str, count: int) -> TypeError:
-        """What to raise if a forward calls a submodule another number of times than once."""
+        """Return the error for a forward that does not call a submodule exactly once."""
         use = "looks token ids up" if role == "embedding" else "gives the logits"
         advice = f"name the submodule that {use} in one call"
         if count == 0:
@@ -187,7 +188,7 @@ class SuperposedModule(nn.Module):
         )
 
     def no_logits(self, output: Any) -> TypeError:
-        """What to raise if the head does not put out logits of shape (B, L, V)."""
+        """Return the error for a head whose output is not logits of shape (B, L, V)."""
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         return TypeError(
             f"{type(self.model).__name__}: its head {self.names['head']!r} gives {shape}, not logits (B, L, V) for all "
@@ -196,7 +197,7 @@ class SuperposedModule(nn.Module):
 
 
 def in_rows(output: Any, shape: torch.Size) -> Tensor | None:
-    """(B, L, n) of a submodule's output (B, L, n) or (B * L, n); None for any other output."""
+    """Return a submodule's output (B, L, n) or (B * L, n) as (B, L, n); None for any other output."""
     if isinstance(output, Tensor) and output.dim() == 2 and output.shape[0] == shape.numel():
         return output.view(*shape, -1)
     return output if isinstance(output, Tensor) and output.dim() == 3 and output.shape[:2] == shape else None
@@ -204,7 +205,7 @@ def in_rows(output: Any, shape: torch.Size) -> Tensor | None:
 
 @contextlib.contextmanager
 def _watched(module: nn.Module, replaced_by: Tensor | None = None) -> Iterator[list[Call]]:
-    """The calls of a submodule inside the block; the callers get `replaced_by` in place of its output."""
+    """Record the calls of a submodule inside the block; `replaced_by` replaces its output."""
     calls: list[Call] = []
 
     def note(_: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any], output: Any) -> Tensor | None:

@@ -1,11 +1,12 @@
-"""Whether a plain module with these names for embedding and head gets the right loss on bags, found on a few tokens.
+"""Check on a few tokens that a plain module gets the right loss on bags with the given embedding and head.
 
-A wrong name does not raise by itself: training runs, with another loss. So the module runs a few times before training:
+A wrong name raises no error: training would run with a wrong loss. Therefore the module runs a few times before
+training:
 
-- on token ids, to see what its embedding and its head are given and what they put out;
-- with other ids but the same embeddings, which must give the same logits: nothing else may read the ids;
-- with a random tensor in place of the head's output, which the module must return unchanged. The loss is computed of
-  the head's output, so a soft-cap, a scale, a bias or a slice after the head would be left out of it.
+- on token ids, to record the inputs and outputs of its embedding and its head;
+- with other ids but the same embeddings, which must give the same logits, because nothing else may read the ids;
+- with a random tensor instead of the head's output, which the module must return unchanged. The loss is computed from
+  the head's output, so it would miss a soft-cap, a scale, a bias or a slice after the head.
 """
 
 from __future__ import annotations
@@ -20,32 +21,32 @@ from token_superposition.models.checks import evaluating, ids_given, in_one_line
 from token_superposition.models.plain_module import Call, SuperposedModule, in_rows
 
 _SHAPE = torch.Size((2, 8))
-_LARGE = 40.0  # logits of this size show a soft-cap, which leaves the small logits of fresh weights as they are
+_LARGE = 40.0  # so large that a soft-cap changes them; it hardly changes the small logits of untrained weights
 
 
 @torch.no_grad()
 def check_plain(superposed: SuperposedModule) -> None:
-    """Raise TypeError, in one line that says what to do, for a module that would be trained wrongly.
+    """Raise TypeError for a module that would be trained with a wrong loss; the message says what to do.
 
-    Sets `superposed.gives_targets` for a module that gives logits for all positions only with targets.
+    Sets `superposed.gives_targets` for a module that returns logits for all positions only if it gets targets.
     """
     module, name = superposed.model, type(superposed.model).__name__
     ids_BL = _some_ids(superposed)
     with evaluating(module):
-        with ids_given(module, ids_BL, besides=superposed.part("embedding")) as others:
+        with ids_given(module, ids_BL, outside=superposed.part("embedding")) as others:
             try:
                 returned, looked_up, headed = _run_on_all_positions(superposed, ids_BL)
             except TypeError as error:
                 raise TypeError(f"{in_one_line(error)}{_instead(superposed, others)}") from error
         _check_embedding(superposed, looked_up, ids_BL, others)
         _check_dependence(superposed, looked_up.output, headed, ids_BL)
-        if others:  # fresh weights can be zero, and then no logit shows this
+        if others:  # if untrained weights are zero, the logits do not show this
             raise TypeError(f"{name} cannot be superposed: it looks ids up outside its embedding too, in {others[0]!r}")
         _check_head(superposed, returned, headed.output, ids_BL)
 
 
 def _run_on_all_positions(superposed: SuperposedModule, ids_BL: Tensor) -> tuple[Any, Call, Call]:
-    """A forward on tokens, with the ids as targets if the module gives all logits only then."""
+    """Run a forward on tokens; the ids are also the targets if the module needs targets to return all logits."""
     try:
         returned, looked_up, headed = superposed.run(ids_BL)
         missing = _missing_positions(returned, headed.output)
@@ -73,7 +74,7 @@ def _missing_positions(returned: Any, put_out: Any) -> bool:
 
 
 def _check_embedding(superposed: SuperposedModule, call: Call, ids_BL: Tensor, others: list[str]) -> None:
-    """The embedding must be given the token ids, and put out a vector that depends on the id alone."""
+    """Check that the embedding gets the token ids, and that each output vector depends on the id alone."""
     name, part = type(superposed.model).__name__, superposed.names["embedding"]
     given, vectors = call
     if not isinstance(given, Tensor) or given.shape != ids_BL.shape or not torch.equal(given, ids_BL):
@@ -93,48 +94,48 @@ def _check_embedding(superposed: SuperposedModule, call: Call, ids_BL: Tensor, o
 
 
 def _check_dependence(superposed: SuperposedModule, vectors: Tensor, headed: Call, ids_BL: Tensor) -> None:
-    """The logits must depend on embeddings alone, and on those of no later token."""
+    """Check that the logits depend only on the embeddings of the same and of earlier tokens."""
     name = type(superposed.model).__name__
     other = superposed.run(ids_BL.flip(1), embedded=vectors)[2]
     changed_BL = torch.cat([ids_BL[:, :-1], ids_BL[:, :1]], dim=1)
     changed = superposed.run(changed_BL)[2]
-    # What the head is given is compared too: the logits of a head with fresh weights of zero show nothing.
+    # The input of the head is compared too, because a head with untrained weights of zero gives logits of zero.
     for outputs in zip(headed, other, changed, strict=True):
         own, same, later = (in_rows(output, ids_BL.shape) for output in outputs)
         if own is None or same is None or later is None:
             continue
         if not own.isfinite().all():
-            raise TypeError(f"{name} gives logits that are not finite numbers")
+            raise TypeError(f"{name} gives logits that are NaN or infinite")
         if not torch.allclose(own, same, rtol=0, atol=_tolerance(own)):
             raise TypeError(f"{name} cannot be superposed: it looks ids up outside its embedding too")
         if not torch.allclose(own[:, :-1], later[:, :-1], rtol=0, atol=_tolerance(own)):
-            raise TypeError(f"{name} is not causal: its logits see later tokens")
+            raise TypeError(f"{name} is not causal: its logits depend on later tokens")
 
 
 def _check_head(superposed: SuperposedModule, returned: Any, put_out: Tensor, ids_BL: Tensor) -> None:
-    """The module must return what its head puts out; another dtype, shape or a log-softmax is the same loss."""
+    """Check that the module returns its head's output; another dtype, shape or a log-softmax gives the same loss."""
     name, part = type(superposed.model).__name__, superposed.names["head"]
     if _logits_in(returned, put_out) is None:
         raise TypeError(
-            f"{name} returns no logits that the output of its head {part!r} can be compared with: return them alone, "
+            f"{name} returns no logits to compare with the output of its head {part!r}: return the logits alone, "
             "first in a tuple, as .logits or under the key 'logits'"
         )
     generator = torch.Generator().manual_seed(0)
     replacement = (_LARGE * torch.randn(put_out.shape, generator=generator)).to(put_out)
     with torch.enable_grad():
         logits = _logits_in(superposed.run(ids_BL, put_out=replacement)[0], put_out)
-    # A parameter behind the head leaves its gradient there, also one that changes nothing yet (a bias of zero).
+    # If a parameter acts after the head, the logits require a gradient, even if it changes nothing yet (a zero bias).
     if logits is None or logits.requires_grad or not _same_loss(logits, replacement, bool(superposed.z_loss)):
         shapes = "" if logits is None or logits.shape == put_out.shape else f", to shape {tuple(logits.shape)}"
         raise TypeError(
-            f"{name} changes its logits after its head {part!r}{shapes}, or returns others: name the submodule whose "
-            "output is the logits that it returns, or put the head and what follows it (scale, bias, soft-cap, slice) "
-            "in one submodule and name that"
+            f"{name} changes its logits after its head {part!r}{shapes}, or returns other logits: name the submodule "
+            "whose output is the returned logits, or put the head and the operations after it (scale, bias, soft-cap, "
+            "slice) into one submodule and name that"
         )
 
 
 def _logits_in(returned: Any, put_out: Tensor) -> Tensor | None:
-    """The logits in what a forward returned: of the tensors there, the first that is as wide as the head's output."""
+    """Return the logits in the result of a forward: the first tensor with the width of the head's output, if any."""
     tensors = [value for value in _tensors_in(returned) if value.dim() > 1 and value.is_floating_point()]
     alike = [value for value in tensors if value.shape[-1] == put_out.shape[-1] or value.numel() == put_out.numel()]
     return next(iter([*alike, *tensors]), None)
@@ -151,7 +152,7 @@ def _tensors_in(returned: Any) -> list[Tensor]:
 
 
 def _same_loss(logits: Tensor, replacement: Tensor, exactly: bool) -> bool:
-    """Whether the cross-entropy of both is the same; the z-loss also needs `exactly` the same logits."""
+    """Return whether both give the same cross-entropy; `exactly` requires the same logits, as the z-loss does."""
     if logits.numel() != replacement.numel():
         return False
     transposed = logits.dim() == 3 and logits.shape != replacement.shape
@@ -167,7 +168,7 @@ def _same_loss(logits: Tensor, replacement: Tensor, exactly: bool) -> bool:
 
 def _instead(superposed: SuperposedModule, others: list[str]) -> str:
     named = superposed.names["embedding"]
-    return f" ({others[0]!r}, it seems, not {named!r})" if len(others) == 1 else ""
+    return f" (it seems to be {others[0]!r}, not {named!r})" if len(others) == 1 else ""
 
 
 def _tolerance(tensor: Tensor) -> float:
@@ -176,7 +177,10 @@ def _tolerance(tensor: Tensor) -> float:
 
 
 def _some_ids(superposed: SuperposedModule) -> Tensor:
-    """(2, 8) small ids, for a head may have fewer rows than the embedding; in descending order, as no positions are."""
+    """Return (2, 8) small ids, because a head can have fewer rows than the embedding.
+
+    The ids are in descending order, so that they never equal the position ids.
+    """
     part = superposed.part("embedding")
     weight = next(part.parameters(), None)
     if weight is None:

@@ -1,18 +1,19 @@
-"""Seeding torch: every seed of the documented range starts another sequence of random numbers."""
+"""Seed torch such that every seed of the documented range starts a different sequence of random numbers."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-_WORDS = slice(3, 3 + 624)  # of the state as int64: the seed, two numbers that say what comes next, 624 words
+_WORDS = slice(3, 3 + 624)  # the state as int64: the seed, two numbers for the position in the sequence, 624 words
 
 
 def seed_torch(seed: int) -> None:
-    """Seed torch's generators of every device.
+    """Seed the torch generators of all devices.
 
-    torch's generator of the CPU takes the lower 32 bits of a seed alone, so 0 and 2**32 would give the same weights.
-    Larger seeds are therefore hashed into all of its state. Smaller ones give the numbers of `torch.manual_seed`.
+    The CPU generator of torch uses only the lower 32 bits of a seed, so the seeds 0 and 2**32 would give the same
+    weights. Therefore a seed of 2**32 or more is hashed into the whole state of the generator. A smaller seed gives the
+    numbers of `torch.manual_seed`.
 
     Args:
         seed: from 0 to 2**63 - 1.

@@ -1,10 +1,10 @@
-"""Whether a model fits this machine, found out before memory or time is spent on it.
+"""Check that a model fits this machine before memory or time is spent on it.
 
-A mistyped `hidden_size` asks for terabytes, a mistyped number of layers for hours of building small ones. So a
-model is first built on the meta device, where tensors have a shape and no storage, under a count of what it
-registers: modules, parameters, buffers. The count stops the building as soon as it is beyond all reason;
-what gets through is compared with the memory there is. Families build lists from some numbers before any
-module exists, so those numbers are looked at first.
+A typing error in `hidden_size` can require terabytes. A typing error in the number of layers can take hours to build
+small layers. Therefore the model is first built on the meta device, where tensors have a shape and no storage. During
+this build, modules, parameters and buffers are counted, and the build stops as soon as the counts are far too large.
+Otherwise the size is compared with the available memory. Some families build lists from configuration values before
+any module exists, so these values are checked first.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ TRAINED_BYTES = 16  # float32 weight, gradient and the two moments of Adam
 _MOST_LAYERS = 2_000
 _MOST_MODULES = 200_000
 _LARGEST = 10**12
-_LARGEST_IN_A_LIST = 10**6  # a family may repeat a word of a list that often
-_BEYOND_REASON = 4  # times the memory there is: a head that will be tied is counted twice until it is
+_LARGEST_IN_A_LIST = 10**6  # a family may repeat an item of a list this many times
+_BEYOND_REASON = 4  # times the available memory; a tied head counts twice until it is tied
 
 
 def bytes_kept(device: torch.device, *, loading: bool = False) -> int:
-    """Bytes of this machine's memory for each parameter of a model that is trained on a device.
+    """Return the bytes of main memory per parameter of a model that is trained on a device.
 
     Args:
-        device: which, if it is a GPU of its own memory, keeps gradients and the optimizer's state.
-        loading: weights are read beside those that the model has, and copied into it.
+        device: the training device; a GPU keeps gradients and the optimizer state in its own memory.
+        loading: weights are read from files into a second copy before they are copied into the model.
     """
     if device.type == "cuda":
         return 2 * WEIGHT_BYTES if loading else WEIGHT_BYTES
@@ -44,29 +44,29 @@ def bytes_kept(device: torch.device, *, loading: bool = False) -> int:
 
 
 def check_numbers(config: Mapping[str, Any]) -> None:
-    """Refuse numbers that a family would build a list of, or loop over, before there is anything to count.
+    """Refuse numbers that are too large for the lists and loops of a family, before any module exists.
 
     Raises:
-        UserError: naming the key.
+        UserError: names the key.
     """
     for key, value in config.items():
         for number, in_list in _numbers(value):
-            layers = "layer" in key and "vocab" not in key  # vocab_size_per_layer_input counts no layers
+            layers = "layer" in key and "vocab" not in key  # vocab_size_per_layer_input is not a number of layers
             most = _LARGEST_IN_A_LIST if in_list else _MOST_LAYERS if layers else _LARGEST
             if abs(number) > most:
                 shown = str(number) if abs(number) < 10**30 else "a number of over 30 digits"
-                raise UserError(f"model.config.{key}: {shown} is too large (the most that makes sense is {most:,})")
+                raise UserError(f"model.config.{key}: {shown} is too large (the maximum is {most:,})")
 
 
 @contextlib.contextmanager
 def counted(bytes_per_parameter: int) -> Iterator[None]:
-    """Stop the building of a model inside the block once it is far larger than this machine.
+    """Stop the construction of a model inside the block as soon as it is far larger than the available memory.
 
     Raises:
-        UserError: from inside the block.
+        UserError: from inside the block, if the model is too large.
     """
     memory = available_memory()
-    seen: dict[int, torch.Tensor] = {}  # holds on to the tensors, so that no other gets their id
+    seen: dict[int, torch.Tensor] = {}  # keeps references to the tensors, so that no other tensor gets their id
     num_bytes = num_modules = 0
 
     def tensor(_: nn.Module, __: str, value: torch.Tensor | None) -> None:
@@ -82,7 +82,7 @@ def counted(bytes_per_parameter: int) -> Iterator[None]:
         nonlocal num_modules
         num_modules += value is not None
         if num_modules > _MOST_MODULES:
-            raise UserError(f"model.config: a model of over {_MOST_MODULES:,} modules; give it fewer layers or experts")
+            raise UserError(f"model.config: the model has over {_MOST_MODULES:,} modules; use fewer layers or experts")
 
     handles = [
         hooks.register_module_parameter_registration_hook(tensor),
@@ -97,10 +97,10 @@ def counted(bytes_per_parameter: int) -> Iterator[None]:
 
 
 def check_size(model: nn.Module, bytes_per_parameter: int) -> None:
-    """Compare what a model takes with the memory there is.
+    """Compare the size of a model with the available memory.
 
     Raises:
-        UserError: saying both.
+        UserError: if the model is larger; the message names both sizes.
     """
     memory = available_memory()
     num_bytes = bytes_per_parameter * sum(parameter.numel() for parameter in model.parameters())
@@ -110,32 +110,32 @@ def check_size(model: nn.Module, bytes_per_parameter: int) -> None:
 
 
 def available_memory() -> int:
-    """Bytes of memory that this process could still take, swap included."""
+    """Return the bytes of memory that this process can still allocate, swap included."""
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError, LookupError):  # Linux says more exactly; others have no such files
+    with contextlib.suppress(OSError, ValueError, LookupError):  # only Linux has this file with the exact number
         lines = Path("/proc/meminfo").read_text().splitlines()
         sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
         available = sizes["MemAvailable"] + sizes["SwapFree"]
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # none, or the word `max`
+        with contextlib.suppress(OSError, ValueError):  # no such file, or the word `max`
             available = min(available, int(Path(limit).read_text()))
     return available
 
 
 def gigabytes(num_bytes: float) -> str:
-    """1234567890 as 1.2 GB."""
+    """Format a number of bytes: 1234567890 is 1.2 GB."""
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes < 1e15 else f"{num_bytes:.0e} bytes"
 
 
 def _too_large(over: str, num_bytes: int, memory: int) -> UserError:
     return UserError(
-        f"model.config: the model takes {over}{gigabytes(num_bytes)} for its weights and what training keeps of each, "
-        f"and this machine has {gigabytes(memory)} free; make the model smaller"
+        f"model.config: the model needs {over}{gigabytes(num_bytes)} for its weights and their training state, but "
+        f"this machine has {gigabytes(memory)} free; make the model smaller"
     )
 
 
 def _numbers(value: Any, in_list: bool = False) -> Iterator[tuple[int, bool]]:
-    """Every integer in a value, and whether it is an item of a list."""
+    """Yield every integer in a value, and whether the integer is an item of a list."""
     if isinstance(value, int):
         yield value, in_list
     elif isinstance(value, list | tuple):

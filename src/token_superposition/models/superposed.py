@@ -1,17 +1,17 @@
-"""`SuperposedLM`: a causal language model that also takes bags, without touching it.
+"""`SuperposedLM` makes a Hugging Face causal language model take bags, without a change to the model.
 
-Stock Hugging Face causal models accept `inputs_embeds` and call `self.loss_function(logits=...,
-labels=..., vocab_size=...)`. So a bag's embeddings are averaged into `inputs_embeds`, the (B, L, s) targets
-go in as `labels`, and for the length of one forward `model.loss_function` is ours. The model's own code
-does everything else: positions, masks, soft-caps, multipliers, router losses. No fork, no new parameter, no
-changed state dict; outside our forward the model is exactly what it was.
+Hugging Face causal models accept `inputs_embeds` and call `self.loss_function(logits=..., labels=..., vocab_size=...)`.
+`SuperposedLM` averages the embeddings of each bag into `inputs_embeds`, passes the (B, L, s) targets as `labels`, and
+replaces `model.loss_function` during one forward. The model's own code does everything else: positions, masks,
+soft-caps, multipliers, router losses. There is no fork, no new parameter and no change of the state dict. Outside the
+forward the model is unchanged.
 
-With plain inputs the model embeds by itself, and with one target a position the loss is
-`F.cross_entropy`: at bag size 1 a step is the ordinary step, bit for bit. Where the logits would be many (a large
-vocabulary), the loss is computed from the hidden states in slices, in both phases alike (`head.py`).
+With plain inputs the model looks up its embeddings itself, and with one target per position the loss is
+`F.cross_entropy`. At bag size 1 a step is therefore the ordinary step, bit for bit. If there would be many logits (a
+large vocabulary), the loss is chunked in both phases: it is computed from the hidden states (`head.py`).
 
-All of it happens inside `forward`, so that this module can be the root that FSDP2 wraps: a sharded weight
-used outside a forward is an error.
+All of this happens inside `forward`, so that FSDP2 can wrap this module as its root: a sharded weight cannot be used
+outside a forward.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ from token_superposition.models.transformers_compat import rows_hold_one_documen
 
 
 class SuperposedOutput(NamedTuple):
-    """What a forward returns.
+    """The result of a forward.
 
     Attributes:
-        loss: scalar, the weighted mean over this batch's targets (z-loss included), plus the model's own extra
-            terms (a router loss, where its configuration asks for it).
-        weight_sum: scalar float32 without gradient, the weights that the mean was divided by. Over several
-            micro-batches or ranks, the loss of the whole is the mean of `loss` weighted by `weight_sum`.
-        expert_loads: (layers, experts) float32 without gradient, how many of the positions' choices fell on each
-            expert; None for a model that returns no router logits.
+        loss: scalar, the weighted mean over the targets of this batch (z-loss included), plus the extra terms of the
+            model (a router loss, if the configuration of the model turns it on).
+        weight_sum: scalar float32 without gradient, the sum of weights that the mean was divided by. Over several
+            micro-batches or ranks, the total loss is the mean of `loss` weighted by `weight_sum`.
+        expert_loads: (layers, experts) float32 without gradient, how often positions chose each expert; None for a
+            model that returns no router logits.
 
     Example:
         >>> import torch
         >>> parts = [SuperposedOutput(*torch.tensor(numbers)) for numbers in ([2.0, 30.0], [4.0, 10.0])]
         >>> total = sum(part.loss * part.weight_sum for part in parts) / sum(part.weight_sum for part in parts)
-        >>> total.item()  # of two micro-batches
+        >>> total.item()  # the loss of two micro-batches
         2.5
     """
 
@@ -72,22 +72,21 @@ class SuperposedOutput(NamedTuple):
 
 
 class SuperposedLM(nn.Module):
-    """Wrap a causal language model so that it trains on tokens and on bags alike.
+    """Wrap a causal language model so that it trains on tokens and on bags.
 
     Args:
-        model: a Hugging Face causal language model, used as it is and reachable as `.model`.
-        verify: refuse families known to use ids elsewhere, and check on a few tokens that the embedding path used
-            for bags gives the model's own logits, that no logit sees a later token, and that the loss is computed
-            by the function we replace.
-        z_loss: the coefficient of logsumexp(logits)^2, in both phases; 0 leaves bag size 1 to `F.cross_entropy`.
-        loss_backend: as in `linear_multi_hot_cross_entropy`; `plain` lets the model make its logits, and so does `auto`
-            where they are few or the model's head is not one we can take over (`.transform` is None).
+        model: a Hugging Face causal language model. It is not changed, and is available as `.model`.
+        verify: refuse families that are known to use ids outside the input embedding, and check three properties on a
+            few tokens: the embedding path of bags gives the model's own logits, no logit depends on a later token, and
+            the model computes its loss with the function that is replaced.
+        z_loss: the coefficient of logsumexp(logits)^2, in both phases; at 0, bag size 1 uses `F.cross_entropy`.
+        loss_backend: as in `linear_multi_hot_cross_entropy`. With `plain` the model computes its logits. With `auto`
+            the model does so if the logits are few, or if its head cannot be replaced (`.transform` is None).
 
     Raises:
-        TypeError: where the model cannot be driven this way: no input embedding, no loss function of its
-            own to replace, logits that see later tokens, several models in one, or a family that looks ids up
-            outside its input embedding (known by name, or by logits that change when ids are replaced by their
-            embeddings).
+        TypeError: if the model does not support bags: it has no input embedding or no replaceable loss function, its
+            logits depend on later tokens, it consists of several models, or its family looks ids up outside its input
+            embedding (known by name, or found because the logits change when ids are replaced by their embeddings).
 
     Source: arXiv 2605.06546, section 3.
 
@@ -106,7 +105,7 @@ class SuperposedLM(nn.Module):
     ) -> None:
         super().__init__()
         name = type(model).__name__
-        # transformers' property, which falls back to the model's own function once ours is taken away.
+        # In transformers this is a property, which returns the model's own function after ours is removed.
         replaceable = isinstance(getattr(type(model), "loss_function", None), property)
         if not callable(getattr(model, "get_input_embeddings", None)) or not replaceable:
             raise TypeError(f"{name} is not a Hugging Face causal language model")
@@ -130,21 +129,22 @@ class SuperposedLM(nn.Module):
         slot_weights: Tensor | None = None,
         position_ids: Tensor | None = None,
     ) -> SuperposedOutput:
-        """The loss of one batch.
+        """Return the loss of one batch.
 
         Args:
             ids: (B, L) tokens or (B, L, s) bags.
             targets: (B, L) next tokens or (B, L, k) next bags, aligned with the inputs (already shifted);
                 -100 is ignored.
             slot_weights: (k,), or None for uniform.
-            position_ids: (B, L), restarting at 0 with each document, for rows that keep documents apart; a negative id
-                is then a bag's slot without a token. Attention stays within documents if `documents_apart` is set.
+            position_ids: (B, L), for rows that keep documents apart; they restart at 0 with each document. A negative
+                token id then marks a slot without a token. Attention stays within documents if `documents_apart` is
+                set.
 
         Returns:
-            The loss and the weight it stands for.
+            The loss and its sum of weights.
 
         Raises:
-            ValueError: where inputs and targets are not aligned.
+            ValueError: if inputs and targets are not aligned.
         """
         if targets.shape[:2] != ids.shape[:2]:
             raise ValueError(f"ids {tuple(ids.shape)} and targets {tuple(targets.shape)} are not aligned")
@@ -170,7 +170,7 @@ class SuperposedLM(nn.Module):
         return SuperposedOutput(output.loss, computed[0][1], _expert_loads(self.model.config, output))
 
     def backend_for(self, num_positions: int) -> ChosenBackend:
-        """How the loss of a forward on so many positions is computed."""
+        """Return the loss backend of a forward on this number of positions."""
         if self.transform is None:
             return "plain"
         vocab_size: int = self.model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
@@ -183,10 +183,9 @@ class SuperposedLM(nn.Module):
         slot_weights: Tensor | None,
         computed: list[tuple[Tensor, Tensor]],
     ) -> contextlib.AbstractContextManager[None]:
-        """Inside the block the model's head computes the loss of these targets and puts it, and its weight, on the
-        list.
+        """Make the model's head compute the loss inside the block and append the loss and its weight sum to `computed`.
 
-        With backend `plain` the head is what it was. Afterwards too.
+        With backend `plain` the head is not changed. After the block the head is restored.
         """
         if backend == "plain":
             return contextlib.nullcontext()
@@ -212,7 +211,10 @@ class SuperposedLM(nn.Module):
         return head_taken_over(head, compute)
 
     def embed(self, ids: Tensor, *, padded: bool = False) -> dict[str, Tensor]:
-        """The model's input arguments for tokens (B, L), tokens (B, L, 1) or bags (B, L, s), maybe `padded`."""
+        """Return the model's input arguments for tokens (B, L), tokens (B, L, 1) or bags (B, L, s).
+
+        With `padded`, negative ids are slots without a token.
+        """
         if ids.dim() == 2:
             return {"input_ids": ids}
         if ids.shape[-1] == 1:
@@ -221,44 +223,45 @@ class SuperposedLM(nn.Module):
         return {"inputs_embeds": mean_embedding(embedding, ids, padded=padded)}
 
     def _document_inputs(self, position_ids: Tensor) -> dict[str, Tensor]:
-        """Positions, where the model takes any. Without a mask beside them, transformers keeps documents apart."""
+        """Return the position ids, if the model takes any; without a mask, transformers then keeps documents apart."""
         if "position_ids" not in inspect.signature(self.model.forward).parameters:
             return {}
         mask = {} if self.documents_apart else {"attention_mask": torch.ones_like(position_ids)}
         return {"position_ids": position_ids, **mask}
 
     def keep_documents_apart(self) -> None:
-        """From here on, attention in rows with `position_ids` stays within documents.
+        """Restrict attention in rows with `position_ids` to the tokens of one document, from this call on.
 
         Raises:
-            TypeError: where this model's attention does not: it has a backend that takes no notice of positions that
-                restart, layers that carry a state along the row, or no positions at all.
+            TypeError: if the model does not support this: its attention backend ignores positions that restart, its
+                layers carry a state along the row, or it has no positions.
         """
         self.documents_apart = True
         check_documents_apart(self.model, self._document_inputs)
 
-    # What stacks ask of a model before they shard it, answered as the model itself would. Unanswered, accelerate
-    # makes one FSDP unit of the whole model, and unties tied weights where it loads them on one rank only.
+    # Frameworks read these attributes before they shard a model, so they return the values of the wrapped model.
+    # Without them, accelerate makes one FSDP unit of the whole model, and unties tied weights that it loads on one
+    # rank only.
 
     @property
     def _no_split_modules(self) -> Any:
         return getattr(self.model, "_no_split_modules", None)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The model's own."""
+        """Return the input embedding of the model."""
         return self.model.get_input_embeddings()  # type: ignore[operator]
 
     def get_output_embeddings(self) -> nn.Module | None:
-        """The model's own."""
+        """Return the head of the model."""
         return self.model.get_output_embeddings()  # type: ignore[operator]
 
     def tie_weights(self) -> None:
-        """As the model does it, where its configuration asks for it."""
+        """Tie the weights as the model does, if its configuration says so."""
         self.model.tie_weights()  # type: ignore[operator]
 
     @torch.no_grad()
     def _find_transform(self) -> LogitTransform | None:
-        """What the model does to its logits, where the loss from hidden states then is its own."""
+        """Find the transform of the logits with which the loss from hidden states equals the loss of the model."""
         with evaluating(self.model):
             self.transform = find_transform(self.model)
             if self.transform is not None:
@@ -272,12 +275,12 @@ class SuperposedLM(nn.Module):
                 self.loss_backend = wanted
                 wide = next(self.model.parameters()).dtype in (torch.float32, torch.float64)
                 if not math.isclose(*losses, rel_tol=1e-4 if wide else 2e-2):
-                    self.transform = None  # it does more with its logits, such as a z-loss of its own
+                    self.transform = None  # the model does more with its logits, such as a z-loss of its own
         capped = self.transform is not None and self.transform.softcap is not None
         if self.loss_backend != "auto" and (self.transform is None or (capped and self.loss_backend != "chunked")):
             raise TypeError(
-                f"{type(self.model).__name__} does more with its logits than loss_backend {self.loss_backend} "
-                "knows of; leave it at auto"
+                f"{type(self.model).__name__} changes its logits in a way that loss_backend {self.loss_backend} does "
+                "not support; use auto"
             )
         return self.transform
 
@@ -285,12 +288,12 @@ class SuperposedLM(nn.Module):
 def loss_and_weight(
     logits: Tensor, targets: Tensor, slot_weights: Tensor | None, z_loss: float
 ) -> tuple[Tensor, Tensor]:
-    """The mean loss of (B, L, V) logits against (B, L) or (B, L, k) targets, and its weight sum."""
+    """Return the mean loss of (B, L, V) logits against (B, L) or (B, L, k) targets, and its weight sum."""
     logits_NV = logits.flatten(0, -2)
     targets_Ns = targets.reshape(logits_NV.shape[0], -1)
     weight_sum = target_weights(targets_Ns, slot_weights).sum()
     if targets_Ns.shape[1] == 1 and slot_weights is None and not z_loss:
-        # A mean that divides by what it is given would be NaN where every target is ignored.
+        # The mean of F.cross_entropy would be NaN if every target is ignored.
         wide_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
         total = F.cross_entropy(wide_NV, targets_Ns.squeeze(1), reduction="sum")
     else:
@@ -302,7 +305,7 @@ def loss_and_weight(
 
 @torch.no_grad()
 def _expert_loads(config: Any, output: Any) -> Tensor | None:
-    """How often each expert of each layer was chosen, from the router logits that a model returns when asked to."""
+    """Return how often each expert of each layer was chosen, from the router logits; None if there are none."""
     router_logits, chosen = getattr(output, "router_logits", None), getattr(config, "num_experts_per_tok", None)
     if not router_logits or not chosen:
         return None

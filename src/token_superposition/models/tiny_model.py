@@ -1,9 +1,11 @@
-"""A model in small: the same family with the same switches, at a size that is built in no time.
+"""Build a miniature of a model: the same family and the same options, but so small that it is built quickly.
 
-What a family's code does with a row does not depend on how wide it is, so what is tried on the small model holds for
-the large one: whether attention can be kept within documents is asked before anything of the run's size is built.
-Which sizes fit each other every family says in its own way. So the smallest is tried first, then one that keeps the
-width; a family that takes neither has no miniature, and is asked when its own model is there.
+The way in which a family's code handles a row does not depend on the width of the model. A result of the miniature
+therefore holds for the large model. `refuses_documents_apart` uses this: it checks whether attention can be restricted
+to documents before the model of the run is built.
+
+Each family has its own rules for sizes that fit together. The smallest sizes are tried first, then sizes that keep the
+width. If the family accepts neither, there is no miniature, and the check runs later on the model itself.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from token_superposition.models.superposed import SuperposedLM
 _LAYERS, _HEADS = 4, 2
 _MOST_PARAMETERS = 3 * 10**7
 _IDS = 64
-# At most so much of what nothing else has to fit. A scan without its kernel costs chunk * chunk * state a head.
+# The maximum of sizes that no other size depends on. A scan without its kernel costs chunk * chunk * state per head.
 _MOST = {
     **dict.fromkeys(("intermediate_size", "moe_intermediate_size", "shared_intermediate_size", "ffn_dim"), 64),
     **dict.fromkeys(("chunk_size", "mamba_chunk_size"), 8),
@@ -31,11 +33,11 @@ _MOST = {
 
 
 def refuses_documents_apart(architecture: str, config: Mapping[str, Any]) -> str | None:
-    """Why a model's attention cannot be kept within documents; None where it can, or its miniature does not tell.
+    """Return why attention cannot be restricted to documents; None if it can, or if the miniature does not show it.
 
     Args:
         architecture: a transformers `model_type`.
-        config: that family's configuration keys.
+        config: the configuration keys of this family.
     """
     model = miniature(architecture, config)
     if model is None:
@@ -44,13 +46,13 @@ def refuses_documents_apart(architecture: str, config: Mapping[str, Any]) -> str
         SuperposedLM(model, verify=False, loss_backend="plain").keep_documents_apart()
     except TypeError as error:
         return str(error)
-    except Exception:  # of a family's own code, at a size that it was never meant to have
+    except Exception:  # the family's code can fail at a size for which it was not written
         return None
     return None
 
 
 def miniature(architecture: str, config: Mapping[str, Any]) -> nn.Module | None:
-    """The model in small, or None where there is none."""
+    """Return a small model of the same family, or None if no small configuration works."""
     for values in _smaller(architecture, config):
         try:
             spec = ModelSpec(architecture, values, vocab_size=_IDS, eos_id=0, scale_residual_init=False)
@@ -58,13 +60,13 @@ def miniature(architecture: str, config: Mapping[str, Any]) -> nn.Module | None:
             if outline is None or sum(p.numel() for p in outline.parameters()) > _MOST_PARAMETERS:
                 continue
             return spec.build(seed=0)
-        except UserError:  # sizes that do not fit each other
+        except UserError:  # these sizes do not fit together
             continue
     return None
 
 
 def _smaller(architecture: str, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Configurations of the same family, the smallest first."""
+    """Yield smaller configurations of the same family, the smallest first."""
     own = ModelSpec(architecture, {**config, "vocab_size": _IDS}, vocab_size=_IDS, eos_id=0).resolved()
     known, names = known_keys(architecture), getattr(own, "attribute_map", {})
 
@@ -77,7 +79,7 @@ def _smaller(architecture: str, config: Mapping[str, Any]) -> Iterator[dict[str,
     few = min(layers, _LAYERS)
     shallow: dict[str, Any] = {"vocab_size": _IDS, "num_hidden_layers": few}
     for key, value in own.to_dict().items():
-        if isinstance(value, list) and len(value) == layers:  # an entry a layer
+        if isinstance(value, list) and len(value) == layers:  # one entry per layer
             shallow[key] = value[:few]
     for key, most in _MOST.items():
         value = getattr(own, key, None)
@@ -90,7 +92,7 @@ def _smaller(architecture: str, config: Mapping[str, Any]) -> Iterator[dict[str,
 
 
 def _narrow(own: Any) -> dict[str, int]:
-    """A width of two heads that are as wide as they were; nothing where a family counts its heads otherwise."""
+    """Return the keys for two heads of unchanged size; an empty dict if the family counts its heads differently."""
     heads, state_heads = getattr(own, "num_attention_heads", None), getattr(own, "num_heads", None)
     if isinstance(heads, int) and heads > 0:
         fewer = min(heads, _HEADS)

@@ -1,10 +1,10 @@
-"""No search for packed documents in rows whose positions the model makes itself.
+"""Skip the search of transformers for packed documents in rows whose positions the model makes itself.
 
-Where a forward is given no mask, transformers looks whether its positions start again somewhere in a row, which is how
-it keeps packed documents apart. The answer decides what is asked of the device next, so on a GPU every forward waits
-for it, until all that was asked before is done. Positions that the model makes itself run from 0 to the row's end:
-there is nothing to find. So its search is put in a frame of ours that answers at once where that is known, in this
-thread alone, and leaves every other call as it is.
+If a forward gets no mask, transformers checks whether the positions restart inside a row, in order to keep packed
+documents apart. The next operations depend on the result, so on a GPU every forward waits until all earlier work is
+finished. Positions that the model makes itself run from 0 to the end of the row, so the search finds nothing. This
+module wraps the search. In rows that are known to hold one document, the wrapper returns at once, only in this thread.
+Every other call is unchanged.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 
-_SEARCH = "find_packed_sequence_indices"  # of transformers.masking_utils
+_SEARCH = "find_packed_sequence_indices"  # a function of transformers.masking_utils
 _here = threading.local()
 
 
 @contextlib.contextmanager
 def rows_hold_one_document() -> Iterator[None]:
-    """Inside the block no forward of this thread looks for packed documents; nothing changes while it is compiled."""
+    """Turn off the search for packed documents for forwards of this thread inside the block, except in compilation."""
     if torch.compiler.is_compiling():
         yield
         return
@@ -37,7 +37,7 @@ def rows_hold_one_document() -> Iterator[None]:
 
 
 def _frame_search() -> None:
-    """Once a process; a transformers without such a search has nothing to be left out."""
+    """Wrap the search once per process, if this version of transformers has it."""
     from transformers import masking_utils
 
     search: Any = getattr(masking_utils, _SEARCH, None)
@@ -47,7 +47,7 @@ def _frame_search() -> None:
     @functools.wraps(search)
     def find(*arguments: Any, **options: Any) -> Any:
         if not torch.compiler.is_compiling() and getattr(_here, "one_document", False):
-            return None  # its word for one document a row
+            return None  # None means one document per row
         return search(*arguments, **options)
 
     setattr(masking_utils, _SEARCH, find)

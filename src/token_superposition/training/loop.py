@@ -48,7 +48,7 @@ from token_superposition.training.trainer import Trainer
 
 _LOSS = {
     "plain": "from full logits",
-    "chunked": "in slices, so that its logits are never all in memory",
+    "chunked": "in chunks, so that its logits are never all in memory",
     "liger": "by Liger's kernel",
     "torch": "by torch's kernel",
 }

@@ -1,14 +1,14 @@
-"""Prepare: from sources to a folder of token shards, by several processes, in bounded memory, resumably.
+"""Prepare a dataset: turn sources into a folder of token shards, with several processes and bounded memory.
 
-The sources are listed and cut into pieces (`sources`). Each piece is read, hashed and encoded, by one process
-or another, and left on the disk as sorted runs (`encode`, `pool`, `runs`). The runs are merged into shards
-(`merge`, `splits`). All of it happens in a hidden folder that takes the output's place at the end, and which
-the next attempt goes on with where this one is stopped (`workplace`).
+The sources are listed and split into pieces (`readers`). A process reads, hashes and encodes each piece and writes the
+result to disk as sorted runs (`encode`, `pool`, `spill`). The runs are merged into shards (`merge`, `splits`). All of
+this happens in a hidden folder that is renamed to the output folder at the end. If the work stops, the next attempt
+continues in this hidden folder (`staging`).
 
-Where a document goes is decided by its text alone, and the seed: the lowest hashes are the validation split,
-the others lie by a hash of seed and text (and of a number, where a text is there more than once). That is a
-shuffle of the whole corpus. So neither the number of processes, nor how the sources were cut, named or ordered,
-nor an interruption changes a byte of the shards. Nothing is held that grows with the corpus.
+The place of a document depends only on its text and the seed. The texts with the lowest hashes are the validation
+split. The other texts are ordered by a hash of seed and text (and of a number, for the copies of a text). This is a
+shuffle of the whole corpus. So no byte of the shards depends on the number of processes, on the pieces, names and order
+of the sources, or on an interruption. Memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ from token_superposition.data.tokenizers.subwords import bpe_size, train_bpe
 from token_superposition.errors import UserError
 from token_superposition.files import naming, write_json
 
-_TRAINING_BYTES = 2**27  # of text that a tokenizer is trained on
+_TRAINING_BYTES = 2**27  # the maximum bytes of text to train a tokenizer on
 _SPOOL = "standard input"
-_PLAN_VERSION = 2  # of what a stopped preparation leaves to the next
-_SHARD_OF_HUB = 2**29  # bytes: nobody knows
+_PLAN_VERSION = 2  # the version of the files that a stopped preparation leaves for the next attempt
+_SHARD_OF_HUB = 2**29  # bytes; an assumption, because the real size is not known
 
 
 def prepare(
@@ -82,37 +82,39 @@ def prepare(
 ) -> dict[str, Any]:
     """Turn sources into a folder that `TokenDataset.open` reads.
 
-    Where `out` already holds the same request, complete and younger than its sources, nothing is done
-    (what is installed for `python`, or published on the hub, may have changed: that alone does not count).
+    If `out` already holds a complete dataset of the same request that is newer than its sources, nothing is done.
+    Changes of the installed packages (`python`) or of the hub alone do not count.
 
     Args:
         sources: one or several of `python`, text files, folders, patterns, .jsonl, .json, .csv, .parquet, .arrow,
             folders of `save_to_disk`, token files (.bin, .npy), hf:NAME:SPLIT, or `-` for standard input.
-        out: the folder to make.
+        out: the folder to create.
         tokenizer: `bytes`, `bpe:SIZE` (trained on the corpus), a tokenizer folder or a name on the hub.
-        end_token: ends a document; without it, the tokenizer's own.
-        seed: of the order of the training documents.
-        text_key: the column that holds the text; a column inside another is named with dots (`meta.text`).
-        deduplicate: keep one of several documents of exactly the same text; without it, where `python` is
-            among the sources.
-        on_error: `fail` at the first document that is bad, or `skip` such and count them.
-        max_document_bytes: a longer record is bad; a longer text is cut.
-        max_validation_tokens, validation_fraction: the validation split holds at most the smaller of both
-            (a fraction of all tokens), but at least one text.
-        max_shard_tokens: the most tokens of a shard.
-        stdin, stdin_format: what `-` stands for, and what it is: text, jsonl, json or csv.
-        token_bytes: bytes an id of token files that do not say it: 2, 4 or 8; what the tokenizer needs without it.
-        processes: how many at once; as many as there are cores without it.
-        overwrite: replace a prepared folder; never anything else.
-        quiet: no progress on a terminal.
+        end_token: the token that ends a document; the default is the tokenizer's own end token.
+        seed: the seed of the order of the training documents.
+        text_key: the column that holds the text; a nested column is named with dots (`meta.text`).
+        deduplicate: keep only one of several documents with exactly the same text; the default is to do so if `python`
+            is one of the sources.
+        on_error: `fail` stops at the first bad document; `skip` skips and counts bad documents.
+        max_document_bytes: a longer record is bad; a longer text is split.
+        max_validation_tokens, validation_fraction: the maximum size of the validation split, in tokens and as a
+            fraction of all tokens; the smaller one counts. The split holds at least one text.
+        max_shard_tokens: the maximum number of tokens per shard.
+        stdin, stdin_format: the stream for `-`, and its format: text, jsonl, json or csv.
+        token_bytes: bytes per id of token files that do not say it: 2, 4 or 8; the default is the width that the
+            tokenizer needs.
+        processes: the number of processes; the default is the number of cores.
+        overwrite: replace a prepared folder; any other folder is never replaced.
+        quiet: show no progress on a terminal.
 
     Returns:
-        dataset.json (tokens, bytes and documents by split and in all, duplicates_dropped, skipped; text_lost, the
-        share of the characters that the tokenizer lost; tokenizer_ids, and tokenizer_ids_asked of one that was
-        trained; warnings; ...), and `folder`, `seconds` and `reused`, whether it was there already.
+        The content of dataset.json (tokens, bytes and documents for each split and in total; duplicates_dropped;
+        skipped; text_lost, the share of the characters that the tokenizer lost; tokenizer_ids; tokenizer_ids_asked, the
+        requested number of ids of a trained tokenizer; warnings; ...), and `folder`, `seconds` and `reused`, which says
+        whether the dataset already existed.
 
     Raises:
-        UserError: for a source that cannot be used, an `out` that is taken, too small a corpus, a full disk.
+        UserError: if a source cannot be used, `out` is not free, the corpus is too small, or the disk is full.
 
     Example:
         >>> described = prepare("my-text", out="data/mine", quiet=True)
@@ -134,10 +136,12 @@ def prepare(
         raise UserError(f"--format is one of {', '.join(FORMATS)}, not {stdin_format!r}")
     size = bpe_size(tokenizer)
     if size is not None and end_token not in (None, END_OF_DOCUMENT):
-        raise UserError(f"--end-token: a tokenizer that is trained here has its own end, {END_OF_DOCUMENT!r}")
+        raise UserError(
+            f"--end-token: a trained tokenizer has its own end token, {END_OF_DOCUMENT!r}; leave out --end-token"
+        )
     codec = make_tokenizer(tokenizer, end_token) if size is None else None
     sources = [sources] if isinstance(sources, str | Path) else sources
-    sources = sorted(sources, key=source_name)  # a tokenizer that is trained depends on their order
+    sources = sorted(sources, key=source_name)  # a trained tokenizer depends on their order
     names = [source_name(source) for source in sources]
     request: dict[str, Any] = {
         "sources": names,
@@ -184,8 +188,8 @@ def prepare(
         except UserError as error:
             raise UserError(str(error).replace(f"{workplace.path}/", "")) from None
         write_json(workplace.path / DATASET_FILE, done)
-        if check_out(out, overwrite=overwrite):  # once more: hours may have passed
-            raise UserError(f"{out}: another data set was put there meanwhile; name another folder")
+        if check_out(out, overwrite=overwrite):  # a second check, because hours may have passed
+            raise UserError(f"{out}: another dataset was written there in the meantime; name another folder")
         shards = {shard["file"] for split in done["splits"].values() for shard in split["shards"]}
         complete(workplace, out, {DATASET_FILE, *TOKENIZER_FILES, *shards})
     return {**done, "folder": str(out), "seconds": time.monotonic() - started, "reused": False}
@@ -201,7 +205,7 @@ def _make(
     processes: int,
     show: Show,
 ) -> dict[str, Any]:
-    """Fill the workplace with shards and a tokenizer; returns what dataset.json says."""
+    """Write the shards and the tokenizer into the workplace, and return the content of dataset.json."""
     if codec is None and corpus.reading.cut_tokens is not None:
         raise UserError("token files (.bin) need the tokenizer that wrote them; name it with --tokenizer")
     pieces = corpus.pieces()
@@ -216,7 +220,7 @@ def _make(
     finished = workplace.plan({**plan, "stdin": spooled}, keep={_SPOOL}, with_bad=with_bad)
     if codec is None:
         try:
-            codec = load_tokenizer(workplace.path)  # of an attempt before
+            codec = load_tokenizer(workplace.path)  # saved by an earlier attempt
         except UserError:
             with tokenizer_threads(processes):
                 codec = _train(corpus, pieces, size or 0, show)
@@ -241,7 +245,7 @@ def _make(
     merge = Merge(workplace.path, runs, codec, request["seed"], limits)
     try:
         census = merge.census()
-    except UserError:  # too little text: there is nothing to go on with
+    except UserError:  # too little text: a later attempt cannot continue
         workplace.keep = False
         raise
     width = 2 if codec.vocab_size <= 2**16 else 4
@@ -269,8 +273,8 @@ def _warnings(codec: Tokenizer, size: int | None, share: float) -> list[str]:
     warnings = []
     if size is not None and codec.num_ids < size:
         warnings.append(
-            f"tokenizer {codec.name!r} has {codec.num_ids:,} ids, fewer than the {size:,} that were asked for: the "
-            "text is too short to give more"
+            f"tokenizer {codec.name!r} has {codec.num_ids:,} ids, fewer than the requested {size:,}, because the text "
+            "is too short"
         )
     loss = loss_warning(share)
     return warnings if loss is None else [*warnings, loss]
@@ -281,10 +285,10 @@ def _named(codec: Tokenizer) -> dict[str, str]:
 
 
 def _collect(corpus: Corpus, pieces: Sequence[Piece], finished: dict[int, dict[str, Any]]) -> tuple[Skipped, list[Run]]:
-    """What all pieces passed over, and their runs, in the order of the pieces.
+    """Return the skipped counts of all pieces, and their runs, in the order of the pieces.
 
     Raises:
-        UserError: for a source without any text.
+        UserError: if a source has no text.
     """
     skipped, runs = corpus.skipped, []
     for source in corpus.sizes:
@@ -299,7 +303,7 @@ def _collect(corpus: Corpus, pieces: Sequence[Piece], finished: dict[int, dict[s
 
 
 def _train(corpus: Corpus, pieces: Sequence[Piece], size: int, show: Show) -> Tokenizer:
-    """A BPE of that size, trained on the first documents of every piece."""
+    """Train a BPE tokenizer with `size` ids on the first documents of every piece."""
     share = max(2**16, _TRAINING_BYTES // max(1, len(pieces)))
     total = min(_TRAINING_BYTES, share * len(pieces))
 
@@ -321,13 +325,13 @@ def _train(corpus: Corpus, pieces: Sequence[Piece], size: int, show: Show) -> To
 
 
 def _own_stdin() -> BinaryIO:
-    if sys.stdin is None:  # a process can be started without one
+    if sys.stdin is None:  # a process can be started without standard input
         raise UserError("standard input is closed; name files, or pipe something in")
     return sys.stdin.buffer
 
 
 def _spool(stdin: BinaryIO, form: str, workplace: Workplace) -> tuple[File, str]:
-    """Standard input as a file, for it is read more than once and by several processes; and a hash of it."""
+    """Copy standard input to a file, which several processes can read more than once; return it with its hash."""
     path, size, digest = workplace.path / _SPOOL, 0, hashlib.blake2b()
     with naming(path), path.open("wb") as file:
         while chunk := stdin.read(2**20):

@@ -1,9 +1,9 @@
-"""Texts: the rows of a range of all runs, equal ones taken together; and runs of the copies of what is there twice.
+"""Equal texts: merge the equal rows of a range of all runs, and write runs of the copies of repeated texts.
 
-The first of equal texts lies where its hash says, and so in one range of the merge with all that equal it. Were
-its copies to lie there too, a text that makes up gigabytes by its copies would have to be held at once, and would
-be trained on in one go. So the copy of number k, counted over the whole corpus, has the place that a hash of seed,
-text and k gives it: they lie as far apart as different documents, and how the corpus was cut changes no place.
+The place of the first copy of a text is its hash, so all equal texts are in the same range of the merge. If the other
+copies were there too, a text whose copies make up gigabytes would have to be in memory at once, and training would read
+its copies one after another. Therefore the place of copy number k, counted over the whole corpus, is a hash of seed,
+text and k. The copies are then as far apart as different documents, and the pieces of the corpus change no place.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ class Texts:
     """The different texts of a range, in the order of their places.
 
     Attributes:
-        rows: of each; `times` of all its runs. Rows of copies are kept as they are.
-        stretches: what they were found in.
-        chosen: which of the rows in them, counted through all, stands for each text.
+        rows: one row per text; `times` is the sum over all runs. Rows of copies are not merged.
+        stretches: the stretches with the rows of the texts.
+        chosen: the number of the row that represents each text, counted through all stretches.
     """
 
     rows: Rows
@@ -36,12 +36,12 @@ class Texts:
 
     @classmethod
     def of(cls, stretches: Sequence[Stretch]) -> Texts:
-        """Take equal texts together."""
+        """Merge equal texts."""
         rows = np.concatenate([stretch.rows for stretch in stretches])
         order = np.lexsort((rows["low"], rows["high"], rows["place"]))
         rows = rows[order]
-        # Of a billion copies of a text two may share a place. A copy never comes before what it could be taken for:
-        # copies are in the last runs, and the sort is stable.
+        # Among a billion copies of a text, two can share a place. A copy is never merged into a wrong text: copies are
+        # in the last runs, and the sort is stable.
         first = rows["times"] == 0
         first[:1] = True
         for part in ("place", "high", "low"):
@@ -53,7 +53,7 @@ class Texts:
         return cls(texts, stretches, order[starts])
 
     def read(self, wanted: NDArray[np.bool_]) -> list[Ids]:
-        """The ids of the wanted texts, in their order."""
+        """Return the ids of the wanted texts, in their order."""
         chosen = self.chosen[wanted]
         mask = np.zeros(sum(len(stretch.rows) for stretch in self.stretches), dtype=bool)
         mask[chosen] = True
@@ -76,13 +76,13 @@ def write_copies(
     is_held_out: Callable[[Rows], NDArray[np.bool_]],
     report: Callable[[], None],
 ) -> list[Run]:
-    """Write further runs: of each training text that is there several times, its copies after the first.
+    """Write more runs with the copies, after the first one, of each repeated training text.
 
     Args:
-        folder, found, dtype: the runs of what was encoded.
-        seed: of the order.
-        is_held_out: of which texts none are wanted.
-        report: called now and then.
+        folder, found, dtype: the folder, the runs and the dtype of the encoded texts.
+        seed: the seed of the order.
+        is_held_out: returns which texts are in the validation split; they get no copies here.
+        report: called from time to time.
     """
     written: list[Run] = []
     rows: list[Rows] = []
@@ -101,8 +101,8 @@ def write_copies(
         number, times = 1, int(row["times"])
         own_hash = b"".join(int(row[half]).to_bytes(8, "big") for half in ("high", "low"))
         while number < times:
-            room = min((runs.RUN_BYTES - size) // max(1, own.nbytes), runs.RUN_ROWS - len(ids))
-            stop = min(times, number + max(1, room))
+            available = min((runs.RUN_BYTES - size) // max(1, own.nbytes), runs.RUN_ROWS - len(ids))
+            stop = min(times, number + max(1, available))
             copies = np.repeat(row.reshape(1), stop - number)
             copies["place"] = places_of([own_hash + copy.to_bytes(8, "big") for copy in range(number, stop)], seed)
             copies["times"] = 0
@@ -120,7 +120,7 @@ def write_copies(
 def _repeated(
     folder: Path, found: Sequence[Run], dtype: np.dtype[Any], is_held_out: Callable[[Rows], NDArray[np.bool_]]
 ) -> Iterator[tuple[Rows, Ids]]:
-    """Each text that is there several times: its row and its ids."""
+    """Yield each repeated text: its row and its ids."""
     for stretches in read_ranges(folder, found, dtype):
         texts = Texts.of(stretches)
         wanted = (texts.rows["times"] > 1) & ~is_held_out(texts.rows)

@@ -1,4 +1,4 @@
-"""Encoding a piece: its documents read, hashed and turned into ids, and left on the disk as runs."""
+"""Encode a piece: read its documents, hash them, turn them into ids, and write them to disk as runs."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _SECONDS_BETWEEN_REPORTS = 0.2
 
 @dataclass
 class EncodeProgress:
-    """How far something has come: bytes of the sources, and the documents and tokens that came out."""
+    """The progress of a part of the work: bytes of the sources that were read, documents, and tokens."""
 
     done: int = 0
     documents: int = 0
     tokens: int = 0
 
     def plus(self, other: EncodeProgress) -> EncodeProgress:
-        """Both together."""
+        """Return the sum of both."""
         return EncodeProgress(self.done + other.done, self.documents + other.documents, self.tokens + other.tokens)
 
 
@@ -58,10 +58,10 @@ class Encoder:
     """Encodes pieces into runs in a folder.
 
     Attributes:
-        folder: where runs go.
-        tokenizer: what encodes.
-        reading: how sources are read.
-        seed: of the documents' order.
+        folder: the folder for the runs.
+        tokenizer: the tokenizer.
+        reading: the options for reading sources.
+        seed: the seed of the order of the documents.
     """
 
     folder: Path
@@ -73,15 +73,15 @@ class Encoder:
         """Encode one piece.
 
         Args:
-            number: of the piece; its files are called by it.
-            piece: what to read.
-            report: called now and then.
+            number: the number of the piece, which is part of the names of its files.
+            piece: the piece to read.
+            report: called from time to time.
 
         Returns:
-            `runs`, `skipped` and `characters` (lost by the tokenizer, of how many), all as JSON.
+            `runs`, `skipped` and `characters` (the number of lost characters and of all characters), for JSON.
 
         Raises:
-            UserError: for what is wrong with the source.
+            UserError: if the source has an error.
         """
         skipped = Skipped()
         runs: list[Run] = []
@@ -123,7 +123,7 @@ class Encoder:
         return write_run(self.folder, name, rows, encoded.ids)
 
     def _encode(self, documents: list[Document], skipped: Skipped) -> _Encoded:
-        """The different documents, but for those that cannot be encoded."""
+        """Return the different documents with their ids, without documents that cannot be encoded."""
         number_of: dict[bytes, int] = {}  # of each text among the different ones
         times: list[int] = []
         different: list[Document] = []
@@ -167,7 +167,7 @@ class Encoder:
         self.reading.bad(skipped, "documents_not_encoded", message, times)
 
     def _ids_of(self, texts: list[bytes]) -> list[Ids | str]:
-        """Of each text its ids, or what the tokenizer says against it."""
+        """Return for each text its ids, or the error message of the tokenizer."""
         try:
             return list(self.tokenizer.encode_documents(texts))
         except BaseException as error:
@@ -181,4 +181,4 @@ class Encoder:
 def _hash(document: Document) -> bytes:
     if document.ids is None:
         return hash_text(document.text)
-    return hash_text(np.ascontiguousarray(document.ids, dtype="<u4").data)  # known by its ids alone
+    return hash_text(np.ascontiguousarray(document.ids, dtype="<u4").data)  # only its ids are known

@@ -1,13 +1,13 @@
-"""Writing: the runs merged into shards, a range of places at a time.
+"""Merge the runs into shards, one range of places at a time.
 
-First the indexes alone are read: how much there is, what is there twice, and which texts have the lowest
-hashes, for those are the validation split, up to a limit. So it depends neither on the seed nor on the order
-of the sources, the same text is never on both sides, and adding documents leaves most of it as it was.
-Equal texts have equal places, so whatever asks for equal texts is asked of one range.
+First, only the indexes are read. They give the total sizes, the repeated texts, and the texts with the lowest hashes.
+The texts with the lowest hashes are the validation split, up to a limit. The validation split therefore depends neither
+on the seed nor on the order of the sources. The same text is never in both splits, and additional documents change
+little of the validation split. Equal texts have equal places, so one range holds all copies of a text.
 
-Then copies of training texts get places of their own (`texts`), and each range is read with its ids, sorted, and
-written. Threads do so ahead of the range that is written. What is held are a few ranges, and the validation split,
-each text once.
+Then the copies of training texts get their own places (`duplicates`). Each range is read with its ids, sorted, and
+written. Threads read and sort ahead of the range that is written. Memory holds a few ranges, and the validation split
+with each text once.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from token_superposition.data.shard_format import token_dtype
 from token_superposition.data.tokenizers import Tokenizer
 from token_superposition.errors import UserError
 
-_COPIES_AT_ONCE = 2**23  # of validation texts: tokens, and bytes of their rows, which are more where texts are short
+_COPIES_AT_ONCE = 2**23  # for validation texts: tokens plus the bytes of their rows, which dominate for short texts
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the user allows: see `prepare`."""
+    """The limits that the user sets; see `prepare`."""
 
     deduplicate: bool
     max_validation_tokens: int
@@ -45,12 +45,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Census:
-    """What is in all runs.
+    """The content of all runs.
 
     Attributes:
-        documents, tokens: that will be written, ends included.
-        different: texts of these documents.
-        duplicates: documents that will not be written.
+        documents, tokens: the documents and tokens to write, end-of-document ids included.
+        different: the number of different texts of these documents.
+        duplicates: the documents that are not written.
         threshold: the highest hash of the validation split, as (high, low).
     """
 
@@ -61,7 +61,7 @@ class Census:
     threshold: tuple[int, int]
 
     def is_held_out(self, rows: Rows) -> NDArray[np.bool_]:
-        """Which rows of an index are of the validation split."""
+        """Return which rows of an index are in the validation split."""
         high, low = rows["high"], rows["low"]
         return (high < self.threshold[0]) | ((high == self.threshold[0]) & (low <= self.threshold[1]))
 
@@ -70,11 +70,11 @@ class Merge:
     """Merges runs.
 
     Args:
-        folder: where they lie, and shards go.
-        runs: what was encoded.
-        tokenizer: whose ids they are.
-        seed: of the order.
-        limits: what goes where.
+        folder: the folder of the runs and of the shards.
+        runs: the encoded runs.
+        tokenizer: the tokenizer that encoded them.
+        seed: the seed of the order.
+        limits: the limits of splits and shards.
     """
 
     def __init__(self, folder: Path, runs: Sequence[Run], tokenizer: Tokenizer, seed: int, limits: Limits) -> None:
@@ -82,13 +82,13 @@ class Merge:
         self._limits = limits
 
     def census(self) -> Census:
-        """Read the indexes.
+        """Read the indexes and return their totals.
 
         Raises:
-            UserError: where there is too little to hold some out.
+            UserError: if there is too little text for a validation split.
         """
         most = self._limits.max_validation_tokens
-        lowest = np.empty((0, 3), dtype=np.uint64)  # high, low and tokens of the texts that may be held out
+        lowest = np.empty((0, 3), dtype=np.uint64)  # high, low and tokens of the candidates for validation
         documents = different = tokens = 0
         for stretches in self._ranges(self._runs):
             rows = self._texts(stretches).rows
@@ -102,19 +102,19 @@ class Merge:
         if different < 2 or 2 * int(until[held_out - 1]) > tokens:
             raise UserError(
                 f"too little text to hold some out for validation: {documents} documents, {different} of them "
-                f"different, {tokens:,} tokens; add documents, or cut long ones into files or lines of .jsonl"
+                f"different, {tokens:,} tokens; add documents, or split long documents into files or lines of .jsonl"
             )
         high, low, _ = lowest[held_out - 1].tolist()
         duplicates = sum(run.documents for run in self._runs) - documents
         return Census(documents, different, tokens, duplicates, (high, low))
 
     def write(self, census: Census, threads: int, report: Callable[[EncodeProgress], None]) -> dict[str, Any]:
-        """Write the shards of both splits; returns what dataset.json says of them.
+        """Write the shards of both splits, and return their entries for dataset.json.
 
         Args:
-            census: of these runs.
-            threads: that sort.
-            report: called now and then; what is done is counted in bytes of the shards.
+            census: the census of these runs.
+            threads: the number of threads that sort.
+            report: called from time to time; progress is counted in bytes of the shards.
         """
         held_out: list[_Documents] = []
         most = self._limits.max_shard_tokens
@@ -154,7 +154,7 @@ class Merge:
         return texts
 
     def _sorted(self, runs: Sequence[Run], census: Census, threads: int) -> Iterator[tuple[_Documents, _Documents]]:
-        """For each range, the documents of the training split in their order, and those held out."""
+        """Yield for each range the ordered documents of the training split, and the documents held out."""
         waiting: deque[Future[tuple[_Documents, _Documents]]] = deque()
         with ThreadPoolExecutor(threads) as pool:
             for stretches in self._ranges(runs):
@@ -184,7 +184,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class _Documents:
-    """Documents side by side: a row of the index for each, their tokens, and where each ends in them."""
+    """Adjacent documents: the index row of each document, all tokens, and the end of each document in the tokens."""
 
     rows: Rows
     tokens: NDArray[Any]
@@ -192,7 +192,7 @@ class _Documents:
 
 
 def _lowest(texts: NDArray[np.uint64], most: int) -> NDArray[np.uint64]:
-    """The texts of the lowest hashes, sorted, up to the first that is too much; at least one."""
+    """Return the texts with the lowest hashes, sorted, up to the first text beyond the limit; at least one text."""
     texts = texts[np.lexsort((texts[:, 1], texts[:, 0]))]
     return texts[: int(np.searchsorted(np.cumsum(texts[:, 2]), most, side="right")) + 1]
 
@@ -207,7 +207,7 @@ def _by_hash(parts: list[_Documents]) -> _Documents:
 
 
 def _with_copies(documents: _Documents) -> Iterator[_Documents]:
-    """Each text as often as it is there, a few at a time."""
+    """Yield each text as often as the corpus holds it, a few copies at a time."""
     if not len(documents.rows) or int(documents.rows["times"].max()) == 1:
         yield documents
         return

@@ -1,11 +1,11 @@
-"""Encoding by several processes: pieces go out in order, results come back as they are done.
+"""Encode pieces with several processes: pieces are sent in order, and results return as they are finished.
 
-To start a process takes a quarter of a second. Where that is much of what there is to do, pieces are encoded
-in this one: by threads where encoding is copying, hashing and decompressing, during which Python lets others
-go on, and one after the other where the tokenizer has threads of its own.
+Starting a process takes a quarter of a second. If this is a large part of the work, the pieces are encoded in the main
+process. If encoding is only copying, hashing and decompressing, threads do it, because Python releases its lock during
+these. If the tokenizer has its own threads, the pieces are encoded one after another.
 
-Of what goes wrong, the first in the order of the pieces is raised, whoever was faster: a corpus with two
-faults is always answered with the same one.
+If several pieces fail, the error of the first piece in order is raised, whichever failed first. A corpus with two
+errors therefore always gives the same message.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 import token_superposition
 from token_superposition.data.prepare.encode import EncodeProgress, Encoder
-from token_superposition.data.prepare.worker import tell
+from token_superposition.data.prepare.worker import write_settings
 from token_superposition.data.readers import Piece
 from token_superposition.errors import RunError, UserError
 
@@ -37,7 +37,7 @@ _PROGRAM = "from token_superposition.data.prepare.worker import main; main()"
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -49,20 +49,20 @@ def encode_pieces(
     lock: int,
     report: Callable[[int, EncodeProgress], None],
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Encode pieces; yields a piece's number and result as soon as it is done.
+    """Encode pieces, and yield the number and the result of each piece as soon as it is finished.
 
     Args:
-        encoder: what encodes.
-        pieces: with their numbers, which ascend.
-        processes: how many at once; threads of the tokenizer where there are more than pieces.
-        num_bytes: of all sources, on the disk.
-        lock: a descriptor that the processes keep open, so that a lock on it lasts as long as the last of them.
-        report: called with a piece's number and how far it has come.
+        encoder: the encoder.
+        pieces: the pieces with their numbers, in ascending order.
+        processes: the number of processes; if there are fewer pieces, the rest become threads of the tokenizer.
+        num_bytes: the bytes of all sources on disk.
+        lock: a file descriptor that the processes keep open, so that its lock lasts until the last process ends.
+        report: called with the number of a piece and its progress.
 
     Raises:
-        UserError: for what is wrong with a source.
-        OSError: for what the machine refuses.
-        RunError: where a process was killed.
+        UserError: if a source has an error.
+        OSError: if the operating system reports an error.
+        RunError: if a process was killed.
     """
     workers = min(processes, len(pieces))
     costly = encoder.tokenizer.is_costly
@@ -84,7 +84,7 @@ def encode_pieces(
                 threads.shutdown(cancel_futures=True)
                 raise
         return
-    tell(encoder)
+    write_settings(encoder)
     with _Processes(workers, max(1, processes // workers), encoder.folder, lock) as pool:
         waiting = list(reversed(pieces))
         busy: dict[int, int] = {}  # the piece of each process
@@ -114,7 +114,7 @@ def encode_pieces(
 
 @contextlib.contextmanager
 def tokenizer_threads(threads: int) -> Iterator[None]:
-    """Hugging Face tokenizers in this process use that many threads, or none of their own."""
+    """Limit Hugging Face tokenizers in this process to a number of threads; with 1, they start no threads."""
     before = {name: os.environ.get(name) for name in _thread_variables(1)}
     os.environ.update(_thread_variables(threads))
     try:
@@ -132,7 +132,7 @@ def _thread_variables(threads: int) -> dict[str, str]:
 
 
 class _Processes:
-    """Some processes of `worker`; `answers` holds what they say, with the process's number, and None at its end."""
+    """Processes of `worker`; `answers` holds (process number, answer), and (process number, None) at its end."""
 
     def __init__(self, count: int, threads: int, folder: Path, lock: int) -> None:
         self.answers: queue.SimpleQueue[tuple[int, dict[str, Any] | None]] = queue.SimpleQueue()
@@ -167,25 +167,27 @@ class _Processes:
                         stream.close()
 
     def send(self, worker: int, numbered: Numbered) -> int:
-        """Give a process a piece; returns the piece's number."""
+        """Send a piece to a process, and return the number of the piece."""
         number, piece = numbered
         stream = self._processes[worker].stdin
-        with contextlib.suppress(BrokenPipeError):  # dead: its end is among the answers
+        with contextlib.suppress(BrokenPipeError):  # the process has ended, and `answers` says so
             if stream is not None:
                 stream.write(json.dumps({"number": number, "piece": asdict(piece)}) + "\n")
                 stream.flush()
         return number
 
     def death(self, worker: int) -> RunError:
-        """Why a process ended that should not have."""
+        """Return the error for a process that ended unexpectedly."""
         code = self._processes[worker].wait()
         if code < 0:
             name = signal.Signals(-code).name
-            return RunError(f"a process that encodes was killed ({name}): out of memory? try fewer --processes")
-        return RunError(f"a process that encodes ended with exit code {code}; what it said stands above")
+            return RunError(
+                f"an encoding process was killed ({name}), maybe because memory ran out; try fewer --processes"
+            )
+        return RunError(f"an encoding process ended with exit code {code}; its output is above")
 
     def _listen(self, number: int, process: subprocess.Popen[str]) -> None:
-        with contextlib.suppress(ValueError, OSError):  # closed while it is read
+        with contextlib.suppress(ValueError, OSError):  # the stream was closed during a read
             for line in process.stdout or ():
                 self.answers.put((number, json.loads(line)))
         self.answers.put((number, None))

@@ -1,4 +1,4 @@
-"""What is asked for, and whether it is there already."""
+"""Check the options of a preparation, and whether the output folder already holds the requested dataset."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LATER = {
     "on_error": "fail",
     "max_document_bytes": MAX_DOCUMENT_BYTES,
     "token_bytes": None,
-}  # keys that older data sets lack
+}  # keys that older datasets lack
 
 
 def check_options(
@@ -32,77 +32,78 @@ def check_options(
     processes: int | None,
     token_bytes: int | None,
 ) -> None:
-    """Raise `UserError` for an option out of its range."""
+    """Raise `UserError` if an option is out of its range."""
     if not 0 < validation_fraction < 1 or max_validation_tokens < 1 or max_shard_tokens < 1:
         raise UserError(
-            "max_validation_tokens and max_shard_tokens are at least 1, validation_fraction is between 0 and 1 "
+            "max_validation_tokens and max_shard_tokens must be at least 1, validation_fraction between 0 and 1 "
             f"(not {max_validation_tokens}, {max_shard_tokens}, {validation_fraction})"
         )
     if not 0 <= seed < 2**63:
-        raise UserError(f"--seed is at least 0 and under 2**63, not {seed if abs(seed) < 10**30 else 'as it is'}")
+        shown = seed if abs(seed) < 10**30 else "a number of over 30 digits"
+        raise UserError(f"--seed must be at least 0 and below 2**63, not {shown}")
     if on_error not in ON_ERROR:
-        raise UserError(f"--on-error is one of {', '.join(ON_ERROR)}, not {on_error!r}")
+        raise UserError(f"--on-error must be one of {', '.join(ON_ERROR)}, not {on_error!r}")
     if not 1 <= max_document_bytes < 2**40:
-        raise UserError("--max-document-bytes is at least 1 and under 2**40")
+        raise UserError("--max-document-bytes must be at least 1 and below 2**40")
     if token_bytes not in (None, 2, 4, 8):
-        raise UserError(f"--token-bytes is 2, 4 or 8, not {token_bytes}")
+        raise UserError(f"--token-bytes must be 2, 4 or 8, not {token_bytes}")
     if processes is not None and not 1 <= processes <= 1024:
-        raise UserError("--processes is at least 1 and at most 1024")
+        raise UserError("--processes must be at least 1 and at most 1024")
 
 
 def check_out(out: Path, *, overwrite: bool) -> bool:
-    """Whether `out` holds a data set that is not to be replaced.
+    """Return whether `out` holds a dataset that must not be replaced.
 
     Raises:
-        UserError: where it is taken by something else.
+        UserError: if `out` holds anything else.
     """
     if not out.exists():
         return False
     if not out.is_dir():
         raise UserError(f"{out}: is a file; name a folder to write to")
-    if out.samefile(Path.cwd()) or out.is_mount():  # cannot be put in place by renaming
+    if out.samefile(Path.cwd()) or out.is_mount():  # a rename cannot replace such a folder
         raise UserError(f"{out}: is the current folder or a mount point; name a folder inside it")
     entries = sorted(entry.name for entry in out.iterdir())
     if not entries:
         return False
     if DATASET_FILE not in entries:
-        raise UserError(f"{out}: is not empty and holds no prepared data set; name another folder")
-    if overwrite:  # the folder will be removed: nobody's other files with it
+        raise UserError(f"{out}: is not empty and holds no prepared dataset; name another folder")
+    if overwrite:  # the folder will be removed, so it must hold no other files
         ours = (DATASET_FILE, *TOKENIZER_FILES)
         strangers = [name for name in entries if name not in ours and not name.endswith(".tokens")]
         if strangers:
-            raise UserError(f"{out}: holds {strangers[0]!r} beside the data set; move it before overwriting")
+            raise UserError(f"{out}: holds {strangers[0]!r} beside the dataset; move this file before overwriting")
         return False
     return True
 
 
 def already(out: Path, request: dict[str, Any], corpus: Corpus | None) -> dict[str, Any]:
-    """What `out` holds, where that is what is asked for; else UserError.
+    """Return the description of the dataset in `out` if it fits the request; raise UserError otherwise.
 
     Args:
-        out: a folder that holds a data set.
-        request: what is asked for.
-        corpus: its sources; None where they are standard input, which cannot be read twice.
+        out: a folder that holds a dataset.
+        request: the request.
+        corpus: the sources of the request; None for standard input, which cannot be read twice.
     """
     found = read_description(out)
-    mend = "name another folder, or overwrite it (--overwrite)"
+    remedy = "name another folder, or overwrite it (--overwrite)"
     there, sizes = found.get("request"), found.get("sources")
     if not isinstance(there, dict) or not isinstance(sizes, dict):
-        raise UserError(f"{out / DATASET_FILE}: is damaged (no request or no sources); {mend}")
+        raise UserError(f"{out / DATASET_FILE}: is damaged (no request or no sources); {remedy}")
     for key in [*request, *(key for key in _LATER if key in there and key not in request)]:
         asked, before = (each.get(key, _LATER.get(key)) for each in (request, there))
         if key == "tokenizer" and isinstance(before, dict) and "fingerprint" not in asked:
-            before = {"name": before.get("name")}  # trained on the corpus: known by what it was asked for
+            before = {"name": before.get("name")}  # trained on the corpus, so only its name is compared
         if asked != before:
-            raise UserError(f"{out}: was prepared with {key} {_word(before)}, not {_word(asked)}; {mend}")
+            raise UserError(f"{out}: was prepared with {key} {_word(before)}, not {_word(asked)}; {remedy}")
     if corpus is None:
-        raise UserError(f"{out}: holds a data set, and standard input cannot be compared with what it was; {mend}")
+        raise UserError(f"{out}: holds a dataset, and standard input cannot be compared with its source; {remedy}")
     mine = [name for name in request["sources"] if name not in (PYTHON, STDIN) and not name.startswith(PREFIX)]
     resized = any(sizes.get(name) != corpus.sizes[name] for name in mine)
     if resized or corpus.newest > (out / DATASET_FILE).stat().st_mtime:
-        raise UserError(f"{out}: its sources have changed since it was prepared; {mend}")
+        raise UserError(f"{out}: its sources have changed since it was prepared; {remedy}")
     for split in found["splits"]:
-        TokenDataset.open(out, split)  # raises where a shard is missing or cut short
+        TokenDataset.open(out, split)  # raises an error if a shard is missing or truncated
     return found
 
 

@@ -1,4 +1,4 @@
-"""What preparing shows on a terminal: a bar with MB/s, documents, tokens and the time left."""
+"""The progress of a preparation on a terminal: a bar with MB/s, documents, tokens and the time left."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from token_superposition.output_streams import draws_bars, progress_console
 _SECONDS_BETWEEN_UPDATES = 0.1
 _SECONDS_BETWEEN_PREPARE_LINES = 30.0
 
-# Called with what is being done, how far it is, and of how many bytes.
+# Called with the name of the work, its progress, and its total number of bytes.
 Show = Callable[[str, EncodeProgress, int], None]
 
 
 class Sum:
-    """Adds up how far pieces have come."""
+    """Sums the progress of all pieces."""
 
     def __init__(self, show: Callable[[EncodeProgress], None]) -> None:
         self._show = show
@@ -29,7 +29,7 @@ class Sum:
         self._lock = threading.Lock()
 
     def report(self, number: int, progress: EncodeProgress) -> None:
-        """A piece has come so far."""
+        """Update the progress of one piece."""
         with self._lock:
             self._add(number, progress)
 
@@ -42,7 +42,7 @@ class Sum:
 
 @contextlib.contextmanager
 def progress_bar(quiet: bool) -> Iterator[Show]:
-    """A bar on standard error if that is a terminal, otherwise a line every half minute."""
+    """Show a bar on standard error if it is a terminal, otherwise print a line every half minute."""
     if quiet:
         yield lambda *_: None
         return
@@ -85,7 +85,7 @@ def progress_bar(quiet: bool) -> Iterator[Show]:
 
 
 def _lines() -> Show:
-    """What writes a line now and then; nothing if the work takes less time than that."""
+    """Return a function that prints a line every half minute; shorter work prints nothing."""
     next_line = time.monotonic() + _SECONDS_BETWEEN_PREPARE_LINES
 
     def show(what: str, progress: EncodeProgress, total: int) -> None:

@@ -1,6 +1,6 @@
-"""A split as shards of at most so many tokens, and documents.
+"""Write a split as shards with a maximum number of tokens and of documents.
 
-A document that fits into none goes on from one to the next.
+A document that is longer than a shard continues in the next shard.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from token_superposition.data.prepare.spill import Rows
 from token_superposition.data.tokenizers import Tokenizer
 
 COUNTED = ("tokens", "bytes", "documents")
-_MOST_DOCUMENTS = 2**24  # of a shard: where they end is held until it is written, 8 bytes each
+_MOST_DOCUMENTS = 2**24  # per shard; their ends are in memory until the shard is written, 8 bytes each
 
 
 class SplitWriter:
     """Writes a split in a `with` block.
 
     Args:
-        folder: where its shards go.
-        split: its name.
-        tokenizer: that wrote the ids.
-        max_tokens: of a shard.
+        folder: the folder of the shards.
+        split: the name of the split.
+        tokenizer: the tokenizer of the ids.
+        max_tokens: the maximum number of tokens per shard.
     """
 
     def __init__(self, folder: Path, split: str, tokenizer: Tokenizer, max_tokens: int) -> None:
@@ -46,17 +46,17 @@ class SplitWriter:
         """Append whole documents.
 
         Args:
-            tokens: (tokens,), with ends of documents.
-            ends: (documents,), where each ends in `tokens`.
-            rows: (documents,), of the index.
+            tokens: (tokens,), with end-of-document ids.
+            ends: (documents,), the end of each document in `tokens`.
+            rows: (documents,), the rows of the index.
         """
         self._counted += int(rows["counted"].sum())
         num_bytes = rows["bytes"].astype(np.int64)
         start = first = 0
         while first < len(ends):
             shard = self._open()
-            room = self._max_tokens - shard.num_tokens
-            last = int(np.searchsorted(ends, start + room, side="right"))
+            available = self._max_tokens - shard.num_tokens
+            last = int(np.searchsorted(ends, start + available, side="right"))
             last = min(last, first + _MOST_DOCUMENTS - shard.num_documents)
             if last > first:
                 stop = int(ends[last - 1])
@@ -69,14 +69,14 @@ class SplitWriter:
                 start, first = int(ends[first]), first + 1
 
     def description(self) -> dict[str, Any]:
-        """What dataset.json says of the split."""
+        """Return the entry of the split in dataset.json."""
         sums = {key: sum(shard[key] for shard in self._shards) for key in COUNTED}
         if self._counted != sums["bytes"]:
             sums["counted_bytes"] = self._counted
         return {**sums, "shards": self._shards}
 
     def _add_long(self, tokens: NDArray[Any], num_bytes: int) -> None:
-        """A document longer than a shard: its bytes are shared out as its tokens stand for them."""
+        """Write a document that is longer than a shard; its bytes are divided by the byte lengths of its tokens."""
         lengths, left = self._tokenizer.byte_lengths(), num_bytes
         for start in range(0, len(tokens), self._max_tokens):
             part = tokens[start : start + self._max_tokens]

@@ -1,13 +1,13 @@
-"""The workplace: a hidden folder beside the output, in which everything is made, and which takes its place.
+"""The workplace: a hidden folder next to the output folder, which is renamed to the output folder at the end.
 
-So an output folder is complete or not there. A process holds a lock on the workplace while it works; a killed
-one leaves its workplace, but not its lock, to the next.
+The output folder is therefore either complete or does not exist. A process holds a lock on the workplace while it
+works. A killed process leaves its workplace to the next process, but not its lock.
 
-What is finished stays finished. For each piece that was encoded lies here a file that names its runs, written
-whole or not at all; `plan.json` says for what. A process that is to do just the same (the same sources by
-size and time, the same settings and tokenizer; the number of processes is no matter, nor whether bad documents
-are skipped) goes on with what it finds, any other begins anew. The workplace is kept where the work stopped
-(somebody stopped it, a disk was full, a document was bad) when one piece of several was finished.
+Finished pieces stay finished. Each encoded piece has a file in the workplace that names its runs and is written
+atomically. `plan.json` identifies the work. A process with the same work (the same sources by size and time, the same
+settings and tokenizer) continues with the finished pieces; every other process starts again from nothing. The number of
+processes and the skipping of bad documents do not matter for this. The workplace is kept if the work stops (an
+interrupt, a full disk, a bad document) after at least one of several pieces was finished.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from token_superposition.files import make_folder, read_object, remove_empty, re
 _PLAN_FILE = "plan.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_DISK = (
-    "the disk is full; preparing needs room for the tokens twice (of copies: three times), at 2 or 4 bytes each"
+    "the disk is full; preparing needs space for the tokens twice (for copies: three times), at 2 or 4 bytes each"
 )
-_ON = "make room and start it again: it goes on where it stopped"
+_ON = "free some space and start the command again: it continues where it stopped"
 
 
 class Workplace:
-    """Make it with `open_workplace`.
+    """The folder of a preparation; create it with `open_workplace`.
 
     Attributes:
         path: the folder.
-        lock: the descriptor that holds the lock.
-        keep: whether the folder is to stay where the work is stopped.
+        lock: the file descriptor that holds the lock.
+        keep: whether the folder stays if the work stops.
     """
 
     def __init__(self, path: Path, lock: int) -> None:
@@ -51,15 +51,15 @@ class Workplace:
         self.keep = False
 
     def plan(self, plan: dict[str, Any], keep: set[str], *, with_bad: bool) -> dict[int, dict[str, Any]]:
-        """Say what is going to be done; returns the results, by number, of pieces that are finished already.
+        """Write the plan of the work, and return the results of finished pieces by their number.
+
+        All other files in the folder are removed, except the files in `keep`, and the tokenizer if the plan is the
+        same.
 
         Args:
-            plan: what is going to be done.
-            keep: files that stay.
-            with_bad: whether pieces in which something bad was skipped count as finished.
-
-        What else is in the folder is removed, but for the files named in `keep`, and the tokenizer where it is of the
-        same plan.
+            plan: the plan of the work.
+            keep: the names of files to keep.
+            with_bad: whether pieces with skipped bad documents count as finished.
         """
         fingerprint = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()
         finished: dict[int, dict[str, Any]] = {}
@@ -68,7 +68,7 @@ class Workplace:
             whole |= set(TOKENIZER_FILES)
             for file in sorted(self.path.glob("piece-*.json")):
                 result = self._read(file)
-                with contextlib.suppress(LookupError, TypeError, ValueError):  # damaged: done again
+                with contextlib.suppress(LookupError, TypeError, ValueError):  # a damaged piece is encoded again
                     whole_runs = all(Run(**run).is_whole(self.path) for run in result["runs"])
                     if whole_runs and (with_bad or result["skipped"]["first"] is None):
                         finished[int(file.stem.removeprefix("piece-"))] = result
@@ -78,11 +78,11 @@ class Workplace:
         return finished
 
     def finish(self, number: int, result: dict[str, Any]) -> None:
-        """Note a piece's result."""
-        write_json(self._result_file(number), result, durable=False)  # what it names is checked when it is read
+        """Write the result of a piece."""
+        write_json(self._result_file(number), result, durable=False)  # its files are checked when it is read
 
     def clear(self, keep: set[str]) -> None:
-        """Remove everything, but for some files."""
+        """Remove all files except those in `keep`."""
         for path in self.path.iterdir():
             if path.name not in keep:
                 path.unlink()
@@ -104,12 +104,12 @@ class Workplace:
 
 @contextlib.contextmanager
 def open_workplace(out: Path) -> Iterator[Workplace]:
-    """The workplace of an output folder, locked; `complete` ends the work.
+    """Open and lock the workplace of an output folder; `complete` ends the work.
 
     Raises:
-        UserError: where it cannot be made, another process has it, or the disk is full.
+        UserError: if the workplace cannot be created, another process uses it, or the disk is full.
     """
-    final = Path(os.path.realpath(out))  # through a link, so that the work is done on the disk it leads to
+    final = Path(os.path.realpath(out))  # resolves links, so that the work is done on the disk of the output
     path = final.with_name(f".{final.name}.preparing")
     try:
         made = make_folder(path)
@@ -135,7 +135,7 @@ def open_workplace(out: Path) -> Iterator[Workplace]:
             raise
     except OSError as error:
         if str(error.filename).startswith(str(path)):
-            error.filename = str(out)  # nobody has heard of the hidden one
+            error.filename = str(out)  # the user does not know the hidden folder
         if error.errno not in _FULL:
             raise
         raise UserError(f"{out}: {_FULL_DISK}{f'; {_ON}' if path.exists() else ''}") from None
@@ -144,6 +144,6 @@ def open_workplace(out: Path) -> Iterator[Workplace]:
 
 
 def complete(workplace: Workplace, out: Path, keep: set[str]) -> None:
-    """Remove what was only for the work, and give the workplace the output's name."""
+    """Remove the temporary files, and rename the workplace to the output folder."""
     workplace.clear(keep)
     replace_folder(workplace.path, Path(os.path.realpath(out)))

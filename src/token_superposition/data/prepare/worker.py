@@ -1,10 +1,8 @@
-"""A process that encodes pieces: `main` is run with the workplace's folder as its one argument.
+"""A process that encodes pieces: `main` runs with the folder of the workplace as its only argument.
 
-It reads a line of JSON from standard input for each piece and answers with lines of JSON: progress, and at
-last a result or an error. JSON, and not Python's own way to send things between processes, because nothing
-that was read is ever to be unpickled, and because such a process needs nothing of its parent's program.
-
-What it is told first is in the folder: `worker.json` and the tokenizer.
+The process reads one line of JSON from standard input for each piece. It answers with lines of JSON: progress, and at
+the end a result or an error. It uses JSON instead of pickle, so that no data is ever unpickled, and so that the process
+does not depend on the program of its parent. Its settings are in the folder: `worker.json` and the tokenizer.
 """
 
 from __future__ import annotations
@@ -23,50 +21,50 @@ from token_superposition.errors import UserError
 from token_superposition.files import read_object, write_json
 from token_superposition.interrupts import ignore_stop_signals
 
-_TOLD = "worker.json"
+_SETTINGS = "worker.json"
 
 
-def tell(encoder: Encoder) -> None:
-    """Leave in its folder what a process needs to encode as this encoder does."""
-    write_json(encoder.folder / _TOLD, {"reading": asdict(encoder.reading), "seed": encoder.seed})
+def write_settings(encoder: Encoder) -> None:
+    """Write the settings of an encoder into its folder, for the worker processes."""
+    write_json(encoder.folder / _SETTINGS, {"reading": asdict(encoder.reading), "seed": encoder.seed})
 
 
-def told(folder: Path) -> Encoder:
-    """The encoder that was told about in a folder."""
-    values = read_object(folder / _TOLD, "start again")
+def read_settings(folder: Path) -> Encoder:
+    """Return the encoder with the settings in a folder."""
+    values = read_object(folder / _SETTINGS, "start again")
     return Encoder(folder, load_tokenizer(folder), ReadOptions(**values["reading"]), values["seed"])
 
 
 def piece_from(values: dict[str, Any]) -> Piece:
-    """A piece that was sent as JSON."""
+    """Return a piece that was sent as JSON."""
     return Piece(**{**values, "files": tuple(values["files"])})
 
 
-def _say(**answer: Any) -> None:
+def _answer(**answer: Any) -> None:
     sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
 
 
 def main() -> None:
-    """Encode what comes in, until nothing more does or the parent is gone."""
+    """Encode pieces until standard input ends or the parent process is gone."""
     ignore_stop_signals()
     with contextlib.suppress(BrokenPipeError):
-        _encode_what_comes_in()
+        _encode_pieces()
 
 
-def _encode_what_comes_in() -> None:
-    encoder = told(Path(sys.argv[1]))
+def _encode_pieces() -> None:
+    encoder = read_settings(Path(sys.argv[1]))
     for line in sys.stdin:
         order = json.loads(line)
         number = order["number"]
         piece = piece_from(order["piece"])
 
         def report(progress: EncodeProgress, number: int = number) -> None:
-            _say(number=number, progress=asdict(progress))
+            _answer(number=number, progress=asdict(progress))
 
         try:
-            _say(number=number, result=encoder.encode(number, piece, report))
+            _answer(number=number, result=encoder.encode(number, piece, report))
         except UserError as error:
-            _say(number=number, wrong=str(error))
+            _answer(number=number, wrong=str(error))
         except OSError as error:
-            _say(number=number, refused=[error.errno, error.strerror, str(error.filename or "")])
+            _answer(number=number, refused=[error.errno, error.strerror, str(error.filename or "")])

@@ -1,7 +1,7 @@
-"""Sources: from what the user names to documents of text.
+"""Readers: turn the sources that the user names into documents of text.
 
-`listing` finds the files, `corpus` cuts them into pieces and gives documents; each format has a reader of its
-own: `text`, `records` (.jsonl, .json, .csv), `parquet`, `hub`, `tokens`.
+`discovery` finds the files. `corpus` splits them into pieces and yields documents. Each format has its own reader:
+`text`, `records` (.jsonl, .json, .csv), `parquet`, `arrow`, `hub`, `token_files`.
 """
 
 from token_superposition.data.readers.corpus import Corpus, check_found, read_piece

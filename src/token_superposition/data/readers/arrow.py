@@ -1,4 +1,4 @@
-"""Arrow (extra `parquet`): columns of text, and folders that Hugging Face `datasets` wrote with `save_to_disk`.
+"""Read Arrow files (extra `parquet`): columns of text, and folders that `datasets` wrote with `save_to_disk`.
 
 A saved `Dataset` is a folder with state.json, which names its .arrow files in order. A saved `DatasetDict` is a folder
 with dataset_dict.json and a saved `Dataset` for each split; its split `train` is read unless another split is named.
@@ -28,20 +28,20 @@ from token_superposition.errors import UserError
 from token_superposition.files import read_object
 
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
-_AGAIN = "save the data set again"
-_MAGIC = b"ARROW1"  # of a file with an index; without it the file is a stream of batches
+_AGAIN = "save the dataset again"
+_MAGIC = b"ARROW1"  # the first bytes of a file with an index; a file without them is a stream of batches
 
 
 def is_saved(folder: str) -> bool:
-    """Whether `save_to_disk` wrote a folder."""
+    """Return whether `save_to_disk` wrote a folder."""
     return any(Path(folder, name).is_file() for name in (_STATE, _SPLITS))
 
 
 def saved_files(folder: str, split: str | None) -> list[str]:
-    """The .arrow files of a saved data set, in order.
+    """Return the .arrow files of a saved dataset, in order.
 
     Raises:
-        UserError: where a split is missing, or a file.
+        UserError: if a split or a file is missing.
     """
     place = Path(folder)
     is_split = (place / _SPLITS).is_file()
@@ -59,22 +59,22 @@ def saved_files(folder: str, split: str | None) -> list[str]:
     except FileNotFoundError:
         raise UserError(f"{place / _STATE}: is missing; {_AGAIN}") from None
     if split is not None and not is_split and split != (state.get("_split") or "train"):
-        raise UserError(f"{folder}: is a saved data set without splits; name it without {split!r}")
+        raise UserError(f"{folder}: is a saved dataset without splits; name it without {split!r}")
     listed_files = state.get("_data_files")
     names = [each.get("filename") for each in listed_files] if isinstance(listed_files, list) else []
     if not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{place / _STATE}: names no files of data; {_AGAIN}")
+        raise UserError(f"{place / _STATE}: names no data files; {_AGAIN}")
     if state.get("_indices_data_files"):
         raise UserError(f"{place}: was saved by an old version of datasets, with its rows chosen by an index; {_AGAIN}")
     paths = [place / Path(name).name for name in names]
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise UserError(f"{missing[0]}: is missing, though {place / _STATE} names it; {_AGAIN}")
+        raise UserError(f"{missing[0]}: is missing, but {place / _STATE} names it; {_AGAIN}")
     return list(map(str, paths))
 
 
 def read_arrow(piece: Piece, reading: ReadOptions, skipped: Skipped) -> Iterator[Document]:
-    """The documents of an .arrow file, a row each."""
+    """Yield the documents of an .arrow file, one per row."""
     (path,) = piece.files
     try:
         import pyarrow
@@ -92,7 +92,7 @@ def read_arrow(piece: Piece, reading: ReadOptions, skipped: Skipped) -> Iterator
                 skipped.bytes_done = file.tell()
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        message = f"{path}: is not arrow, or is cut short or damaged after row {row} ({reason}); mend it, {SKIP_HINT}"
+        message = f"{path}: is not arrow, or is cut short or damaged after row {row} ({reason}); fix it, {SKIP_HINT}"
         reading.bad(skipped, "files_damaged", message)
 
 
@@ -109,10 +109,10 @@ def _batches(file: Any) -> Iterator[Any]:
 
 
 def column_of(schema: Any, path: str, text_key: str) -> list[str]:
-    """The names that lead to the column of text: one, or those of the columns that it lies in, too.
+    """Return the path of names to the text column: one name, or several names for a nested column.
 
     Raises:
-        UserError: where there is none, there are several, or it is not of text.
+        UserError: if there is no such column, if there are several, or if the column does not hold text.
     """
     import pyarrow
 
@@ -125,7 +125,7 @@ def column_of(schema: Any, path: str, text_key: str) -> list[str]:
     for name in names:
         fields = [field for field in kind if field.name == name]
         if len(fields) > 1:
-            raise UserError(f"{path}: has {len(fields)} columns {name!r}; give each a name of its own")
+            raise UserError(f"{path}: has {len(fields)} columns {name!r}; give each column its own name")
         kind = fields[0].type
     if pyarrow.types.is_struct(kind):
         found = ", ".join(f"{text_key}.{field.name}" for field in kind)
@@ -144,26 +144,26 @@ def _nested(fields: Any) -> dict[str, Any]:
 
 
 def column_in(batch: Any, names: list[str]) -> Any:
-    """The column of a batch that `names` lead to."""
+    """Return the column of a batch at the path `names`."""
     column = batch.column(names[0])
     for name in names[1:]:
-        column = column.flatten()[column.type.get_field_index(name)]  # where the outer value is null, so is the inner
+        column = column.flatten()[column.type.get_field_index(name)]  # an outer null gives null
     return column
 
 
 def texts_of(column: Any) -> Iterator[bytes]:
-    """The values of a column of strings, as they are on the disk; a null is empty."""
+    """Yield the values of a column of strings as bytes; a null is empty."""
     import pyarrow
 
     if pyarrow.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if str(column.type) == "string_view":
         column = column.cast(pyarrow.large_string())
-    column = column.cast(pyarrow.large_binary())  # new offsets at most: the texts stay where they are
+    column = column.cast(pyarrow.large_binary())  # at most new offsets; the texts are not copied
     if column.null_count:
         column = column.fill_null(b"")
     _, ends, data = column.buffers()
-    if data is None:  # nothing but empty ones
+    if data is None:  # all values are empty
         yield from [b""] * len(column)
         return
     places = np.frombuffer(ends, dtype=np.int64)[column.offset :][: len(column) + 1].tolist()
@@ -173,7 +173,7 @@ def texts_of(column: Any) -> Iterator[bytes]:
 
 
 def is_good(text: bytes, origin: str, reading: ReadOptions, skipped: Skipped) -> bool:
-    """Whether a value is UTF-8 and not too long."""
+    """Return whether a value is UTF-8 and not too long."""
     try:
         text.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,6 +1,6 @@
-"""Files as streams of bytes, whatever they are compressed with: .gz, .xz, .zst or nothing.
+"""Open files as streams of bytes: plain files, and files that are compressed as .gz, .xz or .zst.
 
-A stream that ends before its own end, or is damaged, raises `DamagedError` where it is read.
+A truncated or damaged stream raises `DamagedError` when it is read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _BUFFER = 2**20
 
 
 class DamagedError(Exception):
-    """Compressed data is cut short or damaged; the message says which, `reason` what was found."""
+    """Compressed data is truncated or damaged; the message names the compression, `reason` the cause."""
 
     def __init__(self, compression: str, reason: str) -> None:
         super().__init__(f"the {_NAMES[compression]} data is cut short or damaged")
@@ -30,7 +30,7 @@ class DamagedError(Exception):
 
 
 def split_compression(name: str) -> tuple[str, str]:
-    """A file's name in lower case without the suffix of its compression, and that suffix."""
+    """Return the name of a file in lower case without its compression suffix, and this suffix."""
     lower = name.lower()
     for suffix in _NAMES:
         if lower.endswith(suffix):
@@ -40,26 +40,26 @@ def split_compression(name: str) -> tuple[str, str]:
 
 @dataclass
 class Stream:
-    """Bytes out of a file.
+    """The bytes of a file.
 
     Attributes:
-        lines: to be read, by the line too; of a plain file, it can be moved in.
+        lines: the stream to read from, also by line; only the stream of a plain file supports `seek`.
     """
 
     lines: IO[bytes]
     _raw: IO[bytes]
 
     def tell(self) -> int:
-        """Bytes of the file on the disk that have been read."""
+        """Return the number of bytes of the file on disk that were read."""
         return self._raw.tell()
 
 
 @contextlib.contextmanager
 def open_stream(path: str) -> Iterator[Stream]:
-    """Open a file for reading; damage found while the block reads is raised as `DamagedError`.
+    """Open a file for reading; damage that is found inside the block raises `DamagedError`.
 
     Raises:
-        UserError: where a format needs a package that is not installed.
+        UserError: if a format needs a package that is not installed.
     """
     compression = split_compression(path)[1]
     with Path(path).open("rb", buffering=_BUFFER) as raw:
@@ -72,7 +72,7 @@ def open_stream(path: str) -> Iterator[Stream]:
         except (EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError) as error:
             raise DamagedError(compression, str(error) or type(error).__name__) from None
         except OSError as error:
-            if error.errno is not None:  # the disk's; pyarrow says damage as an OSError without a number
+            if error.errno is not None:  # an error of the disk; pyarrow reports damage as an OSError without a number
                 raise
             raise DamagedError(compression, str(error)) from None
 
@@ -95,11 +95,11 @@ def _open_zstd(raw: IO[bytes], path: str) -> IO[bytes]:
             buffer[: len(part)] = part
             return len(part)
 
-    return io.BufferedReader(Zstd(), 2**16)  # damage is found by the buffer: little before it is lost
+    return io.BufferedReader(Zstd(), 2**16)  # the buffer finds damage, so a small buffer loses little data before it
 
 
 _OPENERS: dict[str, Any] = {
-    ".gz": lambda raw, _: gzip.open(raw),  # noqa: SIM115  (nothing to close but raw)
+    ".gz": lambda raw, _: gzip.open(raw),  # noqa: SIM115  (only raw must be closed)
     ".xz": lambda raw, _: lzma.open(raw),  # noqa: SIM115
     ".zst": _open_zstd,
 }

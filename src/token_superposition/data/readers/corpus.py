@@ -1,13 +1,13 @@
-"""A corpus: what the user names, as a list of pieces, and a piece as documents of text.
+"""A corpus: the sources that the user names, split into pieces that are read as documents of text.
 
-Everything is listed first: a misspelt name is an error at once, not after an hour, and progress has a total.
-Then the sources are cut into pieces, each some files or a part of one, which can be read on their own: by
-several processes, and after an interruption from the first that was not finished. The pieces depend on the
-sources alone. Of a piece, memory holds a document or a batch of them at a time.
+All files are listed first. A misspelled name is therefore an error at the start and not after an hour, and the progress
+has a total. Then the sources are split into pieces. A piece is several files or a part of one file. Several processes
+can read different pieces, and after an interruption the unfinished pieces are read again. The pieces depend only on the
+sources. Memory holds one document or one batch of documents of a piece at a time.
 
-What is no UTF-8 or cannot be read in `python` is skipped and counted, for the user did not write it. In the
-user's own sources the same is an error that names the place: silently training on half a corpus is worse
-than stopping.
+In `python`, files that are not UTF-8 or cannot be read are skipped and counted, because the user did not write them. In
+the user's own sources they are an error that names the place: training on half a corpus without a message is worse than
+an error.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from token_superposition.data.readers.token_files import RANGE_TOKENS, check_ids
 from token_superposition.data.tokenizers import Tokenizer
 from token_superposition.errors import UserError
 
-_FEW_FILES, _NUM_PARTS, _SMALLEST_PART = 20, 40, 16 * 1024  # a few long texts are cut at line ends
+_FEW_FILES, _NUM_PARTS, _SMALLEST_PART = 20, 40, 16 * 1024  # a few long texts are split at line ends
 _NUM_PIECES, _SMALLEST_PIECE = 64, 2**21
 
 _READERS: dict[str, Read] = {
@@ -50,22 +50,22 @@ class Corpus:
     Args:
         sources: `python`, files, folders, patterns, hf:NAME (for a folder named python: ./python, or a Path).
         text_key: the column that holds the text.
-        pieces: cut texts where they are few and long, so that there is something to shuffle and hold out.
+        pieces: split texts if they are few and long, so that there are several documents to shuffle and to hold out.
         on_error, max_document_bytes: as in `ReadOptions`.
-        stdin: the file that stands for the source `-`.
-        tokenizer, token_bytes: of token files; the bytes an id where the files do not say it.
+        stdin: the file that holds the content of the source `-`.
+        tokenizer, token_bytes: only for token files: the tokenizer, and the bytes per id if the files do not say it.
 
     Attributes:
-        sizes: by source, how many files `documents` reads and their bytes on the disk.
-        total_bytes: of all of them.
-        newest: when the youngest of them was last written, in seconds since 1970; 0 for `python` and the hub, whose
-            files change with whatever is installed or published.
-        reading: how they are read.
-        bytes_done: how far `documents` has come, of total_bytes.
-        skipped: what was passed over so far.
+        sizes: for each source, the number of files that `documents` reads, and their bytes on disk.
+        total_bytes: the bytes of all files.
+        newest: the time when the newest file was last written, in seconds since 1970; 0 for `python` and the hub, whose
+            files change with each installation or publication.
+        reading: the options for reading.
+        bytes_done: the part of total_bytes that `documents` has read.
+        skipped: the counts of skipped documents and files.
 
     Raises:
-        UserError: for a source that is missing, empty or named twice, or a folder without text.
+        UserError: if a source is missing, empty or named twice, or is a folder without text.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Corpus:
         token_bytes: int | None = None,
     ) -> None:
         if not sources:
-            raise UserError("no source given: name 'python', text files, folders, .jsonl, .parquet or others")
+            raise UserError("no source was given: name 'python', text files, folders, .jsonl, .parquet or others")
         self.skipped = Skipped()
         self.bytes_done = 0
         self._tokenizer = tokenizer
@@ -104,11 +104,9 @@ class Corpus:
         self.total_bytes = sum(size["bytes"] for size in self.sizes.values())
         kinds = {file.kind for file in every}
         if "tokens" in kinds and len(kinds) > 1:
-            raise UserError(
-                "token files (.bin, .npy) cannot be mixed with text; prepare them into a folder of their own"
-            )
+            raise UserError("token files (.bin, .npy) cannot be mixed with text; prepare them into a separate folder")
         if token_bytes is not None and kinds != {"tokens"}:
-            raise UserError("--token-bytes: is of token files (.bin), and the sources are text; leave it out")
+            raise UserError("--token-bytes: is only for token files (.bin), but the sources are text; leave it out")
         part = max(_SMALLEST_PART, self.total_bytes // _NUM_PARTS) if pieces else None
         self.reading = ReadOptions(
             text_key=text_key,
@@ -120,15 +118,15 @@ class Corpus:
         )
 
     def pieces(self) -> list[Piece]:
-        """The pieces of every source, in order.
+        """Return the pieces of all sources, in order.
 
         Raises:
-            UserError: for a file whose pieces cannot be told, such as a damaged .parquet.
+            UserError: if a file cannot be split into pieces, such as a damaged .parquet file.
         """
         wanted = min(max(self.total_bytes // _NUM_PIECES, _SMALLEST_PIECE), RANGE_BYTES)
         pieces: list[Piece] = []
         for source, files in self._listed:
-            texts: list[File] = []  # that go into one piece
+            texts: list[File] = []  # the texts of the next piece
             for file in files:
                 if file.kind == "text" and not self._is_long(file):
                     texts.append(file)
@@ -145,11 +143,11 @@ class Corpus:
         return pieces
 
     def documents(self) -> Iterator[Document]:
-        """Every document that is not empty, source by source.
+        """Yield every document that is not empty, source by source.
 
         Raises:
-            UserError: for a file that cannot be read, is not UTF-8, is damaged or lacks the text column, and
-                for a source without any text, in one line that names the place.
+            UserError: if a file cannot be read, is not UTF-8, is damaged or lacks the text column, or if a source has
+                no text; one line that names the place.
         """
         before = 0
         found = dict.fromkeys(self.sizes, False)
@@ -166,12 +164,12 @@ class Corpus:
         self.bytes_done = self.total_bytes
 
     def _has_few_texts(self, kinds: set[str]) -> bool:
-        """Whether there are so few texts that nothing could be shuffled or held out."""
+        """Return whether there are too few texts to shuffle them and to hold some out."""
         files = sum(len(files) for _, files in self._listed)
         return files < _FEW_FILES and kinds == {"text"} and PYTHON not in self.sizes
 
     def _is_long(self, file: File) -> bool:
-        """Whether a text is read in ranges: it is cut anyway, or too long to be one document."""
+        """Return whether a text is read in ranges: it is split anyway, or it is too long for one document."""
         if split_compression(file.path)[1]:
             return False
         limit = self.reading.max_document_bytes
@@ -207,10 +205,10 @@ class Corpus:
 
 
 def read_piece(piece: Piece, reading: ReadOptions, skipped: Skipped, tokenizer: Tokenizer | None) -> Iterator[Document]:
-    """The documents of a piece that are not empty, in order.
+    """Yield the documents of a piece that are not empty, in order.
 
     Raises:
-        UserError: as `Corpus.documents` does.
+        UserError: as `Corpus.documents`.
     """
     if piece.source != PYTHON:
         yield from _not_empty(_read(piece, reading, skipped, tokenizer), skipped)
@@ -228,7 +226,7 @@ def read_piece(piece: Piece, reading: ReadOptions, skipped: Skipped, tokenizer: 
 
 
 def check_found(source: str, found: bool, skipped: Skipped) -> None:
-    """Raise `UserError` for a source without any text."""
+    """Raise `UserError` if a source has no text."""
     if not found:
         why = f"; {skipped.first}" if skipped.bad else ""
         raise UserError(f"{source}: holds no text (every document is empty{' or bad' if skipped.bad else ''}){why}")

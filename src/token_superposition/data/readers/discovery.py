@@ -1,6 +1,6 @@
-"""Listing: from what the user names to files, sorted by name, before anything is opened.
+"""List the files of a source, sorted by name, before any file is opened.
 
-`python` is the Python source installed with the running interpreter: the standard library and
+The source `python` is the Python code that is installed with the running interpreter: the standard library and
 site-packages, without tests. Every machine that runs this package has it.
 """
 
@@ -25,8 +25,8 @@ from token_superposition.errors import UserError, did_you_mean
 PYTHON = "python"
 STDIN = "-"
 
-# What a folder is searched for. Data formats (.json, .csv, .svg) are left out: little of them is language, and
-# a corpus in .json or .csv is named file by file, by a glob, or compressed.
+# The suffixes that are read from a folder. Data formats (.json, .csv, .svg) are left out, because they contain little
+# language. A corpus in .json or .csv is named file by file or by a glob, or is compressed.
 _SUFFIXES = """
     .txt .text .md .markdown .mdx .rst .adoc .org .tex .html .htm
     .py .pyi .pyx .c .h .cc .cpp .cxx .hh .hpp .hxx .cu .cuh .m .mm .rs .go .java .kt .kts .scala .clj
@@ -41,15 +41,15 @@ _WHOLE = {
     ".arrow": "arrow",
     ".bin": "tokens",
     ".npy": "tokens",
-}  # never compressed by another program
+}  # formats without a compression suffix
 
-_TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})  # `testing` is a library in numpy and torch: kept
+_TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})  # `testing` is a library in numpy and torch, so it is kept
 _TEST_FILES = ("test_*.py", "*_test.py", "conftest.py")
 
 
 @dataclass(frozen=True)
 class File:
-    """A file to be read: its path, its bytes on the disk, which reader reads it, and when it was last written."""
+    """A file to read: its path, its bytes on disk, the name of its reader, and the time when it was last written."""
 
     path: str
     size: int
@@ -58,7 +58,7 @@ class File:
 
 
 def kind_of(name: str) -> str:
-    """Which reader reads a file of that name: text, jsonl, json, csv, parquet, arrow, tokens, or `unknown`."""
+    """Return the reader for a file name: text, jsonl, json, csv, parquet, arrow, tokens, or `unknown`."""
     base, compression = split_compression(name)
     suffix = os.path.splitext(base)[1]  # noqa: PTH122  (Path is slow a million times)
     if suffix in _RECORDS:
@@ -69,8 +69,11 @@ def kind_of(name: str) -> str:
 
 
 def source_name(source: str | Path) -> str:
-    """A source as it is listed: `python` for that word alone, else its path, tidied (./python for a folder)."""
-    if isinstance(source, str) and (source in (PYTHON, STDIN) or source.startswith(hub.PREFIX)):  # a Path never is
+    """Return the name of a source: `python`, `-` and `hf:` names unchanged, else a normalized path.
+
+    A folder with one of these names becomes a relative path, such as ./python. A `Path` is always a path.
+    """
+    if isinstance(source, str) and (source in (PYTHON, STDIN) or source.startswith(hub.PREFIX)):
         return source
     if source == "":
         raise UserError("a source has an empty name")
@@ -79,10 +82,10 @@ def source_name(source: str | Path) -> str:
 
 
 def list_files(source: str, skipped: Skipped) -> list[File]:
-    """The files of a source that is a path or a pattern, or of `python`.
+    """Return the files of a source that is a path, a pattern or `python`.
 
     Raises:
-        UserError: where it is missing, empty, or a folder or pattern without text.
+        UserError: if the source is missing or empty, or is a folder or pattern without text.
     """
     if source == PYTHON:
         return list(_list_python(skipped))
@@ -94,17 +97,17 @@ def list_files(source: str, skipped: Skipped) -> list[File]:
     if path.is_file():
         return [_named(source)]
     if not path.is_dir():
-        raise UserError(f"{source}: is neither a file nor a folder; what a pipe gives is read from standard input (-)")
+        raise UserError(f"{source}: is neither a file nor a folder; to read from a pipe, use standard input (-)")
     return list_saved(source, None) if is_saved(source) else _list_folder(source, skipped)
 
 
 def list_saved(folder: str, split: str | None) -> list[File]:
-    """The files of a data set that `datasets` wrote with `save_to_disk`; UserError where they are not all there."""
+    """Return the files of a dataset that `save_to_disk` wrote; raise UserError if a file is missing."""
     return [_stat(path, "arrow") for path in saved_files(folder, split)]
 
 
 def _named(path: str) -> File:
-    """A file that the user named: read whatever its suffix."""
+    """Return a file that the user named; it is read with any suffix."""
     kind = kind_of(path)
     file = _stat(path, "text" if kind == "unknown" else kind)
     if not file.size:
@@ -115,13 +118,13 @@ def _named(path: str) -> File:
 def _list_glob(source: str) -> list[File]:
     paths = [path for path in sorted(glob.glob(source, recursive=True)) if Path(path).is_file()]  # noqa: PTH207
     if not paths:
-        raise UserError(f"{source}: no file has such a name")
+        raise UserError(f"{source}: no file matches this pattern")
     return [_named(path) for path in paths]
 
 
 def _list_folder(source: str, skipped: Skipped) -> list[File]:
     found, num_unknown = [], 0
-    entered = {os.path.realpath(source)}  # links are followed, but never round in a circle
+    entered = {os.path.realpath(source)}  # links are followed, but each folder is entered only once
 
     def enter(folder: str) -> bool:
         real = os.path.realpath(folder)
@@ -142,8 +145,8 @@ def _list_folder(source: str, skipped: Skipped) -> list[File]:
     skipped.files_of_unknown_suffix += num_unknown
     if not found:
         raise UserError(
-            f"{source}: no text in this folder ({num_unknown} files of unknown suffix); name files one by one, or by a "
-            "pattern in quotes, to have them read whatever their suffix"
+            f"{source}: no text in this folder ({num_unknown} files of unknown suffix); to read files with any suffix, "
+            "name them one by one, or by a pattern in quotes"
         )
     return found
 
@@ -154,7 +157,7 @@ def _stat(path: str, kind: str) -> File:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if not stat.S_ISREG(status.st_mode):  # a pipe, or a device without an end
-        raise UserError(f"{path}: is no regular file; leave it out")
+        raise UserError(f"{path}: is not a regular file; leave it out")
     return File(path, status.st_size, kind, status.st_mtime)
 
 
@@ -163,7 +166,7 @@ def _list_python(skipped: Skipped) -> Iterator[File]:
     roots = list(dict.fromkeys(os.path.realpath(paths[key]) for key in ("stdlib", "purelib", "platlib")))
     for root in roots:
         for folder, folders, names in os.walk(root):
-            # Inside the standard library's folder lies, on most systems, site-packages: once is enough.
+            # On most systems site-packages is inside the folder of the standard library. It must be read only once.
             folders[:] = sorted(
                 name
                 for name in folders

@@ -1,4 +1,4 @@
-"""What every reader gives and takes: documents, pieces of a source, how to read, and what was passed over."""
+"""The types that all readers share: documents, pieces of a source, read options, and counts of skipped documents."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ BAD = (
     "files_damaged",
     "documents_not_encoded",
 )
-_MOST_NAMES = 1000  # of keys that are looked at for a message
-SKIP_HINT = "or skip what is bad (--on-error skip)"
+_MOST_NAMES = 1000  # the number of keys that are searched for a message
+SKIP_HINT = "or skip bad documents (--on-error skip)"
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document: its text as UTF-8 that has been checked, and where it is from.
+    """A document: its text in valid UTF-8, and its origin.
 
     Attributes:
-        text: empty for a document that came as tokens.
-        origin: its `str` is a path, path:byte (a part of a long text), path:line (.jsonl, from 1), path:row (.parquet
-            from 0, .csv and .json from 1) or path:token.
-        ids: of a document of a token file, without its end; else None.
+        text: the text; empty for a document of a token file.
+        origin: the place. Its `str` is a path, path:byte (a part of a long text), path:line (.jsonl, from 1), path:row
+            (.parquet from 0, .csv and .json from 1) or path:token.
+        ids: the ids of a document of a token file, without the end-of-document id; None for text.
     """
 
     text: bytes
@@ -43,16 +43,16 @@ class Document:
 
 @dataclass
 class Skipped:
-    """What was passed over, and how far reading has come.
+    """The counts of skipped documents and files, and the progress of reading.
 
     Attributes:
-        empty_documents: of no or only white space.
-        files_of_unknown_suffix, files_not_utf8, files_unreadable: files that were not read; of the last two, only in
+        empty_documents: documents that are empty or hold only white space.
+        files_of_unknown_suffix, files_not_utf8, files_unreadable: files that were not read; the last two only in
             `python`.
-        documents_not_utf8, documents_too_long, records_not_readable, files_damaged: what `on_error="skip"` passed
-            over: documents, records that are not as their format says, and files that end before their end.
-        first: what was said of the first of them.
-        bytes_done: of the piece being read, on the disk.
+        documents_not_utf8, documents_too_long, records_not_readable, files_damaged, documents_not_encoded: documents,
+            records that do not follow their format, and damaged files that `on_error="skip"` skipped.
+        first: the message about the first skipped document, record or file.
+        bytes_done: the bytes on disk that were read of the current piece.
     """
 
     empty_documents: int = 0
@@ -68,11 +68,11 @@ class Skipped:
     bytes_done: int = field(default=0, compare=False)
 
     def counts(self) -> dict[str, Any]:
-        """Everything but `bytes_done`, for a JSON object."""
+        """Return all values except `bytes_done`, for a JSON object."""
         return {name: value for name, value in vars(self).items() if name != "bytes_done"}
 
     def add(self, counts: dict[str, Any]) -> None:
-        """Add what another has counted, after this one."""
+        """Add the counts of a later piece."""
         for name, value in counts.items():
             if name == "first":
                 self.first = self.first if self.first is not None else value
@@ -81,21 +81,21 @@ class Skipped:
 
     @property
     def bad(self) -> int:
-        """How many things `on_error="skip"` passed over."""
+        """The number of documents, records and files that `on_error="skip"` skipped."""
         return sum(getattr(self, name) for name in BAD)
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How sources are read.
+    """The options for reading sources.
 
     Attributes:
-        text_key: the column that holds the text; dots lead into columns that hold others.
-        on_error: "fail", or "skip" and count what is bad.
-        max_document_bytes: a record above this is bad; a text above it is cut.
-        cut_bytes: cut texts after the line that reaches so many bytes; None leaves them whole.
-        cut_tokens: the same for token files.
-        token_bytes: bytes an id of token files that do not say it; None takes what the tokenizer needs.
+        text_key: the column that holds the text; dots name nested columns.
+        on_error: "fail" raises an error at a bad document; "skip" skips and counts bad documents.
+        max_document_bytes: a longer record is bad; a longer text is split.
+        cut_bytes: split a text after the line that reaches this number of bytes; None does not split texts.
+        cut_tokens: the same for token files, in tokens.
+        token_bytes: bytes per id of token files that do not say it; None uses the width that the tokenizer needs.
     """
 
     text_key: str = "text"
@@ -106,7 +106,7 @@ class ReadOptions:
     token_bytes: int | None = None
 
     def bad(self, skipped: Skipped, kind: str, message: str, times: int = 1) -> None:
-        """Something is bad: raise, or count it under the name of one of `Skipped`'s counts."""
+        """Report a bad document: raise UserError, or add `times` to the count `kind` of `Skipped`."""
         if self.on_error == "fail":
             raise UserError(message)
         setattr(skipped, kind, getattr(skipped, kind) + times)
@@ -115,15 +115,15 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a source that is read by one process: it can be read on its own, and is what a restart skips.
+    """A part of a source that one process reads separately; a restart skips finished pieces.
 
     Attributes:
-        source: whose it is.
-        kind: which reader reads it.
-        files: one, or several small texts; for a hub data set, its name.
-        start, stop: of the file: bytes of a text or of .jsonl, row groups of .parquet, shards of a hub data set,
-            tokens; None for all of it.
-        size: bytes, for the progress; what they are bytes of differs by kind.
+        source: the name of the source.
+        kind: the name of the reader.
+        files: one file, or several small texts; empty for a hub dataset.
+        start, stop: the range in the file: bytes of a text or of .jsonl, row groups of .parquet, shards of a hub
+            dataset, or tokens; None for the whole file.
+        size: the size for the progress, in bytes; the unit depends on the kind.
     """
 
     source: str
@@ -135,13 +135,13 @@ class Piece:
 
 
 class Read(Protocol):
-    """A reader: the documents of a piece, in order."""
+    """A reader: yields the documents of a piece, in order."""
 
     def __call__(self, piece: Piece, reading: ReadOptions, skipped: Skipped) -> Iterator[Document]: ...
 
 
 def check_utf8(text: bytes, what: str, reading: ReadOptions, skipped: Skipped, first_byte: int = 0) -> bool:
-    """Whether `text` is UTF-8; where it is not, it is bad and the place is named."""
+    """Return whether `text` is UTF-8; report a bad document with its place if it is not."""
     try:
         text.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -159,7 +159,7 @@ def check_utf8(text: bytes, what: str, reading: ReadOptions, skipped: Skipped, f
 def text_of_record(
     record: Mapping[str, Any], origin: object, reading: ReadOptions, skipped: Skipped, word: str
 ) -> bytes | None:
-    """A record's text in UTF-8, None where the record is bad; `word` is what its columns are called."""
+    """Return the text of a record in UTF-8, or None if the record is bad; `word` is the word for its columns."""
     if reading.text_key in record:  # as in nearly all of millions of records
         return text_of(record[reading.text_key], origin, reading, skipped)
     try:
@@ -172,7 +172,7 @@ def text_of_record(
 
 
 def text_of(value: object, origin: object, reading: ReadOptions, skipped: Skipped) -> bytes | None:
-    """A value as text in UTF-8, None where it is bad; a null is a document without text."""
+    """Return a value as text in UTF-8, or None if it is bad; a null is an empty document."""
     if value is None:
         return b""
     if not isinstance(value, str):
@@ -190,7 +190,7 @@ def text_of(value: object, origin: object, reading: ReadOptions, skipped: Skippe
 
 
 def is_too_long(size: int, origin: object, reading: ReadOptions, skipped: Skipped) -> bool:
-    """Whether a record is longer than allowed, which is bad."""
+    """Return whether a record is too long, and report it as bad if so."""
     if size <= reading.max_document_bytes:
         return False
     reading.bad(
@@ -202,12 +202,12 @@ def is_too_long(size: int, origin: object, reading: ReadOptions, skipped: Skippe
 
 
 def value_at(record: Mapping[str, Any], key: str) -> Any:
-    """The value of a key, or where there is no such key, of a field inside another that dots lead to (`meta.text`).
+    """Return the value of a key; if there is no such key, dots in the key name a nested field (`meta.text`).
 
-    A null on the way is a null.
+    If an outer field is null, the value is null.
 
     Raises:
-        KeyError: where there is neither.
+        KeyError: if there is neither such a key nor such a nested field.
     """
     if key in record:
         return record[key]
@@ -224,7 +224,7 @@ def value_at(record: Mapping[str, Any], key: str) -> Any:
 
 
 def path_of(columns: Mapping[str, Any], key: str) -> list[str]:
-    """The names that lead to a column, as `value_at` finds a value; KeyError where there is none."""
+    """Return the path of names to a column, by the rule of `value_at`; raise KeyError if there is none."""
     if key in columns:
         return [key]
     for place, character in enumerate(key):
@@ -236,7 +236,7 @@ def path_of(columns: Mapping[str, Any], key: str) -> list[str]:
 
 
 def dotted_names(record: Mapping[str, Any]) -> list[str]:
-    """The keys of a record, and of the records inside, as `--text-key` names them."""
+    """Return the keys of a record and of its nested records, in the form of `--text-key`."""
     names: list[str] = []
     waiting = [("", record)]
     while waiting and len(names) < _MOST_NAMES:
@@ -247,14 +247,14 @@ def dotted_names(record: Mapping[str, Any]) -> list[str]:
 
 
 def no_column(where: str, text_key: str, names: Sequence[str], word: str = "column", *, nested: bool = True) -> str:
-    """What is said of a text column that is not there.
+    """Return the message for a missing text column.
 
     Args:
         where: the place.
-        text_key: the column that was asked for.
-        names: of the columns that are there, those inside others with dots.
-        word: what a column is called.
-        nested: whether a column can lie inside another.
+        text_key: the requested column.
+        names: the names of the existing columns, with dots for nested columns.
+        word: the word for a column.
+        nested: whether columns can be nested.
     """
     listed = [str(name) for name in names]
     some = ", ".join(listed[:10]) + (", ..." if len(listed) > 10 else "")

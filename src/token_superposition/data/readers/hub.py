@@ -1,9 +1,9 @@
-"""Data sets of the Hugging Face hub (extra `hub`), streamed: `hf:NAME`, `hf:NAME:SPLIT`, `hf:NAME:CONFIG:SPLIT`.
+"""Datasets of the Hugging Face hub (extra `hub`), streamed: `hf:NAME`, `hf:NAME:SPLIT`, `hf:NAME:CONFIG:SPLIT`.
 
-NAME is a name on the hub or a local folder that `datasets` can load; the split is `train` where none is given.
-A folder that `datasets` wrote with `save_to_disk` is read by `arrow`, whether `hf:` stands before its name or not.
-A data set comes in shards (its files), which are the pieces: several processes read different ones, and a
-restart does not fetch again what was finished.
+NAME is a name on the hub or a local folder that `datasets` can load. The default split is `train`. A folder that
+`datasets` wrote with `save_to_disk` is read by `arrow`, with or without `hf:` before its name. The shards of a dataset
+(its files) are the pieces: several processes read different shards, and a restart does not download finished shards
+again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PREFIX = "hf:"
 
 
 def split_name(source: str) -> tuple[str, str | None, str | None]:
-    """Name, configuration and split of a source that begins with `hf:`."""
+    """Return the name, the configuration and the split of a source that begins with `hf:`."""
     name, *rest = source.removeprefix(PREFIX).split(":")
     if not name or len(rest) > 2 or not all(rest):
         raise UserError(f"{source}: write hf:NAME, hf:NAME:SPLIT or hf:NAME:CONFIG:SPLIT")
@@ -26,16 +26,16 @@ def split_name(source: str) -> tuple[str, str | None, str | None]:
 
 
 def num_shards(source: str) -> int:
-    """How many shards a data set has.
+    """Return the number of shards of a dataset.
 
     Raises:
-        UserError: where it cannot be had.
+        UserError: if the dataset cannot be loaded.
     """
     return int(_load(source).num_shards)
 
 
 def read_hub(piece: Piece, reading: ReadOptions, skipped: Skipped) -> Iterator[Document]:
-    """The documents of some shards."""
+    """Yield the documents of the shards of a piece."""
     whole = _load(piece.source)
     number = 0
     for shard in range(piece.start or 0, piece.stop or whole.num_shards):
@@ -48,7 +48,7 @@ def read_hub(piece: Piece, reading: ReadOptions, skipped: Skipped) -> Iterator[D
                     yield Document(text, f"{piece.source}:{shard}:{number}")
         except UserError:
             raise
-        except Exception as error:  # of a connection, of a file's format: its libraries raise dozens of kinds
+        except Exception as error:  # errors of the connection or of a file format: the libraries raise many kinds
             message = f"{where}: cannot be read after row {number} ({_line(error)})"
             reading.bad(skipped, "files_damaged", message)
         skipped.bytes_done += 1
@@ -60,7 +60,7 @@ def _load(source: str) -> Any:
     except ImportError:
         raise UserError(f"{source}: needs an extra: pip install 'token-superposition[hub]'") from None
     name, config, split = split_name(source)
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it says of a bad file is raised, too
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # a bad file also raises an error
     try:
         return datasets.load_dataset(name, config, split=split or "train", streaming=True)
     except Exception as error:  # no such name, no rights, no network, no split

@@ -1,4 +1,4 @@
-"""Parquet (extra `parquet`): a document a row, by row groups, a batch of rows at a time."""
+"""Read Parquet files (extra `parquet`): one document per row, read by row groups and in batches of rows."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _BATCH_ROWS = 256  # a row may be a whole book
 
 
 def row_groups(path: str) -> list[int]:
-    """Bytes of each row group, as they will be in memory.
+    """Return the uncompressed bytes of each row group.
 
     Raises:
-        UserError: where the file cannot be read, or pyarrow is missing.
+        UserError: if the file cannot be read, or pyarrow is missing.
     """
     with _opened(path) as table:
         return [table.metadata.row_group(group).total_byte_size for group in range(table.num_row_groups)]
 
 
 def read_parquet(piece: Piece, reading: ReadOptions, skipped: Skipped) -> Iterator[Document]:
-    """The documents of some row groups."""
+    """Yield the documents of the row groups of a piece."""
     (path,) = piece.files
     try:
         with _opened(path) as table:
@@ -51,7 +51,7 @@ def read_parquet(piece: Piece, reading: ReadOptions, skipped: Skipped) -> Iterat
 
 
 class _DamagedParquetError(UserError):
-    """Said in one line like any other, but what is damaged can be skipped."""
+    """A UserError about a damaged file, which `on_error="skip"` can skip."""
 
 
 @contextlib.contextmanager
@@ -67,5 +67,5 @@ def _opened(path: str) -> Iterator[Any]:
     except (pyarrow.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise _DamagedParquetError(
-            f"{path}: is not parquet, or is cut short or damaged ({reason}); mend it, {SKIP_HINT}"
+            f"{path}: is not parquet, or is cut short or damaged ({reason}); fix it, {SKIP_HINT}"
         ) from None

@@ -1,7 +1,7 @@
-"""Records: .jsonl, .json and .csv, each record a document, plain or compressed.
+"""Read records from .jsonl, .json and .csv, plain or compressed; each record is a document.
 
-.jsonl can be entered at any line, so a long plain file is read in ranges. A .json file is a list of objects,
-or objects one after the other. Of none is more held than a record.
+A .jsonl file can be read from any line, so a long plain file is read in ranges. A .json file is a list of objects, or a
+sequence of objects. Memory holds one record at a time.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from token_superposition.errors import UserError
 _CHUNK = 2**20
 _FAR = 2**62
 _BETWEEN = re.compile(r"[ \t\r\n,]*")
-_LONGEST_WORD = 16  # of JSON's words and escapes: a fault further from the end is not that the text is cut there
+_LONGEST_WORD = 16  # of words and escapes in JSON; an error further from the end of the text is not caused by that end
 
 
 class _Line(NamedTuple):
-    """A line of a file; lines before `first`, the byte of the file that reading began at, are counted when asked."""
+    """A line of a file; lines before the byte `first`, where reading started, are counted only for a message."""
 
     path: str
     first: int
@@ -48,11 +48,11 @@ class _Line(NamedTuple):
 
 
 class _LongLineError(csv.Error):
-    """A line of .csv that is longer than a record may be."""
+    """A line of .csv is longer than the maximum length of a record."""
 
 
 def read_jsonl(piece: Piece, reading: ReadOptions, skipped: Skipped) -> Iterator[Document]:
-    """A document a line."""
+    """Yield one document per line."""
     (path,) = piece.files
     number, first, read = 0, 0, 0
     try:
@@ -78,7 +78,7 @@ def read_jsonl(piece: Piece, reading: ReadOptions, skipped: Skipped) -> Iterator
 
 
 def read_json(piece: Piece, reading: ReadOptions, skipped: Skipped) -> Iterator[Document]:
-    """A document an object, in a list or one after the other."""
+    """Yield one document per object; the objects are in a list or follow one another."""
     (path,) = piece.files
     number = 0
     try:
@@ -93,14 +93,14 @@ def read_json(piece: Piece, reading: ReadOptions, skipped: Skipped) -> Iterator[
 
 
 def read_csv(piece: Piece, reading: ReadOptions, skipped: Skipped) -> Iterator[Document]:
-    """A document a row; the first row names the columns."""
+    """Yield one document per row; the first row holds the names of the columns."""
     (path,) = piece.files
     number = 0
     csv.field_size_limit(min(reading.max_document_bytes, 2**31 - 1))
     delimiter = "\t" if split_compression(path)[0].endswith(".tsv") else ","
     try:
         with open_stream(path) as stream:
-            # What is no UTF-8 comes through as halves of surrogate pairs, to be found in its field.
+            # Bytes that are not UTF-8 become lone surrogates, which are found later in their field.
             text = io.TextIOWrapper(stream.lines, encoding="utf-8-sig", errors="surrogateescape", newline="")
             rows = csv.reader(_lines(text, reading.max_document_bytes), delimiter=delimiter, strict=True)
             header = _row(rows, f"{path}, first row", reading, skipped)
@@ -120,7 +120,7 @@ def read_csv(piece: Piece, reading: ReadOptions, skipped: Skipped) -> Iterator[D
                     if field is not None:
                         yield Document(field, origin)
                 elif row:
-                    message = f"{origin}: has {len(row)} fields, the first row has {len(header)}"
+                    message = f"{origin}: has {len(row)} fields, but the first row has {len(header)}"
                     reading.bad(skipped, "records_not_readable", message)
                 skipped.bytes_done = stream.tell()
     except DamagedError as error:
@@ -130,7 +130,7 @@ def read_csv(piece: Piece, reading: ReadOptions, skipped: Skipped) -> Iterator[D
 def _not_one_column(path: str, text_key: str, header: list[str]) -> str:
     if text_key not in header:
         return no_column(path, text_key, header, nested=False)
-    return f"{path}: has {header.count(text_key)} columns {text_key!r}; give each a name of its own"
+    return f"{path}: has {header.count(text_key)} columns {text_key!r}; give each column its own name"
 
 
 def _lines(file: IO[str], longest: int) -> Iterator[str]:
@@ -141,14 +141,14 @@ def _lines(file: IO[str], longest: int) -> Iterator[str]:
 
 
 def _row(rows: Any, origin: str, reading: ReadOptions, skipped: Skipped) -> list[str] | None:
-    """The next row of .csv; None at the end, and where it cannot be told how it goes on."""
+    """Return the next row of .csv; None at the end, or if the rest of the file cannot be read."""
     try:
         row: list[str] | None = next(rows, None)
     except csv.Error as error:
         if isinstance(error, _LongLineError) or "field limit" in str(error):
             is_too_long(reading.max_document_bytes + 1, origin, reading, skipped)
         else:
-            message = f"{origin}: is not CSV ({error}, line {rows.line_num}); mend it, {SKIP_HINT}"
+            message = f"{origin}: is not CSV ({error}, line {rows.line_num}); fix it, {SKIP_HINT}"
             reading.bad(skipped, "files_damaged", message)
         return None
     return row
@@ -156,7 +156,7 @@ def _row(rows: Any, origin: str, reading: ReadOptions, skipped: Skipped) -> list
 
 @functools.lru_cache(maxsize=1)
 def _lines_before(path: str, first: int) -> int:
-    """Lines before a byte, so that messages name the right one."""
+    """Return the number of lines before a byte, so that a message names the right line."""
     lines = 0
     with Path(path).open("rb") as file:
         while first > 0 and (chunk := file.read(min(first, _CHUNK))):
@@ -185,8 +185,8 @@ def _text_of_line(line: bytes, origin: object, reading: ReadOptions, skipped: Sk
         message = f"{origin}: is not JSON ({error.msg.removesuffix(' at')}, column {error.colno})"
         reading.bad(skipped, "records_not_readable", message)
         return None
-    except (ValueError, RecursionError) as error:  # a number of more digits, or lists deeper than Python reads
-        reading.bad(skipped, "records_not_readable", f"{origin}: is not JSON that Python reads ({error})")
+    except (ValueError, RecursionError) as error:  # more digits or deeper lists than Python can read
+        reading.bad(skipped, "records_not_readable", f"{origin}: is not JSON that Python can read ({error})")
         return None
     if twice := _has_twice(text, 0, len(text), reading.text_key):
         reading.bad(skipped, "records_not_readable", f"{origin}: {twice}")
@@ -201,7 +201,7 @@ def _names(text_key: str) -> tuple[str, ...]:
 
 
 def _has_twice(text: str, start: int, stop: int, text_key: str) -> str | None:
-    """What to say of a JSON value in which an object has the text key twice: Python takes the last one silently."""
+    """Return the message if an object in a JSON value has the text key twice; Python would silently use the last."""
     names = _names(text_key)
     if text.count(names[0], start, stop) < 2 and (len(names) == 1 or text.count(names[1], start, stop) < 2):
         return None
@@ -235,10 +235,10 @@ def _text_of_field(field: str, origin: str, reading: ReadOptions, skipped: Skipp
 
 
 def _values(stream: Stream, path: str, reading: ReadOptions, skipped: Skipped) -> Iterator[tuple[int, Any]]:
-    """JSON values that follow each other, with or without lists about them; each with its number, from 1."""
+    """Yield the JSON values of a list or of a sequence, each with its number, which counts from 1."""
     decoder, decode = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")()
     text, place, wanted, ended, number = "", 0, 1, False, 0  # `wanted`: characters from `place` on
-    is_open: bool | None = None  # whether a list is about them; None where one may begin
+    is_open: bool | None = None  # whether the values are in a list; None if a list may begin here
 
     def bad(kind: str, reason: object) -> None:
         reading.bad(skipped, kind, f"{path}:{number + 1}: {reason} (the rest of the file cannot be read)")
@@ -263,7 +263,7 @@ def _values(stream: Stream, path: str, reading: ReadOptions, skipped: Skipped) -
             continue
         try:
             value, end = decoder.raw_decode(text, place)
-            if end == len(text) and not ended:  # a number may go on
+            if end == len(text) and not ended:  # more digits of a number may follow
                 raise json.JSONDecodeError("cut", text, end)
         except json.JSONDecodeError as error:
             is_cut = error.msg.startswith("Unterminated") or error.pos > len(text) - _LONGEST_WORD
@@ -274,7 +274,7 @@ def _values(stream: Stream, path: str, reading: ReadOptions, skipped: Skipped) -
             wanted = 2 * (len(text) - place)
             continue
         except (ValueError, RecursionError) as error:
-            return bad("records_not_readable", f"is not JSON that Python reads ({error})")
+            return bad("records_not_readable", f"is not JSON that Python can read ({error})")
         number, wanted, is_open = number + 1, 1, bool(is_open)
         if twice := _has_twice(text, place, end, reading.text_key):
             reading.bad(skipped, "records_not_readable", f"{path}:{number}: {twice}")

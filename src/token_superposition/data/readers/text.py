@@ -1,8 +1,8 @@
-"""Text, Markdown and code: one document a file, or several where texts are to be cut.
+"""Read text, Markdown and code: one document per file, or several documents if texts are split.
 
-A long file is read in ranges of bytes, each on its own. Where a range begins is a function of the file alone
-(the line end next to a round number), so that neighbours agree without asking each other. A compressed file
-cannot be entered in its middle: it is read as a stream, and cut as it comes.
+A long file is read in ranges of bytes, each separately. The start of a range depends only on the file (the line end
+next to a round number), so neighbouring ranges fit together without communication. A compressed file cannot be read
+from its middle, so it is read and split as a stream.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import IO
 from token_superposition.data.readers.compression import DamagedError, open_stream, split_compression
 from token_superposition.data.readers.document import Document, Piece, ReadOptions, Skipped, check_utf8
 
-RANGE_BYTES = 2**25  # of a long text or .jsonl; documents depend on it where texts are cut
-LONGEST_CUT = 2**24  # what a text above --max-document-bytes is cut into, at most
-_SEARCHED = 2**20  # for the line end next to a round number
+RANGE_BYTES = 2**25  # per range of a long text or .jsonl; if texts are split, the documents depend on this number
+LONGEST_CUT = 2**24  # the maximum size of the parts of a text above --max-document-bytes
+_SEARCHED = 2**20  # the bytes that are searched for a line end
 
 
 def read_texts(piece: Piece, reading: ReadOptions, skipped: Skipped) -> Iterator[Document]:
-    """The documents of some files, or of a range of one."""
+    """Yield the documents of some files, or of a range of one file."""
     before = 0
     for path in piece.files:
         if split_compression(path)[1]:
@@ -43,7 +43,7 @@ def read_texts(piece: Piece, reading: ReadOptions, skipped: Skipped) -> Iterator
 
 
 def line_start(file: IO[bytes], place: int) -> int:
-    """The first byte from `place` on that begins a line, or the file's end."""
+    """Return the first byte from `place` on that begins a line, or the end of the file."""
     if place == 0:
         return 0
     file.seek(place - 1)
@@ -53,7 +53,7 @@ def line_start(file: IO[bytes], place: int) -> int:
 
 
 def _range_start(file: IO[bytes], place: int) -> int:
-    """The same, or where no line ends near, the next character."""
+    """Return the start of the next line, or of the next character if no line ends near."""
     if place == 0:
         return 0
     file.seek(place - 1)
@@ -75,14 +75,14 @@ def _range(path: str, start: int, stop: int) -> tuple[int, bytes]:
 
 
 def _cut(text: bytes, size: int | None) -> Iterator[tuple[int, bytes]]:
-    """Cut a text after the line that reaches `size` bytes; each part with the byte it starts at."""
+    """Split a text after the line that reaches `size` bytes; yield each part with its first byte."""
     if size is None or len(text) < 2 * size:
         yield 0, text
         return
     start = 0
     while start < len(text):
         stop = text.find(b"\n", start + size - 1) + 1
-        if stop == 0 or len(text) - stop < size:  # the rest would be short: it stays with this part
+        if stop == 0 or len(text) - stop < size:  # a short rest stays with this part
             stop = len(text)
         yield start, text[start:stop]
         start = stop
@@ -90,17 +90,17 @@ def _cut(text: bytes, size: int | None) -> Iterator[tuple[int, bytes]]:
 
 def _compressed(path: str, reading: ReadOptions, skipped: Skipped) -> Iterator[Document]:
     size = reading.cut_bytes
-    first, begun = 0, b""  # a character whose end was not read yet
+    first, pending = 0, b""  # `pending`: the first bytes of a character whose end was not read yet
     try:
         with open_stream(path) as stream:
             while True:
                 limit = RANGE_BYTES if size is not None else reading.max_document_bytes
                 data = stream.lines.read(limit)
-                text, begun = begun + data, b""
-                if len(data) == limit:  # it goes on: to its line's end, and cut from now on
+                text, pending = pending + data, b""
+                if len(data) == limit:  # the text continues: read to the line end, and split it from here on
                     text += stream.lines.readline(_SEARCHED)
                     whole = _whole_characters(text)
-                    text, begun = text[:whole], text[whole:]
+                    text, pending = text[:whole], text[whole:]
                     size = min(size or LONGEST_CUT, LONGEST_CUT)
                 elif not text:
                     return
@@ -115,10 +115,10 @@ def _compressed(path: str, reading: ReadOptions, skipped: Skipped) -> Iterator[D
 
 
 def _whole_characters(text: bytes) -> int:
-    """Bytes of a text up to the end of its last whole character, if it is UTF-8."""
+    """Return the number of bytes up to the end of the last whole character of a UTF-8 text."""
     for back in range(1, min(4, len(text)) + 1):
         lead = text[-back]
-        if lead & 0xC0 != 0x80:  # a character begins here: of so many bytes
+        if lead & 0xC0 != 0x80:  # a character begins here; compute its number of bytes
             length = 1 + (lead >= 0xC0) + (lead >= 0xE0) + (lead >= 0xF0)
             return len(text) - back if length > back else len(text)
     return len(text)

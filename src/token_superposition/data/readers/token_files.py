@@ -1,13 +1,14 @@
-"""Token files of other stacks, taken over as they are: nothing is encoded again.
+"""Read token files of other frameworks; their ids are used directly, and nothing is encoded again.
 
-- `.bin` of nanoGPT: ids of two bytes (four where the tokenizer has more than 65,536), and nothing else. A file of
-  another width looks like text to nobody but a program, so it is looked for and refused; `token_bytes` names the width.
-- `.npy` of numpy: one row of integers, of the type that the file names.
+- `.bin` of nanoGPT: ids of two bytes (four bytes if the tokenizer has more than 65,536 ids), and nothing else. Another
+  width is not visible in such a file. The ids are therefore checked for signs of another width, and such a file is
+  refused; `token_bytes` names the width.
+- `.npy` of numpy: a one-dimensional array of integers, with the type in the file.
 - `.bin` of llm.c and modded-nanogpt: a header of 256 integers of four bytes (a magic number, a version, the
-  number of tokens), then ids of two bytes (GPT-2) or four (Llama 3).
+  number of tokens), then ids of two bytes (GPT-2) or four bytes (Llama 3).
 
-Documents are what lies between the tokenizer's end tokens, whether the file puts them after (nanoGPT) or
-before (llm.c) a document. The text is known by its ids alone, so such files are not mixed with text.
+The end tokens of the tokenizer separate the documents. A file may have them after each document (nanoGPT) or before
+each document (llm.c). Only the ids of the text are known, so such files are not mixed with text.
 """
 
 from __future__ import annotations
@@ -24,23 +25,24 @@ from token_superposition.data.tokenizers import Tokenizer
 from token_superposition.errors import UserError
 
 RANGE_TOKENS = 2**24
-_SAMPLE = 2**20  # ids, a multiple of 8, that are looked at in each of three places
-_FEW = 16  # ids; of fewer, nothing can be said
+_SAMPLE = 2**20  # ids that are checked at each of three places; a multiple of 8
+_FEW = 16  # ids; fewer ids are not enough to see their width
 _HEADER_INTEGERS = 256
 _HEADER_BYTES = 4 * _HEADER_INTEGERS
 _MAGIC = {20240520: "<u2", 20240801: "<u4"}  # of GPT-2 (llm.c, modded-nanogpt) and of Llama 3 (llm.c)
 
 
 def token_map(path: str, tokenizer: Tokenizer, token_bytes: int | None = None) -> NDArray[Any]:
-    """The ids of a file, mapped.
+    """Return the ids of a file as a memory map.
 
     Args:
         path: the file.
-        tokenizer: that wrote it.
-        token_bytes: bytes an id, 2, 4 or 8; without it, what the file says or else what the tokenizer needs.
+        tokenizer: the tokenizer that wrote the file.
+        token_bytes: bytes per id, 2, 4 or 8; without it, the width in the file, or else the width that the tokenizer
+            needs.
 
     Raises:
-        UserError: where its length and its header do not fit each other.
+        UserError: if the length of the file does not fit its header or its width.
     """
     ids = _numpy_map(path) if path.lower().endswith(".npy") else _bin_map(path, tokenizer, token_bytes)
     if not len(ids):
@@ -55,10 +57,10 @@ def _numpy_map(path: str) -> NDArray[Any]:
         ids = np.lib.format.open_memmap(path, mode="r")  # which reads no pickle
     except Exception as error:  # numpy raises several kinds for a damaged header
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: is no array of numpy, or is cut short or damaged ({reason})") from None
+        raise UserError(f"{path}: is not a numpy array, or is cut short or damaged ({reason})") from None
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         shape = " x ".join(map(str, ids.shape)) or "a single number"
-        raise UserError(f"{path}: holds {ids.dtype} of shape {shape}; token ids are one row of integers")
+        raise UserError(f"{path}: holds {ids.dtype} of shape {shape}; token ids must be one row of integers")
     return ids.view(np.ndarray)
 
 
@@ -70,21 +72,21 @@ def _bin_map(path: str, tokenizer: Tokenizer, token_bytes: int | None) -> NDArra
         dtype, offset, wanted = np.dtype(_MAGIC[magic]), _HEADER_BYTES, int(head[2])
         if size != offset + wanted * dtype.itemsize:
             raise UserError(
-                f"{path}: is cut short or damaged: its header says {wanted:,} tokens of {dtype.itemsize} bytes, after "
-                f"which it would be {offset + wanted * dtype.itemsize:,} bytes long; it has {size:,}"
+                f"{path}: is cut short or damaged: its header says {wanted:,} tokens of {dtype.itemsize} bytes, so it "
+                f"should have {offset + wanted * dtype.itemsize:,} bytes, but it has {size:,}"
             )
     else:
         dtype, offset = np.dtype(f"<u{token_bytes or (2 if tokenizer.num_ids <= 2**16 else 4)}"), 0
         if size % dtype.itemsize:
-            raise UserError(f"{path}: is no file of ids of {dtype.itemsize} bytes: it has {size:,} bytes")
+            raise UserError(f"{path}: is not a file of ids of {dtype.itemsize} bytes: it has {size:,} bytes")
     if size == offset:
         return np.empty(0, dtype=dtype)
     return np.memmap(path, dtype=dtype, mode="r", offset=offset).view(np.ndarray)
 
 
 def check_ids(path: str, ids: NDArray[Any], tokenizer: Tokenizer) -> None:
-    """Look at the begin, the middle and the end of a file; UserError where its ids have another width than assumed."""
-    if path.lower().endswith(".npy"):  # which says the width itself
+    """Check the beginning, the middle and the end of a file; raise UserError if its ids seem to have another width."""
+    if path.lower().endswith(".npy"):  # this format stores the width
         return
     places = (0, (len(ids) - _SAMPLE) // 2 // 8 * 8, (len(ids) - _SAMPLE) // 8 * 8)
     parts = [np.array(ids[max(0, place) :][:_SAMPLE]) for place in places]
@@ -96,13 +98,13 @@ def check_ids(path: str, ids: NDArray[Any], tokenizer: Tokenizer) -> None:
 
 
 def _is_interleaved(ids: NDArray[Any]) -> bool:
-    """Whether every second id is 0 throughout and others are not, which no text is: numbers of twice the width."""
+    """Return whether exactly every second id is 0, as for numbers of twice the width; no text has such ids."""
     lanes = ids[0::2], ids[1::2]
     return len(ids) >= _FEW and any(lane.any() for lane in lanes) and not all(lane.any() for lane in lanes)
 
 
 def _guess(parts: Sequence[NDArray[Any]], assumed: np.dtype[Any], num_ids: int) -> np.dtype[Any] | None:
-    """The type of integer that a file's ids can be of: the assumed one before others; None where there is none."""
+    """Return a dtype that fits the ids of a file, the assumed dtype first; None if no dtype fits."""
 
     def fits(name: str) -> bool:
         dtype = np.dtype(name)
@@ -115,7 +117,7 @@ def _guess(parts: Sequence[NDArray[Any]], assumed: np.dtype[Any], num_ids: int) 
 
 
 def _signed(value: Any) -> str:
-    """An id; an impossible one as the negative number that a file of signed integers means, too."""
+    """Return an id as text; a very large id also as the negative number of a file of signed integers."""
     bits = 8 * value.itemsize
     return f"{value}, or {int(value) - 2**bits} with a sign" if bits > 16 and value >= 2 ** (bits - 1) else str(value)
 
@@ -127,17 +129,17 @@ def _words(dtype: np.dtype[Any]) -> str:
 def _seems(path: str, found: np.dtype[Any]) -> str:
     if found.str[0] == ">":
         name = f"<u{found.itemsize}"
-        fix = f"turn them round: np.fromfile({path!r}, {found.str!r}).astype({name!r}).tofile(...)"
+        fix = f"swap the bytes: np.fromfile({path!r}, {found.str!r}).astype({name!r}).tofile(...)"
     else:
         fix = f"name their width: --token-bytes {found.itemsize}"
     return f"the file seems to hold {_words(found)}; {fix}"
 
 
 def read_tokens(piece: Piece, reading: ReadOptions, skipped: Skipped, tokenizer: Tokenizer) -> Iterator[Document]:
-    """The documents that end in a range of tokens.
+    """Yield the documents that end in a range of tokens.
 
     Raises:
-        UserError: for an id that the tokenizer does not have.
+        UserError: if the tokenizer does not have an id.
     """
     (path,) = piece.files
     ids, end = token_map(path, tokenizer, reading.token_bytes), tokenizer.end_of_document_id
@@ -148,8 +150,8 @@ def read_tokens(piece: Piece, reading: ReadOptions, skipped: Skipped, tokenizer:
         place = int(np.argmax((part < 0) | (part >= tokenizer.num_ids)))
         found = None if path.lower().endswith(".npy") else _guess([part], part.dtype, tokenizer.num_ids)
         raise UserError(
-            f"{path}: token {start + place:,} is {_signed(part[place])}, where tokenizer {tokenizer.name!r} has "
-            f"{tokenizer.num_ids:,} ids; name the one that wrote it (--tokenizer)"
+            f"{path}: token {start + place:,} is {_signed(part[place])}, but tokenizer {tokenizer.name!r} has only "
+            f"{tokenizer.num_ids:,} ids; name the tokenizer that wrote the file (--tokenizer)"
             + (f"; {_seems(path, found)}" if found is not None else "")
         )
     before = 0
@@ -157,7 +159,7 @@ def read_tokens(piece: Piece, reading: ReadOptions, skipped: Skipped, tokenizer:
         size = reading.cut_tokens
         if size is None or after - before < 2 * size:
             size = after - before
-        # Nothing lies before an end that comes first (llm.c's), nor after one that comes last (nanoGPT's).
+        # There is no document before a leading end token (llm.c), and none after a trailing end token (nanoGPT).
         for first in range(before, after, max(size, 1)):
             yield Document(b"", f"{path}:{start + first}", part[first : min(first + size, after)])
         before = after + 1
@@ -165,7 +167,7 @@ def read_tokens(piece: Piece, reading: ReadOptions, skipped: Skipped, tokenizer:
 
 
 def _document_start(ids: NDArray[Any], place: int, end: int) -> int:
-    """The first token from `place` on that follows an end; `place` itself where none is near."""
+    """Return the first token from `place` on that follows an end token; `place` itself if there is none near."""
     if not 0 < place < len(ids):
         return min(place, len(ids))
     found = np.flatnonzero(ids[place - 1 : place - 1 + RANGE_TOKENS] == end)

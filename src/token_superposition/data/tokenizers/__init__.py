@@ -1,7 +1,7 @@
-"""Tokenizers: by name, and as they were saved beside what they wrote.
+"""Tokenizers: make one from its name, or load one that was saved in a folder.
 
-A name is `bytes`, `bpe:SIZE` (trained on the corpus, so made by whoever prepares one), a folder or a
-tokenizer.json, a prepared data set, or a name on the Hugging Face hub.
+A name is `bytes`, `bpe:SIZE` (trained on the corpus by `tst prepare`), a folder or a tokenizer.json, a prepared
+dataset, or a name on the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _AGAIN = "prepare the data again"
 
 
 def make_tokenizer(name: str, end_token: str | None = None) -> Tokenizer:
-    """The tokenizer of that name, but for `bpe:SIZE`, which has to be trained.
+    """Return the tokenizer of a name, except for `bpe:SIZE`, which must be trained.
 
     Args:
         name: `bytes`, a folder, a tokenizer.json, or a name on the hub.
-        end_token: of one from elsewhere, where it names none itself or another is wanted.
+        end_token: the end token of a Hugging Face tokenizer, if it names none or a different one is wanted.
 
     Raises:
-        UserError: for a name that is not known, or a tokenizer that cannot be used.
+        UserError: if the name is not known, or the tokenizer cannot be used.
     """
     if name == "bytes":
         return _own(ByteTokenizer(), end_token)
@@ -51,7 +51,7 @@ def make_tokenizer(name: str, end_token: str | None = None) -> Tokenizer:
     if path.name == TOKENIZER_FILE and path.is_file():
         path = path.parent
     if name and path.is_dir():
-        if "kind" in _saved(path) or _note(path) is not None:  # one that we wrote: with its own name
+        if "kind" in _saved(path) or _note(path) is not None:  # saved by this package, with its own name
             return _own(load_tokenizer(path), end_token)
         from token_superposition.data.tokenizers.huggingface import read_tokenizer
 
@@ -66,10 +66,10 @@ def make_tokenizer(name: str, end_token: str | None = None) -> Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer that was saved into `folder`.
+    """Load the tokenizer that was saved into `folder`.
 
     Raises:
-        UserError: where a file of it is missing or broken, or this version would encode otherwise.
+        UserError: if one of its files is missing or damaged, or if this version would encode text differently.
     """
     file = folder / TOKENIZER_FILE
     try:
@@ -82,14 +82,14 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
         note, config = _note(folder), folder / TOKENIZER_CONFIG_FILE
         if note is None:
-            raise UserError(f"{config}: is missing, or not what was saved with {TOKENIZER_FILE}; {_AGAIN}")
+            raise UserError(f"{config}: is missing, or was not saved together with {TOKENIZER_FILE}; {_AGAIN}")
         tokenizer = SubwordTokenizer(note["name"], saved, note["end"])
         if tokenizer.fingerprint != note["fingerprint"]:
             raise UserError(f"{file}: is not the tokenizer that was saved here (its fingerprint differs); {_AGAIN}")
         return tokenizer
     kind = saved.get("kind")
     if kind != "bytes":
-        raise UserError(f"{file}: names no tokenizer that this version knows ({kind!r}); {_AGAIN}")
+        raise UserError(f"{file}: this version does not know its kind of tokenizer, {kind!r}; {_AGAIN}")
     tokenizer = ByteTokenizer()
     if tokenizer.fingerprint != saved.get("fingerprint"):
         raise UserError(f"{file}: was written by another version of tokenizer {kind!r}; {_AGAIN}")
@@ -98,7 +98,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 def _own(tokenizer: Tokenizer, end_token: str | None) -> Tokenizer:
     if end_token not in (None, tokenizer.end_token):
-        raise UserError(f"--end-token: tokenizer {tokenizer.name!r} has its own end, {tokenizer.end_token!r}")
+        raise UserError(
+            f"--end-token: tokenizer {tokenizer.name!r} has its own end token, {tokenizer.end_token!r}; "
+            "leave out --end-token"
+        )
     return tokenizer
 
 
@@ -108,7 +111,7 @@ def _saved(folder: Path) -> dict[str, object]:
 
 
 def _note(folder: Path) -> dict[str, str] | None:
-    """What we wrote into tokenizer_config.json, and the end token; None where there is no such thing."""
+    """Return this package's entry in tokenizer_config.json, and the end token; None if there is no such entry."""
     try:
         config = read_object(folder / TOKENIZER_CONFIG_FILE, _AGAIN)
     except FileNotFoundError:

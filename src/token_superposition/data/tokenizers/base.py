@@ -1,13 +1,13 @@
-"""What the rest of the package asks of a tokenizer.
+"""The interface of a tokenizer for the rest of the package.
 
-A tokenizer is known by its name (what a user writes) and by its fingerprint (a hash over all that defines
-it). Shards carry the fingerprint, so ids are never read with another tokenizer than the one that wrote them.
+A tokenizer has a name (what a user writes) and a fingerprint (a hash over its whole definition). Shards store the
+fingerprint, so ids are never read with another tokenizer than the tokenizer that wrote them.
 
-Every tokenizer has one id that ends a document. `encode` never gives it: it turns text into ids and nothing
-else, so text that spells "<|endoftext|>" stays text. Whoever writes documents appends the id.
+Every tokenizer has one id that ends a document. `encode` only turns text into ids and never returns this id, so text
+that spells "<|endoftext|>" stays text. The code that writes documents appends the id.
 
-The vocabulary a model sees (`vocab_size`) is padded to a multiple of 64, which suits matrix kernels; the ids
-from `num_ids` up stand for nothing and are never written.
+The vocabulary size of the model (`vocab_size`) is padded to a multiple of 64, because matrix kernels are faster then.
+The ids from `num_ids` up have no meaning and are never written.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from numpy.typing import NDArray
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 TOKENIZER_FILES = (TOKENIZER_FILE, TOKENIZER_CONFIG_FILE)
-END_OF_DOCUMENT = "<|endoftext|>"  # of the tokenizers that are made here
+END_OF_DOCUMENT = "<|endoftext|>"  # the end token of the tokenizers that this package makes
 _VOCABULARY_MULTIPLE = 64
 
 
 def padded(num_ids: int) -> int:
-    """`vocab_size` of so many ids."""
+    """Return the `vocab_size` for a number of ids."""
     return -(-num_ids // _VOCABULARY_MULTIPLE) * _VOCABULARY_MULTIPLE
 
 
 def is_tokenizers_own(error: BaseException) -> bool:
-    """Whether an exception out of a tokenizer is about the text, and not about the machine or a signal.
+    """Return whether an exception of a tokenizer is about the text, and not about the machine or a signal.
 
-    The library `tokenizers` raises plain `Exception`s, and panics that are no `Exception` at all.
+    The library `tokenizers` raises plain `Exception`s, and also panics that are not subclasses of `Exception`.
     """
     if type(error).__name__ == "PanicException":
         return True
@@ -42,21 +42,21 @@ def is_tokenizers_own(error: BaseException) -> bool:
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back, and how many bytes of text each id stands for."""
+    """A tokenizer: text to ids and back, and the bytes of text of each id."""
 
     @property
     def name(self) -> str:
-        """What the user calls it."""
+        """The name that the user writes."""
         ...
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the model's embedding: `num_ids` padded to a multiple of 64."""
+        """The rows of the model's embedding: `num_ids` padded to a multiple of 64."""
         ...
 
     @property
     def num_ids(self) -> int:
-        """Ids that stand for something: 0 .. num_ids - 1."""
+        """The number of ids with a meaning: 0 .. num_ids - 1."""
         ...
 
     @property
@@ -66,66 +66,68 @@ class Tokenizer(Protocol):
 
     @property
     def end_token(self) -> str:
-        """How that id is written where somebody wants to read it."""
+        """The end-of-document id as text."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256, in hex, over what defines it."""
+        """SHA-256, in hex, over the definition of the tokenizer."""
         ...
 
     @property
     def encoded_dtype(self) -> np.dtype[Any]:
-        """What `encode` gives: the narrowest unsigned integers that hold every id but the end's."""
+        """The dtype of `encode`: the smallest unsigned integers for all ids except the end-of-document id."""
         ...
 
     @property
     def is_costly(self) -> bool:
-        """Whether encoding takes far longer than reading, so that a process for it soon pays."""
+        """Whether encoding takes far longer than reading, so that more processes save time also for a small corpus."""
         ...
 
     @property
     def is_exact(self) -> bool:
-        """Whether `byte_lengths` of the ids of any text add up to the text's bytes."""
+        """Whether, for every text, the `byte_lengths` of its ids sum to the number of its bytes."""
         ...
 
     def encode(self, text: str) -> NDArray[np.unsignedinteger[Any]]:
-        """The ids of `text`, (tokens,), read-only. Never the end-of-document id."""
+        """Return the ids of `text`, (tokens,), read-only; never the end-of-document id."""
         ...
 
     def encode_documents(self, texts: Sequence[bytes]) -> list[NDArray[np.unsignedinteger[Any]]]:
-        """The ids of each of some texts in valid UTF-8, as `encode` gives them."""
+        """Return the ids of each text, as `encode` does; the texts are valid UTF-8."""
         ...
 
     def count_lost(self, text: bytes | None, ids: NDArray[np.integer[Any]]) -> tuple[int, int]:
-        """Characters of a text that became the unknown token or no token, of how many; white space is not counted.
+        """Return the number of lost characters of a text and the number of all its characters, without white space.
+
+        A lost character became the unknown token, or no token.
 
         Args:
-            text: in UTF-8; None where it is known by its ids alone, so that only unknown tokens are counted.
-            ids: what it was encoded to, without ends of documents.
+            text: the text in UTF-8; None if only its ids are known, so that only unknown tokens are counted.
+            ids: the ids of the text, without end-of-document ids.
         """
         ...
 
     def decode(self, ids: Sequence[int] | NDArray[np.integer[Any]]) -> str:
-        """The text of `ids`; broken UTF-8 becomes U+FFFD, ids that stand for no text are dropped.
+        """Return the text of `ids`; invalid UTF-8 becomes U+FFFD, and ids without text are left out.
 
         Raises:
-            ValueError: where an id is not in [0, vocab_size).
+            ValueError: if an id is not in [0, vocab_size).
         """
         ...
 
     def byte_lengths(self) -> NDArray[np.int64]:
-        """(vocab_size,): bytes of text each id stands for; 0 for the end of a document and for padding.
+        """Return (vocab_size,): the bytes of text of each id; 0 for the end-of-document id and for padding.
 
-        A tokenizer that changes text before it splits it (lower case, a space in front) cannot say this
-        exactly; what it is off by over a data set is in `dataset.json`, and corrected for.
+        The numbers are not exact for a tokenizer that changes text before it splits it (lower case, a space in front).
+        `dataset.json` holds the total error over a dataset, which is then corrected.
         """
         ...
 
     def save(self, folder: Path) -> None:
-        """Write into `folder` what `load_tokenizer` needs."""
+        """Write the files for `load_tokenizer` into `folder`."""
         ...
 
     def backend(self) -> Any:
-        """A `tokenizers.Tokenizer` with the same ids, for whoever wants a Hugging Face tokenizer."""
+        """Return a `tokenizers.Tokenizer` with the same ids, to make a Hugging Face tokenizer from."""
         ...

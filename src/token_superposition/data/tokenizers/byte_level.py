@@ -1,4 +1,4 @@
-"""Bytes as tokens: nothing to train, nothing to download, no text that cannot be written."""
+"""Bytes as tokens: this tokenizer needs no training and no download, and can encode every text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from token_superposition.files import write_json
 
 
 class ByteTokenizer:
-    """Ids 0 to 255 are the bytes of UTF-8, 256 ends a document."""
+    """The ids 0 to 255 are the bytes of UTF-8; the id 256 ends a document."""
 
     name: str = "bytes"
     num_ids: int = 257
@@ -53,12 +53,12 @@ class ByteTokenizer:
         write_json(folder / TOKENIZER_FILE, {**self._definition(), "fingerprint": self.fingerprint})
 
     def backend(self) -> Any:
-        """A byte-level BPE without merges: every text falls into its UTF-8 bytes, and id b is byte b."""
+        """Return a byte-level BPE without merges: every text becomes its UTF-8 bytes, and id b is byte b."""
         from tokenizers import AddedToken, decoders, models, pre_tokenizers
         from tokenizers import Tokenizer as Backend
 
         vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
-        # The end stands in the vocabulary too: an added token of its own would take the next free id.
+        # The end token is in the vocabulary too: as an added token alone it would get the next free id.
         backend = Backend(models.BPE(vocab={**vocabulary, self.end_token: self.end_of_document_id}, merges=[]))
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         backend.decoder = decoders.ByteLevel()
@@ -75,7 +75,7 @@ class ByteTokenizer:
 
 
 def byte_characters() -> list[str]:
-    """The character that byte-level BPE writes each byte as: itself where it can be seen, else one from U+0100."""
+    """Return the character of each byte in byte-level BPE: itself if it is visible, else one from U+0100 up."""
     seen = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     hidden = iter(range(256, 512))
     return [chr(byte if byte in seen else next(hidden)) for byte in range(256)]

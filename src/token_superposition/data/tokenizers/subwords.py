@@ -1,17 +1,20 @@
-"""Subword tokenizers: whatever Hugging Face `tokenizers` can say in a tokenizer.json, trained here or elsewhere.
+"""Subword tokenizers of the Hugging Face library `tokenizers`: loaded from a tokenizer.json, or trained as `bpe:SIZE`.
 
-What defines one is that file's content and the end token. From the file is taken out what is not the
-tokenizer's own: truncation, padding, and the template that puts special tokens about a text, for here
-documents are ended by us and begun by nobody. It is saved in the same form, with the little beside it that
-transformers needs, so the folder of a data set can be named wherever a tokenizer folder can.
+Definition. The content of tokenizer.json and the end token define a tokenizer. Truncation, padding and the template
+that adds special tokens around a text are removed from the content: `tst prepare` ends documents itself and adds no
+token before them. The tokenizer is saved in the same form, together with the few values that transformers needs, so the
+folder of a dataset can be used as a tokenizer folder.
 
-Text that looks like a special token stays text. `encode_special_tokens` sees to it where a special token is
-looked for in the text. A vocabulary that holds "</s>" as one of its pieces finds it nonetheless; then the
-text is cut inside it.
+Special tokens in text. Text that looks like a special token stays text. `encode_special_tokens` ensures this if special
+tokens are searched in the text. A vocabulary with a piece such as "</s>" still finds the token; the text is then split
+inside it.
 
-A long document is encoded in segments that end at a line's end: an encoding takes some hundred bytes a token
-in memory, and segments are what several threads can share. Where there is one thread, a memory of words is faster
-(`words`).
+Speed. A long document is encoded in segments that end at a line end. An encoding needs some hundred bytes of memory per
+token, and several threads can share the segments. With one thread, a cache of words is faster (`word_cache`).
+
+`bpe:SIZE` is a byte-level BPE trained on the corpus. It can encode every text, because its alphabet is the 256 bytes.
+It keeps spaces and line ends, and it does not normalize text. The end token is one of the SIZE ids. Text is split into
+words as in GPT-2.
 """
 
 from __future__ import annotations
@@ -35,26 +38,26 @@ from token_superposition.data.tokenizers.word_cache import WordEncoder, splits_a
 from token_superposition.errors import UserError, did_you_mean
 from token_superposition.files import write_json, write_text
 
-OURS = "token_superposition"  # the key of tokenizer_config.json that is for us
+OURS = "token_superposition"  # the key of this package in tokenizer_config.json
 _SEGMENT_CHARACTERS = 2**18
 _BATCH_CHARACTERS = 2**21
 _NOT_ITS_OWN = ("truncation", "padding", "post_processor")
-_RANDOM = ("dropout", "alpha", "nbest_size")  # of a model: merges left out, and segmentations drawn, at random
+_RANDOM = ("dropout", "alpha", "nbest_size")  # keys of a model that leave out merges or draw segmentations at random
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
-_LINE_END = re.compile(r"\S\n(?=\S)")  # alone: a run of white space may be cut into tokens as a whole
-_SPACE = "\u2581"  # what SentencePiece writes a space as
+_LINE_END = re.compile(r"\S\n(?=\S)")  # a single line end: several white-space characters can form one token
+_SPACE = "\u2581"  # the character for a space in SentencePiece
 
 
 class SubwordTokenizer:
-    """A tokenizer of Hugging Face `tokenizers`.
+    """A tokenizer of the Hugging Face library `tokenizers`.
 
     Args:
-        name: what the user calls it.
+        name: the name that the user writes.
         definition: the content of its tokenizer.json.
         end_token: the token that ends a document.
 
     Raises:
-        UserError: where the definition is none, or has no such token.
+        UserError: if the definition is invalid, or has no such token.
     """
 
     def __init__(self, name: str, definition: dict[str, Any], end_token: str) -> None:
@@ -70,11 +73,11 @@ class SubwordTokenizer:
             if end_token in vocabulary and end_token not in _special(self._definition):
                 self._backend.add_special_tokens([AddedToken(end_token, special=True, normalized=False)])
                 self._definition = _own(json.loads(self._backend.to_str()), end_token)
-        except Exception as error:  # whatever its parser makes of what it does not know
+        except Exception as error:  # the parser can raise any exception for an unknown definition
             raise UserError(f"tokenizer {name!r}: its {TOKENIZER_FILE} cannot be used ({error})") from None
         if end_token not in vocabulary:
             near = did_you_mean(end_token, _special(self._definition))
-            raise UserError(f"tokenizer {name!r} has no token {end_token!r}{near}; name another with --end-token")
+            raise UserError(f"tokenizer {name!r} has no token {end_token!r}{near}; name a token with --end-token")
         self._backend.encode_special_tokens = True
         self.num_ids: int = 1 + max(vocabulary.values())
         self.vocab_size = padded(self.num_ids)
@@ -84,7 +87,7 @@ class SubwordTokenizer:
         unknown: int | None = vocabulary.get(model.get("unk_token"), model.get("unk_id"))
         self._unknown = None if unknown == self.end_of_document_id else unknown
         special = {token: vocabulary[token] for token in _special(self._definition)}
-        self._never_text = np.zeros(self.num_ids, dtype=bool)  # ids that no text may give
+        self._never_text = np.zeros(self.num_ids, dtype=bool)  # ids that text must never produce
         self._never_text[[place for place in special.values() if place != self._unknown]] = True
         self._spelt = sorted((token for token in special if len(token) > 1), key=len, reverse=True)
         self._vocabulary: dict[str, int] = vocabulary
@@ -104,7 +107,7 @@ class SubwordTokenizer:
             and not each.get("add_prefix_space")
             for each in splitters
         )
-        dropped = any(len(token) == 1 for token in _special(own))  # such a token has no inside: see `_encode_apart`
+        dropped = any(len(token) == 1 for token in _special(own))  # such a token cannot be split: see `_encode_apart`
         strip = any(token.get(side) for token in own["added_tokens"] for side in ("lstrip", "rstrip"))
         byte_level = any(each.get("type") == "ByteLevel" for each in splitters)
         whole = set(byte_characters()) <= set(self._vocabulary)
@@ -142,7 +145,7 @@ class SubwordTokenizer:
         return characters_by_id(self._vocabulary, self._definition, self._unknown, self.vocab_size)
 
     def _with_places(self, text: str) -> Places:
-        """Parts of a text, their ids, and where in the part each id's text begins and ends."""
+        """Yield the parts of a text, with their ids and the begin and end of each id in the part."""
         for part in _segments(text):
             encoding = self._backend.encode(part, add_special_tokens=False)
             yield part, encoding.ids, encoding.offsets
@@ -217,7 +220,7 @@ class SubwordTokenizer:
         return WordEncoder(self._backend, self.encoded_dtype) if exact else None
 
     def _encode_apart(self, text: str) -> NDArray[np.unsignedinteger[Any]]:
-        """Encode a text in which the vocabulary finds a special token: cut after its first character."""
+        """Encode a text in which the vocabulary finds a special token: split the text after its first character."""
         pattern = "|".join(f"(?<={re.escape(token[0])})(?={re.escape(token[1:])})" for token in self._spelt)
         parts = re.split(pattern, text) if pattern else [text]
         ids = [
@@ -225,11 +228,11 @@ class SubwordTokenizer:
             for part in self._backend.encode_batch_fast(parts, add_special_tokens=False)
         ]
         joined = np.concatenate(ids)
-        return joined[~self._never_text[joined]]  # a special token of one character has no inside: it is dropped
+        return joined[~self._never_text[joined]]  # a special token of one character cannot be split: it is left out
 
 
 def without_randomness(definition: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json that encodes a text the same way each time."""
+    """Return a tokenizer.json that always encodes a text in the same way."""
     model = definition.get("model")
     if not isinstance(model, dict) or not any(model.get(key) for key in _RANDOM):
         return definition
@@ -237,7 +240,7 @@ def without_randomness(definition: dict[str, Any]) -> dict[str, Any]:
 
 
 def _own(definition: dict[str, Any], end_token: str) -> dict[str, Any]:
-    """The definition without what is not the tokenizer's own, its end token special."""
+    """Return the definition without truncation, padding and template, and with the end token as a special token."""
     own = {**definition, **dict.fromkeys(_NOT_ITS_OWN)}
     added = definition.get("added_tokens")
     if not isinstance(added, list) or not all(isinstance(token, dict) and "content" in token for token in added):
@@ -253,7 +256,7 @@ def _special(definition: dict[str, Any]) -> list[str]:
 
 
 def _segments(text: str) -> Iterator[str]:
-    """A text in parts that end where a line does; one without line ends in parts of a fixed length."""
+    """Yield a text in parts that end at a line end, or in parts of a fixed length if there is no line end."""
     start = 0
     while len(text) - start > 2 * _SEGMENT_CHARACTERS:
         end = _LINE_END.search(text, start + _SEGMENT_CHARACTERS, start + 2 * _SEGMENT_CHARACTERS)
@@ -264,18 +267,12 @@ def _segments(text: str) -> Iterator[str]:
         yield text[start:] if start else text
 
 
-# `bpe:SIZE`: a byte-level BPE trained on the corpus.
-#
-# Every text can be written (its alphabet is the 256 bytes), spaces and line ends come back as they were, and nothing
-# is normalised. The end token is one of the SIZE ids. Words are cut as GPT-2 cuts them.
-
-
 _LEAST, _MOST = 257, 2**20
-_LONGEST_TOKEN = 32  # characters; longer ones are rulers of dashes and the like
+_LONGEST_TOKEN = 32  # characters; longer tokens are mostly lines of dashes
 
 
 def bpe_size(name: str) -> int | None:
-    """The SIZE of `bpe:SIZE`; None for another name; UserError where the size is none."""
+    """Return the SIZE of `bpe:SIZE`, or None for another name; raise UserError if the size is invalid."""
     kind, _, size = name.partition(":")
     if kind != "bpe":
         return None
@@ -285,11 +282,11 @@ def bpe_size(name: str) -> int | None:
 
 
 def train_bpe(texts: Iterable[str], size: int) -> SubwordTokenizer:
-    """Train on texts; the same texts in the same order give the same tokenizer.
+    """Train a tokenizer on texts; the same texts in the same order give the same tokenizer.
 
     Args:
-        texts: to train on.
-        size: ids; of a small corpus come fewer.
+        texts: the training texts.
+        size: the number of ids; a small corpus gives fewer.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

@@ -1,9 +1,9 @@
-"""The text that a tokenizer loses: characters that become the unknown token, or no token at all.
+"""Count the text that a tokenizer loses: characters that become the unknown token, or no token.
 
-White space is not counted: many tokenizers split at white space and leave it out. The count is an exact one where
-the tokenizer does not change the text, and where it changes the text and more than half a percent seems to be lost.
-Otherwise it is the difference between the characters of the text and the characters of its tokens. That difference
-costs no second encoding, and a healthy tokenizer never needs more.
+White space is not counted, because many tokenizers split at white space and leave it out. The count is exact if the
+tokenizer does not change the text, and also if it changes the text and more than half a percent seems to be lost.
+Otherwise the count is the difference between the characters of the text and the characters of its tokens. This
+difference needs no second encoding, and is enough for a good tokenizer.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from token_superposition.data.tokenizers.byte_level import byte_characters
 
 Places = Iterator[tuple[str, list[int], list[tuple[int, int]]]]  # parts of a text, their ids, the ids' offsets
-_LOOK_CLOSELY = 200  # one lost character in so many
+_LOOK_CLOSELY = 200  # the exact count is made if at least one of this many characters seems to be lost
 _WHITE_BYTES = bytes(byte for byte in range(128) if chr(byte).isspace())
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-_SPACE = "\u2581"  # what SentencePiece writes a space as
+_SPACE = "\u2581"  # the character for a space in SentencePiece
 
 
 def count_characters(text: bytes) -> int:
-    """Characters of a text in UTF-8 that are not white space."""
+    """Return the number of characters of a UTF-8 text that are not white space."""
     if text.isascii():
         return len(text.translate(None, _WHITE_BYTES))
     return sum(map(len, text.decode("utf-8").split()))
@@ -34,13 +34,13 @@ def count_characters(text: bytes) -> int:
 def characters_by_id(
     vocabulary: dict[str, int], definition: dict[str, Any], unknown: int | None, size: int
 ) -> NDArray[np.int64]:
-    """(size,): characters of text, without white space, that each id stands for; 0 for the unknown token.
+    """Return (size,): the characters of text of each id, without white space; 0 for the unknown token.
 
     Args:
-        vocabulary: ids by token.
+        vocabulary: the id of each token.
         definition: the content of tokenizer.json.
         unknown: the id of the unknown token.
-        size: of the result, at least the largest id and one.
+        size: the size of the result, at least the largest id plus one.
     """
     model = definition["model"]
     prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
@@ -66,7 +66,7 @@ def characters_by_id(
 
 
 def _begun(data: Iterable[int]) -> int:
-    """Characters that begin in some bytes of UTF-8, without white space."""
+    """Return the number of characters that begin in some bytes of UTF-8, without white space."""
     return sum(byte & 0xC0 != 0x80 and byte not in _WHITE_BYTES for byte in data)
 
 
@@ -77,15 +77,15 @@ def count_lost(
     unknown: int | None,
     encode: Callable[[str], Places] | None,
 ) -> tuple[int, int]:
-    """Characters of a text that were lost, of how many.
+    """Return the number of lost characters of a text, and the number of all its characters.
 
     Args:
-        text: in UTF-8.
-        ids: what it was encoded to.
-        counts: what `characters_by_id` gives.
+        text: the text in UTF-8.
+        ids: the ids of the text.
+        counts: the result of `characters_by_id`.
         unknown: the id of the unknown token.
-        encode: encodes the text once more and yields a part of it, its ids and their offsets; None where the
-            tokenizer does not change the text, so that the difference is exact.
+        encode: encodes the text again and yields each part of it, with its ids and their offsets; None if the tokenizer
+            does not change the text, so that the difference is exact.
     """
     total = count_characters(text)
     num_unknown = 0 if unknown is None else int(np.count_nonzero(ids == unknown))
@@ -97,17 +97,18 @@ def count_lost(
 
 
 def not_covered(text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]], unknown: int | None) -> int:
-    """Characters of a text, without white space, that the unknown token covers or no token."""
+    """Return the number of characters, without white space, that only the unknown token or no token covers."""
     spans = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
     is_unknown = np.asarray(ids, dtype=np.int64) == (-1 if unknown is None else unknown)
     known, lost = (_covered(len(text), spans[chosen]) for chosen in (~is_unknown, is_unknown))
-    # A known token can cover an unknown character: a space that was put before it has no place of its own.
+    # A known token can also cover a character of the unknown token: a space that the tokenizer inserted before it has
+    # no place in the text.
     places = np.flatnonzero(lost | ~known).tolist()
     return sum(map(len, "".join(text[place] for place in places).split()))
 
 
 def _covered(length: int, spans: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """(length,): which places lie in one of the spans (n, 2), each from its begin to before its end."""
+    """Return (length,): whether each place is in one of the spans (n, 2); the end of a span is exclusive."""
     edges = np.zeros(length + 1, dtype=np.int64)
     np.add.at(edges, spans[:, 0], 1)
     np.add.at(edges, spans[:, 1], -1)

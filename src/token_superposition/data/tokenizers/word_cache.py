@@ -1,13 +1,13 @@
-"""Encoding with a memory of words: a text's common words are looked up instead of being encoded again.
+"""Encode text with a cache of words: common words are looked up instead of being encoded again.
 
-A byte-level BPE first splits a text by a regular expression and then encodes each part by itself. The expressions that
-are in use (GPT-2's, Llama 3's, Qwen's) all begin a new part at a space before a letter, and end it where the letters
-end. So a text may be cut before and after a space and the ASCII letters that follow it, unless a character that is not
-ASCII, and may be a letter, comes next: every part then has the ids that it has in the text. Tokenizers with other
-expressions are not encoded this way.
+A byte-level BPE first splits a text by a regular expression and then encodes each part separately. All expressions in
+use (GPT-2's, Llama 3's, Qwen's) start a new part at a space before a letter, and end this part where the letters end.
+So a text can be split before and after a space and the ASCII letters that follow it, unless a character that is not
+ASCII comes next, because it can be a letter. Every part then has the same ids as in the whole text. Tokenizers with
+other expressions do not use the cache.
 
-A memory that is full keeps what it has: what is frequent came early. Its second half is for parts that one batch holds
-twice, so that names and numbers do not fill it.
+A full cache keeps its entries, because frequent words come early. The second half of the cache takes only parts that
+one batch holds twice, so that names and numbers do not fill it.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _LONGEST_PART = 32
 _CONTRACTED = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SPLITS = (
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2, where it is written out
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",  # GPT-2, written out
     _CONTRACTED + r"\p{N}{1,3}" + _REST,  # Llama 3
     _CONTRACTED + r"\p{N}" + _REST,  # Qwen 2
 )
 
 
 def splits_at_words(definition: dict[str, Any]) -> bool:
-    """Whether a tokenizer.json describes a byte-level BPE whose texts may be cut at words."""
+    """Return whether a tokenizer.json describes a byte-level BPE whose texts can be split at words."""
     model, added = definition["model"], definition["added_tokens"]
     if model.get("type") != "BPE" or model.get("dropout") or definition.get("normalizer") is not None:
         return False
-    if not all(token["special"] for token in added):  # others are looked for in the text before it is split
+    if not all(token["special"] for token in added):  # other added tokens are searched in the text before it is split
         return False
     splitters = definition.get("pre_tokenizer") or {}
     splitters = splitters.get("pretokenizers", [splitters])
@@ -46,7 +46,7 @@ def splits_at_words(definition: dict[str, Any]) -> bool:
 
 
 def _known_split(splitter: dict[str, Any]) -> bool | None:
-    """Whether a pre-tokenizer splits as it must; None where nothing is known of it."""
+    """Return whether a pre-tokenizer splits with a known expression; None if the pre-tokenizer is not known."""
     kind = splitter.get("type")
     if kind == "ByteLevel" and not splitter.get("add_prefix_space"):
         return bool(splitter.get("use_regex", True))
@@ -62,7 +62,7 @@ class WordEncoder:
 
     Args:
         backend: the tokenizer.
-        dtype: of the ids, uint16 or uint32.
+        dtype: the dtype of the ids, uint16 or uint32.
     """
 
     def __init__(self, backend: Any, dtype: np.dtype[Any]) -> None:
@@ -72,8 +72,8 @@ class WordEncoder:
         self._known: dict[str, bytes] = {"": b""}
 
     def encode(self, texts: Sequence[str]) -> list[NDArray[np.unsignedinteger[Any]]]:
-        """The ids of each text."""
-        missing: dict[str, list[tuple[list[Any], int]]] = {}  # where in which text a part stands
+        """Return the ids of each text."""
+        missing: dict[str, list[tuple[list[Any], int]]] = {}  # the texts and places of each part
         whole = []
         for text in texts:
             parts = _WORD.split(text)
@@ -88,7 +88,7 @@ class WordEncoder:
             found = array(self._code, encoding.ids).tobytes()
             for ids, place in places:
                 ids[place] = found
-            room = _MOST_PARTS if len(places) > 1 else _MOST_PARTS // 2
-            if len(self._known) < room and len(part) <= _LONGEST_PART:
+            limit = _MOST_PARTS if len(places) > 1 else _MOST_PARTS // 2
+            if len(self._known) < limit and len(part) <= _LONGEST_PART:
                 self._known[part] = found
         return [np.frombuffer(b"".join(ids), dtype=self._dtype) for ids in whole]
