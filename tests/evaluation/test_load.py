@@ -165,13 +165,13 @@ def test_an_export_whose_past_cannot_be_read_is_refused(folder: Path) -> None:
         assert "export the run again" in refusal(folder)
 
 
-def test_evaluation_imports_no_layer_above_it() -> None:
+def test_evaluation_imports_neither_the_training_loop_nor_studies() -> None:
     code = """
-import pkgutil, sys, importlib, token_superposition.evaluation as package
-for module in pkgutil.iter_modules(package.__path__):
+import pkgutil, sys, importlib, token_superposition.evaluation as layer
+for module in pkgutil.iter_modules(layer.__path__):
     importlib.import_module(f"token_superposition.evaluation.{module.name}")
-above = tuple(f"token_superposition.{name}" for name in ("study", "planner", "bench", "cli"))
-print([name for name in sys.modules if name.startswith(above)])
+higher = ("token_superposition.training.trainer", "token_superposition.training.loop", "token_superposition.study")
+print([name for name in sys.modules if name.startswith(higher)])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
