@@ -75,7 +75,7 @@ def test_the_figures_hang_together(config: Path, place: Path, capsys: pytest.Cap
     assert (result["batch_size"], result["sequence_length"], result["positions_per_step"]) == (4, 16, 64)
     assert result["random_data"] is None
     assert result["peak_matrix_size"] in (16, 32)
-    assert result["rounds"] * result["steps_a_round"] >= 6
+    assert result["rounds"] * result["steps_per_round"] >= 6
     assert [row["bag_size"] for row in result["bag_sizes"]] == [1, 2, 4]
     for row in result["bag_sizes"]:
         assert row["positions_per_second"] * row["step_seconds"] == pytest.approx(64)
@@ -338,12 +338,12 @@ def test_a_step_that_takes_too_much_ends_itself(config: Path) -> None:
         (["--bag-sizes", "0"], "'0' is not a bag size"),
         (["--bag-sizes", "1,,2"], "'' is not a bag size"),
         (["--bag-sizes", "2.0"], "'2.0' is not a bag size"),
-        (["--bag-sizes", "1,2,1"], "'1,2,1' names a bag size twice"),
+        (["--bag-sizes", "1,2,1"], "'1,2,1' contains a bag size twice"),
         (["--steps", "0"], "--steps: at least 1"),
         (["--steps", str(10**9)], "--steps is at most 100,000"),
         (["--seconds", "nan"], "a number is needed"),
         (["--steps", "1", "--seconds", "1"], "not allowed with argument --steps"),
-        (["--find-batch", "--steps", "1"], "--find-batch measures memory and no time"),
+        (["--find-batch", "--steps", "1"], "--find-batch measures memory, not time"),
         (["--out", "no/such/folder/x.json"], "--out: no/such/folder/x.json: there is no folder no/such/folder"),
         (["--out", "/proc/x.json"], "--out: /proc/x.json: cannot be written"),
         (["--out", "."], "--out: .: is a folder; name a file"),
