@@ -64,7 +64,7 @@ _BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         ("train.num_threads", 10**6, "train.num_threads"),
         ("train.batch_size", 10**9, "and this machine has"),
         ("train.device", "meta", "train.device: a device is auto, cpu, cuda"),
-        ("data.path", "a\0b", "data.path: the path of a folder is needed"),
+        ("data.path", "a\0b", "data.path: the path is empty or contains a NUL"),
         ("data", {}, "data.path: is missing; it takes the folder that `tst prepare` wrote"),
         ("arms", {"a": {}, "b": {}}, "line 1: arms: are for tst compare"),
     ],

@@ -447,6 +447,6 @@ def test_configurations_of_older_versions(small_run: dict[str, Any], tmp_path: P
 
 
 def test_it_needs_a_text(small_run: dict[str, Any], tmp_path: Path) -> None:
-    assert "model.init_from: the path of a folder is needed" in refused(
+    assert "model.init_from: the path is empty" in refused(
         {**small_run, "model": {"init_from": ""}}, tmp_path / "run"
     )

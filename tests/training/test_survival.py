@@ -234,7 +234,7 @@ def test_a_checkpoint_that_must_be_written_ends_the_run(
     folder = tmp_path / "run"
     with (
         full_at(folder, [at]),
-        pytest.raises(CheckpointError, match=r"could not be written .*MiB are free there; start the run again"),
+        pytest.raises(CheckpointError, match=r"could not be written .*MiB are free .*start the run again"),
     ):
         go(small_run, folder, logging__fail_on_checkpoint_error=asked)
     assert not (folder / "summary.json").exists()
