@@ -365,7 +365,7 @@ def test_bad_input_is_one_line(config: Path, place: Path, words: list[str], said
 def test_data_that_is_there_and_no_data_set(config: Path, place: Path) -> None:
     (place / "empty").mkdir()
     assert "is not a prepared data set" in refused("bench", config, "--data.path", place / "empty", "--quiet")
-    assert "there is no such file" in refused("bench", place / "none.yaml", "--quiet")
+    assert "does not exist" in refused("bench", place / "none.yaml", "--quiet")
     assert nothing_stays(place)
 
 

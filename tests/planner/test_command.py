@@ -178,7 +178,7 @@ def test_the_pilot_measures_this_machine(
         (["--parameters", "1B", "--tokens", "42B", "--train.warmup_steps", "1000000"], "train.warmup_steps"),
         (["--parameters", "1B", "--tokens", "10B", "--out", "."], "is a folder; name a file"),
         (["--parameters", "1B", "--tokens", "10B", "--out", "no/where.yaml"], "there is no folder no"),
-        (["nowhere.yaml"], "there is no such file"),
+        (["nowhere.yaml"], "does not exist"),
         (["small.yaml", "--parameters", "1B"], "give one of CONFIG.yaml and --parameters"),
         (["small.yaml", "--vocab-size", "99"], "--vocab-size needs --parameters"),
         (["small.yaml", "--data.path", "nowhere"], "nowhere is not there, so the vocabulary is not known"),

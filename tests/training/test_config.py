@@ -108,14 +108,14 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, section: str, message
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("", "holds no keys"), ("- a\n- b", "holds no keys"), ("a: [", "is not YAML"), ("train: {}", "data: is missing")],
+    [("", "has no keys"), ("- a\n- b", "has no keys"), ("a: [", "is not YAML"), ("train: {}", "data: is missing")],
 )
 def test_files_that_are_no_configuration(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "run.yaml"
     file.write_text(content)
     with pytest.raises(UserError, match=message):
         load_config(file)
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match="does not exist"):
         load_config(tmp_path / "none.yaml")
 
 

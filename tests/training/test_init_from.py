@@ -159,14 +159,14 @@ def test_a_killed_run_goes_on_bit_for_bit_without_the_folder(
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert killed["init_from"] == whole["init_from"]
     assert go(values, tmp_path / "killed") == killed  # a run that is done says so again
-    with pytest.raises(UserError, match=f"model.init_from '{folder}', and is now given '{base}'"):
+    with pytest.raises(UserError, match=f"model.init_from '{folder}', but the value is now '{base}'"):
         go(going_on(small_run, base), tmp_path / "killed")
-    with pytest.raises(UserError, match=f"model.init_from '{folder}', and is now given None"):
+    with pytest.raises(UserError, match=f"model.init_from '{folder}', but the value is now None"):
         go(small_run, tmp_path / "killed")
     with pytest.raises(UserError, match=r"model\.config\.hidden_size: 17 contradicts"):
         go(values, tmp_path / "killed", model__config={"hidden_size": 17})
     if kind == "run":
-        with pytest.raises(UserError, match=r"model\.init_from None, and is now given"):
+        with pytest.raises(UserError, match=r"model\.init_from None, but the value is now"):
             go(values, base)
 
 
@@ -447,6 +447,4 @@ def test_configurations_of_older_versions(small_run: dict[str, Any], tmp_path: P
 
 
 def test_it_needs_a_text(small_run: dict[str, Any], tmp_path: Path) -> None:
-    assert "model.init_from: the path is empty" in refused(
-        {**small_run, "model": {"init_from": ""}}, tmp_path / "run"
-    )
+    assert "model.init_from: the path is empty" in refused({**small_run, "model": {"init_from": ""}}, tmp_path / "run")

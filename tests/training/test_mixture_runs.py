@@ -104,7 +104,7 @@ def test_a_source_may_move_and_its_weight_may_not(
     mixed_run: dict[str, Any], digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_until(7, mixed_run, tmp_path / "run", monkeypatch)
-    with pytest.raises(UserError, match=r"started with data.sources.digits.weight 1.0, and is now given 2.0"):
+    with pytest.raises(UserError, match=r"started with data.sources.digits.weight 1.0, but the value is now 2.0"):
         go(mixed_run, tmp_path / "run", data__sources__digits__weight=2)
     words = mixed_run["data"]["sources"]["words"]["path"]
     with pytest.raises(UserError, match=r"data.sources: .* is not the data that the run"):
@@ -134,7 +134,7 @@ def test_the_advice_to_an_ordinary_run_is_not_superpositions(
     del mixed_run["superposition"]
     go(mixed_run, tmp_path / "run", train__total_steps=96, train__sequence_length=64, train__batch_size=16)
     said = capsys.readouterr().err
-    assert "text repeats; more text or fewer steps" in said
+    assert "text repeats; use more text or fewer steps" in said
     assert "output_only" not in said
 
 

@@ -86,7 +86,7 @@ def test_the_loss_in_slices_gives_the_same_run(small_run: dict[str, Any], whole:
 
 @pytest.mark.parametrize(
     ("backend", "words"),
-    [("auto", "from full logits"), ("chunked", "in slices, so that its logits are never all in memory")],
+    [("auto", "from full logits"), ("chunked", "in slices, so that memory never holds all logits")],
 )
 def test_how_the_loss_is_computed_is_said_once(
     small_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str, words: str

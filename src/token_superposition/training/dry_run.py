@@ -24,7 +24,7 @@ from token_superposition.training.datasets import Corpora, Validators, measure_s
 from token_superposition.training.init_from import InitialModel, open_source
 from token_superposition.training.optim import states_kept
 from token_superposition.training.preflight import check_attention, check_data
-from token_superposition.training.resume import check_unchanged, settle_config, what_is_odd
+from token_superposition.training.resume import check_unchanged, run_warnings, settle_config
 from token_superposition.training.run_folder import RunFolder
 
 _BAGS_SHOWN = 12
@@ -83,7 +83,7 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
                 for ids, targets in zip(batch.ids[0, :_BAGS_SHOWN], batch.targets[0, :_BAGS_SHOWN], strict=True)
             ],
         },
-        "warnings": what_is_odd(config, stream, source),
+        "warnings": run_warnings(config, stream, source),
     }
 
 
