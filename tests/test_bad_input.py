@@ -53,7 +53,7 @@ _BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         ("superposition", {"stages": [{"bag_siz": 2}]}, "no such key; did you mean 'superposition.stages.0.bag_size'"),
         ("superposition", {"stages": [{"bag_size": 2, "ratio": 0.1, "mod": 1}]}, "superposition.stages.0.mod: no such"),
         ("superposition", {"stages": []}, "superposition.stages: list should have at least 1 item"),
-        ("superposition", {"ratio": 0.3}, "superposition: ratio without bag_size means nothing"),
+        ("superposition", {"ratio": 0.3}, "superposition: ratio has no effect without bag_size"),
         ("superposition", None, "superposition: is empty; give it keys of its own, or leave it out"),
         ("superposition.bag_size", 10**9, "rows of 16 positions of 1000000000 tokens take 3,264.0 GB"),
         ("model.config.hiden_size", 3, "model.config.hiden_size: llama has no such key; did you mean 'hidden_size'"),
@@ -66,7 +66,7 @@ _BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         ("train.device", "meta", "train.device: a device is auto, cpu, cuda"),
         ("data.path", "a\0b", "data.path: the path is empty or contains a NUL"),
         ("data", {}, "data.path: is missing; it takes the folder that `tst prepare` wrote"),
-        ("arms", {"a": {}, "b": {}}, "line 1: arms: are for tst compare"),
+        ("arms", {"a": {}, "b": {}}, "line 1: arms: are only for tst compare"),
     ],
 )  # fmt: skip
 def test_a_key_or_value_that_does_not_fit(world: World, key: str, value: Any, said: str) -> None:

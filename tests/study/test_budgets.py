@@ -333,7 +333,7 @@ BAD = [
     ({"budgets": 12}, "budgets: needs numbers of steps"),
     ({"budgets": {"a": 1}}, "budgets: needs numbers of steps"),
     ({"budgets": [10**13]}, "train.total_steps"),
-    ({"budgets": [12, 24], "warmup": 10}, "budgets: 12 steps: train: warmup_steps 10 reach into the decay"),
+    ({"budgets": [12, 24], "warmup": 10}, "budgets: 12 steps: train: warmup_steps 10 overlaps the decay"),
     ({"equal_data": 1}, "equal_data: is true or false"),
 ]
 

@@ -163,12 +163,12 @@ def test_sources_of_different_tokenizers_are_refused(
     ("data", "message"),
     [
         ({}, "data.path: is missing; it takes the folder that `tst prepare` wrote"),
-        ({"path": "x", "sources": {"a": {"path": "y"}}}, "data.path: sources stands in its place: give one of the two"),
+        ({"path": "x", "sources": {"a": {"path": "y"}}}, "data.path: give either path or sources"),
         ({"sources": {}}, "data.path: is missing"),
         ({"sources": {"a": {}}}, "data.sources.a.path: is missing; it takes the folder that `tst prepare` wrote"),
         ({"sources": {"a": {"wieght": 1}}}, "a.wieght: no such key; did you mean 'data.sources.a.weight'?"),
         ({"sources": {"a": {"path": "x", "weight": 0}}}, "data.sources.a.weight: input should be greater than 0"),
-        ({"sources": {"a.b": {"path": "x"}}}, "data.sources: a source's name has at most 100 letters, digits"),
+        ({"sources": {"a.b": {"path": "x"}}}, "data.sources: the name of a source has at most 100 letters, digits"),
         ({"sources": {"a": {"path": "x"}}, "validation_sets": {"a": "y"}}, "validation_sets.a: a source has this"),
     ],
 )  # fmt: skip

@@ -145,7 +145,7 @@ def test_a_kernel_that_is_not_there_is_one_line(small_run: dict[str, Any], tmp_p
         pytest.skip("this machine may have the kernel")
     with pytest.raises(UserError, match=r"^train\.loss_backend liger needs liger-kernel and CUDA; take auto"):
         go(small_run, tmp_path / "run", train__loss_backend="liger")
-    with pytest.raises(UserError, match=r"train\.loss_backend liger takes bags that are all full"):
+    with pytest.raises(UserError, match=r"train\.loss_backend liger supports only full bags"):
         go(small_run, tmp_path / "run", train__loss_backend="liger", data__bag_boundary="document")
-    with pytest.raises(UserError, match="loss_backend torch has no z-loss"):
+    with pytest.raises(UserError, match="loss_backend torch does not support z_loss"):
         go(small_run, tmp_path / "run", train__loss_backend="torch", train__z_loss=0.1)
