@@ -49,12 +49,12 @@ _BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     [
         ("train.intervall", 3, "train.intervall: no such key; did you mean 'logging.log_interval'"),
         ("logging.intervall", 3, "logging.intervall: no such key; did you mean 'logging.log_interval'"),
-        ("logging.zzz", 3, "logging.zzz: no such key; there are log_interval, validation_interval,"),
+        ("logging.zzz", 3, "logging.zzz: no such key; the section has the keys log_interval, validation_interval,"),
         ("superposition", {"stages": [{"bag_siz": 2}]}, "no such key; did you mean 'superposition.stages.0.bag_size'"),
         ("superposition", {"stages": [{"bag_size": 2, "ratio": 0.1, "mod": 1}]}, "superposition.stages.0.mod: no such"),
         ("superposition", {"stages": []}, "superposition.stages: list should have at least 1 item"),
         ("superposition", {"ratio": 0.3}, "superposition: ratio has no effect without bag_size"),
-        ("superposition", None, "superposition: is empty; give it keys of its own, or leave it out"),
+        ("superposition", None, "superposition: is empty; add keys to the section, or remove it"),
         ("superposition.bag_size", 10**9, "rows of 16 positions of 1000000000 tokens take 3,264.0 GB"),
         ("model.config.hiden_size", 3, "model.config.hiden_size: llama has no such key; did you mean 'hidden_size'"),
         ("model.config", {3: 1}, "model.config.3: llama has no such key"),
@@ -65,7 +65,7 @@ _BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         ("train.batch_size", 10**9, "and this machine has"),
         ("train.device", "meta", "train.device: a device is auto, cpu, cuda"),
         ("data.path", "a\0b", "data.path: the path is empty or contains a NUL"),
-        ("data", {}, "data.path: is missing; it takes the folder that `tst prepare` wrote"),
+        ("data", {}, "data.path: is missing; expected: dataset folder that `tst prepare` wrote"),
         ("arms", {"a": {}, "b": {}}, "line 1: arms: are only for tst compare"),
     ],
 )  # fmt: skip

@@ -320,7 +320,7 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
         (in_config(num_hidden_layers=3), "its weights lack 'model.layers.2"),
         (in_config(num_hidden_layers=1), "for which llama has no place"),
         (in_config(num_hidden_layers=10**9), "is too large (the most that makes sense is"),
-        (in_config(vocab_size=200), "has a vocabulary of 200 ids, and tokenizer 'bytes' of the data has 257"),
+        (in_config(vocab_size=200), "has a vocabulary of 200 ids, but tokenizer 'bytes' of the data has 257"),
         (in_config(model_type="lama"), "cannot be loaded"),
         (in_config(model_type="bert"), "its weights lack 'bert."),
         (in_config(model_type="t5"), "model.architecture: 't5' is not a causal language model"),
@@ -369,7 +369,7 @@ def test_a_model_that_still_predicts_bags(base: Path, small_run: dict[str, Any],
     for folder in (run, tmp_path / "export"):
         line = refused(going_on(small_run, folder), tmp_path / "run")
         assert "step 6 of 12) is still in the superposition phase" in line
-        assert line.endswith("let its own run finish, and go on from that")
+        assert line.endswith("then start from the finished run")
 
 
 def test_a_run_in_recovery_is_taken_and_said(
@@ -378,7 +378,7 @@ def test_a_run_in_recovery_is_taken_and_said(
     run = Path(shutil.copytree(base, tmp_path / "unfinished"))
     shutil.rmtree(run / "checkpoints" / "step-0000012")
     summary = go(going_on(small_run, run), tmp_path / "run")
-    assert "this model is not trained to its end (step 9 of 12)" in capsys.readouterr().err
+    assert "the training of this model is not finished (step 9 of 12)" in capsys.readouterr().err
     assert summary["init_from"]["origin"]["step"] == 9
     damaged = Path(shutil.copytree(base, tmp_path / "damaged"))
     (damaged / "checkpoints" / "step-0000012" / "manifest.json").unlink()

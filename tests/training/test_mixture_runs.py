@@ -155,17 +155,17 @@ def test_sources_of_different_tokenizers_are_refused(
 
     monkeypatch.setattr(TokenDataset, "open", opened)
     config = parse_config(mixed_run, {"train.dtype": "float32"})
-    with pytest.raises(UserError, match=r"tokenizer 'bytes', .* with another, 'others'; prepare both with the same"):
+    with pytest.raises(UserError, match=r"tokenizer 'bytes', .* with tokenizer 'others'; prepare both with the same"):
         Trainer(config, config.schedule())
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({}, "data.path: is missing; it takes the folder that `tst prepare` wrote"),
+        ({}, "data.path: is missing; expected: dataset folder that `tst prepare` wrote"),
         ({"path": "x", "sources": {"a": {"path": "y"}}}, "data.path: give either path or sources"),
         ({"sources": {}}, "data.path: is missing"),
-        ({"sources": {"a": {}}}, "data.sources.a.path: is missing; it takes the folder that `tst prepare` wrote"),
+        ({"sources": {"a": {}}}, "data.sources.a.path: is missing; expected: dataset folder that `tst prepare` wrote"),
         ({"sources": {"a": {"wieght": 1}}}, "a.wieght: no such key; did you mean 'data.sources.a.weight'?"),
         ({"sources": {"a": {"path": "x", "weight": 0}}}, "data.sources.a.weight: input should be greater than 0"),
         ({"sources": {"a.b": {"path": "x"}}}, "data.sources: the name of a source has at most 100 letters, digits"),
