@@ -254,7 +254,7 @@ def test_a_damaged_line_of_metrics_is_named_but_for_what_a_kill_leaves(world: Wo
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     (folder / "metrics.jsonl").write_text("\n".join([lines[0], lines[1][:20], *lines[2:]]))
     line = refused("train", world.config, "--out", folder)
-    assert line.endswith("metrics.jsonl, line 2: is damaged; delete this line to go on without it")
+    assert line.endswith("metrics.jsonl, line 2: is damaged; delete this line to continue without it")
     (folder / "metrics.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"step": 9\n' + bytes(100))
     assert tst("train", world.config, "--out", folder, "--quiet").code == 0
 

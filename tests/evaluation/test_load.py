@@ -70,7 +70,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(done_run: Path
     assert loaded.origin is not None
     assert loaded.origin.step == 9
     assert "step-0000012" in loaded.warnings[0]
-    assert loaded.warnings[0].endswith("using the checkpoint before it")
+    assert loaded.warnings[0].endswith("using the previous checkpoint")
     assert "not finished (step 9 of 12)" in loaded.warnings[1]
     for checkpoint in (run / "checkpoints").iterdir():
         (checkpoint / "manifest.json").unlink()

@@ -384,7 +384,7 @@ def test_a_run_in_recovery_is_taken_and_said(
     (damaged / "checkpoints" / "step-0000012" / "manifest.json").unlink()
     go(going_on(small_run, damaged), tmp_path / "other")
     said = capsys.readouterr().err
-    assert "step-0000012: has no readable manifest.json, so it is incomplete; using the checkpoint before it" in said
+    assert "step-0000012: has no readable manifest.json, so it is incomplete; using the previous checkpoint" in said
 
 
 def test_another_tokenizer(exported: Path, small_run: dict[str, Any], tmp_path: Path) -> None:

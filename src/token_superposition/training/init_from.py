@@ -124,9 +124,8 @@ def settle_model(
         num_ids=tokenizer.num_ids,
     )
     for key, value in given.config.items():
-        found = (getattr(meant, "rope_parameters", None) or {}).get(
-            key, getattr(meant, key, None)
-        )  # where older configurations have it
+        # Older configurations have the keys of rope_parameters at the top level.
+        found = (getattr(meant, "rope_parameters", None) or {}).get(key, getattr(meant, key, None))
         if not _agrees(value, found):
             raise UserError(
                 f"model.config.{key}: {value!r} contradicts {given.init_from}, which has {found!r}; remove the key"

@@ -143,7 +143,7 @@ def _newest_checkpoint(folder: RunFolder) -> tuple[Path | None, bool]:
     if checkpoint is None and complaints:
         raise no_whole_checkpoint(folder.checkpoints, complaints)
     for complaint in complaints:
-        warn(f"{complaint}; continuing from the checkpoint before it")
+        warn(f"{complaint}; continuing from the previous checkpoint")
     return checkpoint, bool(complaints)
 
 
