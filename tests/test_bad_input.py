@@ -55,7 +55,7 @@ _BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         ("superposition", {"stages": []}, "superposition.stages: list should have at least 1 item"),
         ("superposition", {"ratio": 0.3}, "superposition: ratio has no effect without bag_size"),
         ("superposition", None, "superposition: is empty; add keys to the section, or remove it"),
-        ("superposition.bag_size", 10**9, "rows of 16 positions of 1000000000 tokens take 3,264.0 GB"),
+        ("superposition.bag_size", 10**9, "rows of 16 positions of 1000000000 tokens need 3,264.0 GB"),
         ("model.config.hiden_size", 3, "model.config.hiden_size: llama has no such key; did you mean 'hidden_size'"),
         ("model.config", {3: 1}, "model.config.3: llama has no such key"),
         ("train.total_steps", "12", "train.total_steps: a number is needed, not a text (given: '12')"),
@@ -83,7 +83,7 @@ def test_total_work_beyond_all_numbers(world: World) -> None:
     [
         ("data: {path: x}\ndata: {path: y}\n", "line 2: data: is given twice (first on line 1)"),
         ("data: &a {path: *a}\n", "line 1: an alias that contains itself"),
-        (_BOMB, "holds over 20,000 values"),
+        (_BOMB, "has over 20,000 values"),
         ("[" * 5000, "is nested too deeply"),
         ("train: {seed: " + "9" * 5000 + "}", "line 1: a number of 5,000 digits"),
         ("data: {path: 2020-13-45}", "2020-13-45: no such folder"),
@@ -226,7 +226,7 @@ def test_a_description_is_not_trusted(world: World, change: dict[str, Any], said
         ("run.json", '{"stages": [{"bag_size": "2", "steps": 1}]}', "run.json: is damaged (stages: bag_size is '2')"),
         ("run.json", None, "run.json: is missing from this run"),
         ("summary.json", "[" * 10**5, "summary.json: is not JSON; remove it"),
-        ("summary.json", '{"steps": "many"}', "summary.json: is damaged (steps is not a number); remove it"),
+        ("summary.json", '{"steps": "many"}', "summary.json: is damaged (steps is not a number); delete it"),
     ],
 )
 def test_a_damaged_run_folder(world: World, name: str, content: str | None, said: str) -> None:

@@ -340,7 +340,7 @@ def test_a_step_that_takes_too_much_ends_itself(config: Path) -> None:
         (["--bag-sizes", "2.0"], "'2.0' is not a bag size"),
         (["--bag-sizes", "1,2,1"], "'1,2,1' contains a bag size twice"),
         (["--steps", "0"], "--steps: at least 1"),
-        (["--steps", str(10**9)], "--steps is at most 100,000"),
+        (["--steps", str(10**9)], "--steps: at most 100,000"),
         (["--seconds", "nan"], "a number is needed"),
         (["--steps", "1", "--seconds", "1"], "not allowed with argument --steps"),
         (["--find-batch", "--steps", "1"], "--find-batch measures memory, not time"),
@@ -352,7 +352,7 @@ def test_a_step_that_takes_too_much_ends_itself(config: Path) -> None:
         (["--data.path", "nowhere"], "--data.path: nowhere: no such folder; make it with: tst prepare"),
         (["--model.config.hidden_size", "2000000"], "the model takes"),
         (["--train.batch_size", str(10**9)], "and this machine has"),
-        (["--bag-sizes", "9999991,9999973"], "rows of 16 positions of 9999991 tokens take"),
+        (["--bag-sizes", "9999991,9999973"], "rows of 16 positions of 9999991 tokens need"),
     ],
 )
 def test_bad_input_is_one_line(config: Path, place: Path, words: list[str], said: str) -> None:

@@ -393,7 +393,7 @@ def test_another_tokenizer(exported: Path, small_run: dict[str, Any], tmp_path: 
     rewritten(file, lambda values: values["origin"].update(tokenizer="llama-3", fingerprint="f" * 64))
     line = refused(going_on(small_run, folder), tmp_path / "run")
     assert (
-        f"{folder} was trained with tokenizer 'llama-3' (ffffffffffff), and the data was prepared with 'bytes'" in line
+        f"{folder} was trained with tokenizer 'llama-3' (ffffffffffff), but the data was prepared with 'bytes'" in line
     )
     for key, value in (("step", "x"), ("init_from", {"path": "x", "origin": {}}), ("stages", [])):
         shutil.copy(exported / "token_superposition.json", file)

@@ -124,7 +124,7 @@ def test_each_source_that_repeats_is_said_with_how_often_and_what_helps(
     assert "of source digits, 4." in warnings[0]
     assert f"{sources['digits']['epochs']:.2f} epochs" in warnings[0]
     # Half of the steps read twice as much: plain inputs would come to two thirds.
-    assert f"output_only would come to {sources['digits']['epochs'] * 2 / 3:.2f} epochs" in warnings[0]
+    assert f"output_only would need {sources['digits']['epochs'] * 2 / 3:.2f} epochs" in warnings[0]
     assert "smaller bag_size or ratio" in warnings[0]
 
 

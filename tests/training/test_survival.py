@@ -343,7 +343,7 @@ def test_more_skipped_steps_than_are_borne_end_the_run(
     settings = {"train__max_skipped_steps": 2, "train__optimizer": optimizer}
     with monkeypatch.context() as patched:
         poison(patched, 4, 5, 7)
-        with pytest.raises(TrainingDivergedError, match=r"^step 8 of .* more than train.max_skipped_steps"):
+        with pytest.raises(TrainingDivergedError, match=r"^step 8 of .* exceeds train.max_skipped_steps"):
             go(small_run, tmp_path / "run", **settings)
     assert not (tmp_path / "run" / "summary.json").exists()
     assert go(small_run, tmp_path / "run", **settings)["skipped_steps"] == 2  # counted up to the checkpoint at 6

@@ -282,7 +282,9 @@ def test_a_validation_set_of_another_tokenizer_is_refused(
     monkeypatch.setattr(TokenDataset, "open", opened)
     small_run["data"] |= {"validation_sets": {"x": "other"}, "verify": False}
     config = parse_config(small_run, {"train.dtype": "float32"})
-    with pytest.raises(UserError, match=r"^other: was prepared with tokenizer 'others', the training data in .* both"):
+    with pytest.raises(
+        UserError, match=r"^other: was prepared with tokenizer 'others', but the training data in .* both"
+    ):
         Trainer(config, config.schedule())
 
 

@@ -1,7 +1,7 @@
 """Text as tokens to be scored, encoded on the fly with the model's own tokenizer.
 
 Documents stand one after the other as the tokenizer writes them, each ended by the end token, as in a
-prepared data set. Long documents are encoded in pieces, and no more of them than is going to be scored.
+prepared dataset. Long documents are encoded in pieces, and no more of them than is going to be scored.
 
 How many bytes of text a token stands for is told by its place in the text, which any fast tokenizer knows:
 it stands for what no token before it reached, and the last token of a document for what is left. So the sum is right
