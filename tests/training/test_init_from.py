@@ -206,10 +206,10 @@ def test_what_comes_of_it_is_exported_and_loads_in_stock_transformers(
     card = " ".join((tmp_path / "last" / "README.md").read_text().split())
     past = "(step 12 of 12 with bags of up to 2 tokens)"
     assert (
-        f"trained on from the weights of `{tmp_path / 'out'}` {past}, itself trained on from `{source}` {past}, by "
+        f"trained from the weights of `{tmp_path / 'out'}` {past}, itself trained from `{source}` {past}, by "
         "ordinary next-token training."
     ) in card
-    assert "figures are of this run alone" in card
+    assert "results are those of this run alone" in card
     assert "no evidence" not in card
     assert "pre-trained from scratch" not in card
     assert "no evidence that superposition helps" in " ".join((tmp_path / "out" / "README.md").read_text().split())
