@@ -140,7 +140,7 @@ def test_without_a_configuration_the_demo_s_model_reads_random_tokens(
     words = ("--bag-sizes", "1,2", "--steps", 1, "--train.sequence_length", 8, "--train.device", "cpu")
     result = bench(capsys, *words)
     assert result["parameters"] == 390_816
-    assert "reading random tokens of a vocabulary of 320" in result["random_data"]
+    assert "using random tokens with a vocabulary of 320" in result["random_data"]
     assert nothing_stays(place)
 
 
@@ -235,10 +235,10 @@ def test_the_sentence() -> None:
     compared = row(16, ratio=1.014, ratio_interval=[1.001, 1.02])
     text = reading({"bag_sizes": [row(1), compared]})
     assert "costs 1.01 times an ordinary step (95% interval 1.00 to 1.02)" in text
-    assert "reads 16 times the tokens" in text
-    assert "nothing to compare it with" in reading({"bag_sizes": [row(4)]})
+    assert "reads 16 times as many tokens" in text
+    assert "measure bag size 1 too" in reading({"bag_sizes": [row(4)]})
     slow = reading({"bag_sizes": [row(1, data_wait_fraction=0.02), {**compared, "data_wait_fraction": 0.3}]})
-    assert slow.endswith("At s=16 it waits for data 30.0% of the time.")
+    assert slow.endswith("At s=16 training waits for data 30.0% of the time.")
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_the_command_says_what_to_write(
     words = ["bench", str(config), "--bag-sizes", "2", "--find-batch", "--quiet"]
     assert main(words) == 0
     text = capsys.readouterr().out
-    assert "whole batch of 4 rows fits at once at s=2 (1 MiB of " in text
+    assert "whole batch of 4 rows fits into memory at s=2 (1 MiB of " in text
     assert yaml.safe_load(text.partition("configuration:\n")[2]) == {"train": {"micro_batch_size": 4}}
     monkeypatch.setattr(batch_size, "available_memory", lambda: 1000)
     assert "not even one row of 16 positions at bag size 2 fits" in refused(*words)
