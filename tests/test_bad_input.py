@@ -49,13 +49,13 @@ _BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     [
         ("train.intervall", 3, "train.intervall: no such key; did you mean 'logging.log_interval'"),
         ("logging.intervall", 3, "logging.intervall: no such key; did you mean 'logging.log_interval'"),
-        ("logging.zzz", 3, "logging.zzz: no such key; there are log_interval, validation_interval,"),
+        ("logging.zzz", 3, "logging.zzz: no such key; the section has the keys log_interval, validation_interval,"),
         ("superposition", {"stages": [{"bag_siz": 2}]}, "no such key; did you mean 'superposition.stages.0.bag_size'"),
         ("superposition", {"stages": [{"bag_size": 2, "ratio": 0.1, "mod": 1}]}, "superposition.stages.0.mod: no such"),
         ("superposition", {"stages": []}, "superposition.stages: list should have at least 1 item"),
-        ("superposition", {"ratio": 0.3}, "superposition: ratio without bag_size means nothing"),
-        ("superposition", None, "superposition: is empty; give it keys of its own, or leave it out"),
-        ("superposition.bag_size", 10**9, "rows of 16 positions of 1000000000 tokens take 3,264.0 GB"),
+        ("superposition", {"ratio": 0.3}, "superposition: ratio has no effect without bag_size"),
+        ("superposition", None, "superposition: is empty; add keys to the section, or remove it"),
+        ("superposition.bag_size", 10**9, "rows of 16 positions of 1000000000 tokens need 3,264.0 GB"),
         ("model.config.hiden_size", 3, "model.config.hiden_size: llama has no such key; did you mean 'hidden_size'"),
         ("model.config", {3: 1}, "model.config.3: llama has no such key"),
         ("train.total_steps", "12", "train.total_steps: a number is needed, not a text (given: '12')"),
@@ -64,9 +64,9 @@ _BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
         ("train.num_threads", 10**6, "train.num_threads"),
         ("train.batch_size", 10**9, "this machine has"),
         ("train.device", "meta", "train.device: a device is auto, cpu, cuda"),
-        ("data.path", "a\0b", "data.path: the path of a folder is needed"),
-        ("data", {}, "data.path: is missing; it takes the folder that `tst prepare` wrote"),
-        ("arms", {"a": {}, "b": {}}, "line 1: arms: are for tst compare"),
+        ("data.path", "a\0b", "data.path: the path is empty or contains a NUL"),
+        ("data", {}, "data.path: is missing; expected: dataset folder that `tst prepare` wrote"),
+        ("arms", {"a": {}, "b": {}}, "line 1: arms: are only for tst compare"),
     ],
 )  # fmt: skip
 def test_a_key_or_value_that_does_not_fit(world: World, key: str, value: Any, said: str) -> None:
@@ -83,7 +83,7 @@ def test_total_work_beyond_all_numbers(world: World) -> None:
     [
         ("data: {path: x}\ndata: {path: y}\n", "line 2: data: is given twice (first on line 1)"),
         ("data: &a {path: *a}\n", "line 1: an alias that contains itself"),
-        (_BOMB, "holds over 20,000 values"),
+        (_BOMB, "has over 20,000 values"),
         ("[" * 5000, "is nested too deeply"),
         ("train: {seed: " + "9" * 5000 + "}", "line 1: a number of 5,000 digits"),
         ("data: {path: 2020-13-45}", "2020-13-45: no such folder"),
@@ -226,7 +226,7 @@ def test_a_description_is_not_trusted(world: World, change: dict[str, Any], said
         ("run.json", '{"stages": [{"bag_size": "2", "steps": 1}]}', "run.json: is damaged (stages: bag_size is '2')"),
         ("run.json", None, "run.json: is missing from this run"),
         ("summary.json", "[" * 10**5, "summary.json: is not JSON; remove it"),
-        ("summary.json", '{"steps": "many"}', "summary.json: is damaged (steps is not a number); remove it"),
+        ("summary.json", '{"steps": "many"}', "summary.json: is damaged (steps is not a number); delete it"),
     ],
 )
 def test_a_damaged_run_folder(world: World, name: str, content: str | None, said: str) -> None:
@@ -254,7 +254,7 @@ def test_a_damaged_line_of_metrics_is_named_but_for_what_a_kill_leaves(world: Wo
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     (folder / "metrics.jsonl").write_text("\n".join([lines[0], lines[1][:20], *lines[2:]]))
     line = refused("train", world.config, "--out", folder)
-    assert line.endswith("metrics.jsonl, line 2: is damaged; delete this line to go on without it")
+    assert line.endswith("metrics.jsonl, line 2: is damaged; delete this line to continue without it")
     (folder / "metrics.jsonl").write_bytes("\n".join(lines).encode() + b'\n{"step": 9\n' + bytes(100))
     assert tst("train", world.config, "--out", folder, "--quiet").code == 0
 

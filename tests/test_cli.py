@@ -227,7 +227,7 @@ def test_a_refusal_from_the_shell(tmp_path: Path) -> None:
 
 def test_keys_of_a_configuration_where_there_is_none(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     line = refused(capsys, "export", tmp_path, tmp_path / "out", "--train.seed", "3")
-    assert "--train.seed: tst export takes no keys" in line
+    assert "--train.seed: tst export takes no configuration keys" in line
 
 
 @pytest.mark.parametrize("command", ["eval", "generate", "export"])
@@ -238,7 +238,7 @@ def test_a_model_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path:
 
 
 def test_options_of_use_out_of_range(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert "nothing to score" in refused(capsys, "eval", tmp_path)
+    assert "nothing to evaluate" in refused(capsys, "eval", tmp_path)
     assert "--max-tokens: at least 1, not 0" in refused(capsys, "eval", tmp_path, "x", "--max-tokens", "0")
     assert "--batch-size" in refused(capsys, "eval", tmp_path, "x", "--batch-size", "many")
     assert "--prompt" in refused(capsys, "generate", tmp_path)

@@ -133,7 +133,7 @@ _MANY = 2**18 - 40
         ("a: !!omap [x: 1]", "line 1"),
         ("!!python/name:os.system {}", "line 1"),
         ("a: *nothing", "anchor"),
-        ("? [a, b]\n: 1", "a key is a text"),
+        ("? [a, b]\n: 1", "a key is a list or a section"),
         ("a: {<<: 3}", "takes a section"),
         ("a: {on: 1, 'on': 2}", "given twice"),
         ('data: {path: "\\ud800"}', ""),

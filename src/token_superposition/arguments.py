@@ -1,4 +1,4 @@
-"""The types of command-line options. A number is decimal, in the same notation as in a YAML file."""
+"""Types of command-line options. Numbers are decimal and have the same notation as in a YAML file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NUMBER = re.compile(r"[-+]?([0-9]+(_[0-9]+)*(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9
 
 
 def path(text: str) -> Path:
-    """The path of a file or folder; `~` and `~user` stand for home folders."""
+    """The path of a file or folder; `~` and `~user` mean home folders."""
     try:
         return user_path(text)
     except UserError as error:
@@ -25,7 +25,7 @@ def path(text: str) -> Path:
 
 
 def path_or_word(text: str) -> str:
-    """A path or something else, such as a name on the hub; only a `~` at its beginning is replaced."""
+    """A path or another name, such as a name on the Hugging Face Hub; only a leading `~` is replaced."""
     try:
         return expanded(text)
     except UserError as error:
@@ -33,14 +33,14 @@ def path_or_word(text: str) -> str:
 
 
 def integer(text: str) -> int:
-    """A whole number: `010` is ten."""
+    """A whole number in decimal notation: `010` is ten."""
     if not _INTEGER.fullmatch(text.strip()) or len(text) > 400:
         raise argparse.ArgumentTypeError(f"a whole number is needed, such as 10, not {shortened(text)!r}")
     return int(text)
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """The type of a whole number that is not smaller."""
+    """The type of a whole number that is at least `least`."""
 
     def bounded(text: str) -> int:
         value = integer(text)
@@ -70,7 +70,7 @@ def number(text: str) -> float:
 
 
 def device(text: str) -> str:
-    """The name of a device; whether this machine has it is found out later."""
+    """The name of a device; `resolve_device` later checks that this machine has the device."""
     if not is_device(text):
         raise argparse.ArgumentTypeError(
             f"a device is auto, cpu, cuda, cuda:1 (or another number) or mps, not {shortened(text)!r}"
@@ -79,5 +79,5 @@ def device(text: str) -> str:
 
 
 def is_device(text: str) -> bool:
-    """Whether a text is the name of a device of any machine."""
+    """Whether a text is the name of a device that some machine can have."""
     return _DEVICES.fullmatch(text) is not None

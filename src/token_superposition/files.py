@@ -1,12 +1,11 @@
-"""Files that are written whole or not at all.
+"""Atomic writes of files and folders, and safe reads of JSON files.
 
-A reader never sees half a file: content goes to a temporary name in the same folder, is flushed to the disk,
-and takes its final name in one step. `replace_folder` does the same for a folder that was filled beside its
-final place.
+A reader never sees a partial file: the content goes to a temporary file in the same folder, is flushed to the disk,
+and is then renamed in one step. `replace_folder` does the same for a folder.
 
-What goes wrong on the disk is not handled here: it comes out as the `OSError` it is, with the file's name,
-and the command line puts it into words (`errors.machine_trouble`). What is read back is never trusted:
-`read_object` gives a JSON object or a `UserError`.
+Errors of the disk leave these functions as an `OSError` with the name of the file; the command line turns the
+exception into a message (`errors.machine_trouble`). A file that is read may be damaged: `read_object` returns a JSON
+object or raises `UserError`.
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ def sync_folder(folder: Path) -> None:
 
 
 def could_not_write(path: Path, *causes: BaseException) -> str:
-    """One line on a file or folder that could not be written: a library may hide a full disk behind its own error."""
+    """A message for a failed write, with the free disk space, because some libraries hide the error of a full disk."""
     texts = [getattr(cause, "strerror", None) or str(cause) or type(cause).__name__ for cause in causes]
     reasons = " ".join("; ".join(texts).split())
     free = shutil.disk_usage(path.parent).free
-    return f"{path}: could not be written ({reasons}); {free / 2**20:,.0f} MiB are free there"
+    return f"{path}: could not be written ({reasons}); {free / 2**20:,.0f} MiB are free on that disk"
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give every OSError that leaves the block a file's name: writing to an open file raises one without."""
+    """Add the name of the file to an OSError of the block: an error from a write to an open file lacks the name."""
     try:
         yield
     except OSError as error:
@@ -52,7 +51,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def make_folder(path: Path) -> list[Path]:
-    """Make a folder and those above it; returns what was not there before, the innermost first."""
+    """Make a folder and its parents; returns the folders that did not exist before, the innermost first."""
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -63,17 +62,18 @@ def make_folder(path: Path) -> list[Path]:
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Remove those of the folders that are empty, in the order given."""
+    """Remove the folders that are empty, in the given order."""
     for folder in folders:
-        with contextlib.suppress(OSError):  # not empty, or never made
+        with contextlib.suppress(OSError):  # the folder is not empty, or does not exist
             folder.rmdir()
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
-    """A binary file that appears under `path` when the block ends, and not at all when it raises.
+    """Yield a binary file that is renamed to `path` when the block ends, and removed when the block raises.
 
-    Without `durable` it is not flushed to the disk: a power cut may leave it empty, which its reader then has to find.
+    If `durable` is false, the file is not flushed to the disk. A power cut may then leave an empty file, and the reader
+    has to detect this.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -85,8 +85,8 @@ def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         temporary.replace(path)
     except BaseException as error:
         if isinstance(error, OSError):
-            error.filename = str(path)  # nobody has heard of the temporary one
-        with contextlib.suppress(OSError):  # a disk that refused the file may refuse this too: say the first
+            error.filename = str(path)  # the user does not know the temporary file
+        with contextlib.suppress(OSError):  # keep the first error if the disk refuses this too
             temporary.unlink(missing_ok=True)
         raise
     if durable:
@@ -94,54 +94,54 @@ def atomic_file(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
-    """Write `text` (UTF-8) to `path`, whole or not at all."""
+    """Write `text` to `path` as UTF-8, atomically."""
     with atomic_file(path, durable=durable) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    """Write `value` as indented JSON to `path`, whole or not at all."""
+    """Write `value` to `path` as indented JSON, atomically."""
     with atomic_file(path, durable=durable) as file:
-        # The name of a file may hold bytes that are no UTF-8: in JSON, too, such half of a pair is written \udcXX.
+        # A file name may contain bytes that are not UTF-8. Python holds them as surrogates; JSON gets them as \udcXX.
         file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", errors="backslashreplace"))
 
 
-def read_object(path: Path, mend: str) -> dict[str, Any]:
-    """The JSON object in a file that somebody or something may have damaged.
+def read_object(path: Path, fix: str) -> dict[str, Any]:
+    """Read a JSON object from a file that may be damaged.
 
     Args:
         path: the file.
-        mend: what to do where it is not one, for the message.
+        fix: the advice that error messages end with.
 
     Raises:
-        UserError: where it cannot be read or is no JSON object; names the file and the mend.
-        FileNotFoundError: where it is not there.
+        UserError: if the file cannot be read or is not a JSON object; the message names the file and the fix.
+        FileNotFoundError: if the file does not exist.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); {mend}") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {fix}") from None
     except (ValueError, RecursionError):  # text that is not UTF-8 is a ValueError too
-        raise UserError(f"{path}: is not JSON; {mend}") from None
+        raise UserError(f"{path}: is not JSON; {fix}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}: is JSON, but no object; {mend}")
+        raise UserError(f"{path}: is not a JSON object; {fix}")
     return value
 
 
 def is_whole_number(value: object, least: int = 0) -> bool:
-    """Whether a value that was read is an integer of at least `least` (which True is not)."""
+    """Whether a value is an integer of at least `least`; True and False are not integers here."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def replace_folder(filled: Path, final: Path) -> None:
-    """Give the folder `filled` the name `final`.
+    """Rename the folder `filled` to `final`, in place of the folder that has this name now.
 
-    What stood there is put aside first and removed last: whoever is killed in between never leaves half a folder there.
+    The old folder is renamed first and removed last, so that a kill in between never leaves a partial folder.
     """
     aside = final.with_name(f".{final.name}.replaced")
-    if aside.exists():  # somebody was killed
+    if aside.exists():  # left over from a killed process
         shutil.rmtree(aside)
     if final.exists():
         final.replace(aside)
@@ -156,35 +156,35 @@ def replace_folder(filled: Path, final: Path) -> None:
         shutil.rmtree(aside)
 
 
-# Paths as people write them, in options and in configuration files.
+# Paths in options and in configuration files.
 
 
 def user_path(text: str) -> Path:
-    """The path that a text names; `~` and `~user` stand for home folders.
+    """Convert text from an option or a configuration to a path; `~` and `~user` mean home folders.
 
     Raises:
-        UserError: for an empty text, a home folder that is not known, or characters that this system's file names
-            cannot have.
+        UserError: if the text is empty, the home folder is unknown, or a character is impossible in a file name of
+            this system.
     """
     if not text or "\0" in text:
-        raise UserError("the path of a folder is needed")
+        raise UserError("the path is empty or contains a NUL character; give the path of a folder")
     try:
         path = Path(text).expanduser()
     except RuntimeError:
         name = shortened(text.partition("/")[0])
-        raise UserError(f"the home folder {name!r} is not known; write ./{name} for a folder of that name") from None
+        raise UserError(f"the home folder {name!r} is unknown; write ./{name} for a folder with this name") from None
     try:
         os.fsencode(path)
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{shortened(text)!r} has characters that file names cannot have here, because their encoding is "
-            f"{error.encoding}; set PYTHONUTF8=1"
+            f"{shortened(text)!r} has characters that file names cannot have on this system, because the encoding "
+            f"of file names is {error.encoding}; set PYTHONUTF8=1"
             if sys.getfilesystemencoding() != "utf-8"
-            else f"{shortened(text)!r} is not text that a file name can have"
+            else f"{shortened(text)!r} has characters that a file name cannot have"
         ) from None
     return path
 
 
 def expanded(text: str) -> str:
-    """A word that may be a path or something else, such as the name of a tokenizer, with `~` replaced."""
+    """Replace a leading `~` in a text that is a path or another name, such as the name of a tokenizer."""
     return str(user_path(text)) if text.startswith("~") else text

@@ -1,9 +1,9 @@
 """Requests to stop: Ctrl-C, and the signals that schedulers, supervisors and closed terminals send.
 
-All of them are one request. It raises KeyboardInterrupt, except where work defers it to a point at which nothing is
-lost. The request is often sent more than once (to the process and to its group; by a supervisor that repeats it), and
-the repetition must not break the work that the first one started, such as writing a checkpoint. Only a second Ctrl-C
-stops at once.
+All of these signals are the same request. A request raises KeyboardInterrupt, unless the running code defers the
+request to a point at which no work is lost. Requests often arrive more than once, because a signal goes to the process
+and to its group, or because a supervisor repeats the signal. The repetition must not break the work that the first
+request started, such as writing a checkpoint. Only a second Ctrl-C stops at once.
 """
 
 from __future__ import annotations
@@ -17,30 +17,31 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-# Slurm warns with SIGUSR1 or SIGUSR2, Grid Engine with these or SIGXCPU; a lost terminal sends SIGHUP.
+# Slurm warns with SIGUSR1 or SIGUSR2. Grid Engine also uses SIGXCPU. A closed terminal sends SIGHUP.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 _ALWAYS_OURS = (signal.SIGINT, signal.SIGTERM)
-_ONE_REQUEST = 5.0  # seconds: in which repetitions are ignored, so that what a stop has to tidy up is tidied up
+_ONE_REQUEST = 5.0  # seconds in which repeated requests are ignored, so that the cleanup after the first can finish
 INTERRUPTED = 130
 
 
 class Requests:
-    """The requests to stop that this process was sent.
+    """The requests to stop that this process received.
 
     Attributes:
-        deferred: whether a request waits (`pending`) instead of raising.
-        over: whether the work is done, so that a request changes nothing.
+        deferred: whether a request sets `pending` instead of raising KeyboardInterrupt.
+        pending: whether a deferred request was received.
+        over: whether the work is done; requests are then ignored.
     """
 
     def __init__(self) -> None:
         self.deferred = False
         self.pending = False
         self.over = False
-        self._presses = 0  # of Ctrl-C
+        self._presses = 0  # number of Ctrl-C
         self._raised = -float("inf")
 
     def handle(self, number: int, _: FrameType | None) -> None:
-        """Take a signal; the handler of all of them."""
+        """Handle a signal; the handler of every stop signal."""
         if self.over:
             return
         if number == signal.SIGINT:
@@ -56,7 +57,7 @@ class Requests:
             raise KeyboardInterrupt
 
     def end_deferral(self) -> bool:
-        """Let requests raise again; returns whether one was pending, which is answered with this."""
+        """Let requests raise again; returns whether a request was pending, and clears it."""
         pending, self.pending = self.pending, False
         if pending:
             self._raised = time.monotonic()
@@ -69,13 +70,13 @@ _current: Requests | None = None
 
 @contextlib.contextmanager
 def stop_requests(*, ends_process: bool = False) -> Iterator[Requests]:
-    """Handle the stop signals inside the block, if it is in the main thread and no block around it does.
+    """Handle the stop signals inside the block, if this is the main thread and no outer block handles them.
 
-    Handlers that somebody else set for SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU stay, and so does what is ignored: nohup
+    Handlers that other code set for SIGHUP, SIGUSR1, SIGUSR2 and SIGXCPU stay. Ignored signals stay ignored: nohup
     ignores SIGHUP.
 
     Args:
-        ends_process: the process ends after the block, so the signals are ignored from then on.
+        ends_process: whether the process ends after the block; the signals are then ignored after the block.
     """
     global _current
     if _current is not None or threading.current_thread() is not threading.main_thread():
@@ -95,16 +96,16 @@ def stop_requests(*, ends_process: bool = False) -> Iterator[Requests]:
         for number, handler in before.items():
             if ends_process:
                 signal.signal(number, signal.SIG_IGN)
-            elif handler is not None:  # None: set by code that is not Python
+            elif handler is not None:  # None: code outside Python set the handler
                 signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def deferred_stop() -> Iterator[Callable[[], bool]]:
-    """Let a request to stop wait inside the block; yields a function that says whether there is one.
+    """Defer requests to stop inside the block; yields a function that returns whether a request was received.
 
     Raises:
-        KeyboardInterrupt: at the end of the block, if there is a request; inside the block at a second Ctrl-C.
+        KeyboardInterrupt: at the end of the block, if a request was received; inside the block, at a second Ctrl-C.
     """
     with stop_requests() as requests:
         requests.deferred = True
@@ -117,6 +118,6 @@ def deferred_stop() -> Iterator[Callable[[], bool]]:
 
 
 def ignore_stop_signals() -> None:
-    """Ignore all stop signals in this process: its parent gets them too, and ends it."""
+    """Ignore all stop signals in this process, because its parent also receives them and then ends this process."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

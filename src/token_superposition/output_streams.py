@@ -1,7 +1,7 @@
-"""Standard error that may be lost: a closed pipe, a terminal that is gone or a full disk must not end the work.
+"""Writes to standard error that may fail without an error.
 
-Progress and warnings go to standard error. They are worth less than the work, so text that cannot be written is
-dropped. Results go to standard output, where a failure is reported.
+Progress and warnings go to standard error. A closed pipe, a closed terminal or a full disk must not end the training,
+so text that cannot be written is dropped. Results go to standard output, and a failure there is reported.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 if TYPE_CHECKING:
     from rich.console import Console
 
-_GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)  # nobody will read this stream again
+_GONE = (errno.EPIPE, errno.EIO, errno.ENXIO, errno.EBADF)  # errors after which nobody reads this stream again
 
 
 def open_standard_streams() -> None:
-    """Open the null device in place of each standard stream that the process was started without.
+    """Open the null device for each standard stream that the process was started without.
 
-    Otherwise the next file that is opened would get the descriptor, and messages would be written into that file.
+    Otherwise the next opened file would get the descriptor, and messages would be written into that file.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest descriptor that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free descriptor, which is this one
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(descriptor, "r" if descriptor == 0 else "w", closefd=False))
 
 
 @contextlib.contextmanager
 def losable_stderr() -> Iterator[None]:
-    """Inside the block, text for standard error that cannot be written is dropped."""
+    """Drop text for standard error that cannot be written, inside the block."""
     before = sys.stderr
     if before is None or isinstance(before, _Losable):
         yield
@@ -52,9 +52,10 @@ def losable_stderr() -> Iterator[None]:
 
 
 def to_null_device(stream: TextIO) -> None:
-    """Send a stream to the null device from here on.
+    """Redirect a stream to the null device.
 
-    Text that could not be written stays in Python's buffer, and would fail again when the process ends.
+    Text that could not be written is still in Python's buffer. Without the redirection, the write would fail again when
+    the process ends.
     """
     with contextlib.suppress(OSError, ValueError):  # a stream in memory has no descriptor
         null = os.open(os.devnull, os.O_WRONLY)
@@ -63,19 +64,19 @@ def to_null_device(stream: TextIO) -> None:
 
 
 def progress_console(*, quiet: bool) -> Console:
-    """A console on standard error, which is a terminal only if standard error is one."""
+    """A console on standard error; it counts as a terminal only if standard error is a terminal."""
     from rich.console import Console
 
     return Console(stderr=True, quiet=quiet, force_terminal=sys.stderr.isatty())
 
 
 def draws_bars(console: Console) -> bool:
-    """Whether a progress bar can be drawn: on a terminal that can move its cursor, if output is wanted."""
+    """Whether to draw a progress bar: the console is not quiet, and is a terminal that can move its cursor."""
     return console.is_terminal and not console.is_dumb_terminal and not console.quiet
 
 
 class _Losable:
-    """A text stream that drops what cannot be written; otherwise the stream that it is made from."""
+    """A text stream that wraps another stream and drops text that cannot be written."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a progress bar on a terminal, a line now and then elsewhere."""
+"""The progress of a run: a progress bar on a terminal, and otherwise a line about every 30 seconds."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _SECONDS_BETWEEN_TRAINING_LINES = 30.0
 
 
 class ProgressSink:
-    """Phase, loss, speed and time left, on standard error.
+    """Print phase, loss, speed and remaining time on standard error.
 
     Args:
-        total_steps: of the run.
-        first_step: completed steps at the start (a resumed run's are not 0).
+        total_steps: number of steps of the run.
+        first_step: completed steps at the start; above 0 for a resumed run.
         quiet: show nothing.
-        superposed: whether the run has a superposition phase; without one there is no recovery either.
+        superposed: whether the run has a superposition phase; otherwise the phase is not called recovery.
     """
 
     def __init__(self, total_steps: int, first_step: int, *, quiet: bool, superposed: bool = True) -> None:
@@ -50,7 +50,7 @@ class ProgressSink:
             self._bar.start()
 
     def say(self, text: str) -> None:
-        """A message that stays on the screen."""
+        """Print a message that stays on the screen."""
         (self._bar.console if self._bar else self.console).print(text, highlight=False, markup=False, soft_wrap=True)
 
     def write(self, line: dict[str, Any]) -> None:
@@ -70,16 +70,16 @@ class ProgressSink:
             self.say(f"step {step}/{self.total_steps} · {phase} · {text} · {_duration(left)} left")
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self._bar:
             self._bar.stop()
 
 
 def phase_words(line: Mapping[str, Any], *, superposed: bool) -> str:
-    """The phase of a line of the metrics, for people: a run without superposition has nothing to recover from.
+    """The phase of a line of the metrics as text; a run without superposition has no recovery, only `next-token`.
 
     Args:
-        line: with the metrics' own `phase`, `superposition` or `recovery`, and `bag_size`.
+        line: a line with the keys `phase` (`superposition` or `recovery`) and `bag_size`.
         superposed: whether the run has a superposition phase.
     """
     if line["phase"] == "recovery":
@@ -88,17 +88,17 @@ def phase_words(line: Mapping[str, Any], *, superposed: bool) -> str:
 
 
 def say(text: str) -> None:
-    """A line to standard error."""
+    """Print a line on standard error."""
     print(text, file=sys.stderr)
 
 
 def warn(text: str) -> None:
-    """A warning to standard error that does not stop anything."""
+    """Print a warning on standard error; the work continues."""
     print(f"warning: {text}", file=sys.stderr)
 
 
 def _duration(seconds: float) -> str:
-    """`38 s`, `4 min`, `2 h 05 min`."""
+    """A duration as text, such as `38 s`, `4 min` or `2 h 05 min`."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -106,7 +106,7 @@ def _duration(seconds: float) -> str:
 
 
 def _short(value: float) -> str:
-    """1234567 as 1.23M."""
+    """A number with a unit prefix: 1234567 as 1.23M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g}{letter}"

@@ -1,6 +1,6 @@
-"""Keys and values as people write them: YAML files, and keys by their dotted path.
+"""Configuration keys from YAML files and from the command line, addressed by dotted paths.
 
-How a text becomes values is in `yaml_values`.
+`yaml_values` parses the YAML text.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ import yaml
 from token_superposition.errors import UserError, shortened
 from token_superposition.yaml_values import parse_yaml
 
-_MAX_BYTES = 2**18  # of a file; a larger one is a corpus or a device that somebody has named
+_MAX_BYTES = 2**18  # of a file; a larger file is not a configuration, but perhaps a corpus or a device
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
-    """A YAML file's keys, and its nodes, which know their lines.
+    """Read a YAML file; returns its keys and its nodes, which have the line numbers.
 
     Raises:
-        UserError: for a file that cannot be read, is not YAML, holds no keys or holds one twice.
+        UserError: if the file cannot be read, is not YAML, has no keys or has a key twice.
     """
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
-            raise UserError(f"{path}: is over {_MAX_BYTES:,} bytes: not a configuration; name its YAML file")
+            raise UserError(f"{path}: is over {_MAX_BYTES:,} bytes, so not a configuration; give a YAML file")
         text = data.decode("utf-8")
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
+        raise UserError(f"{path}: this file does not exist") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text (byte {error.start}), so not a YAML file") from None
+        raise UserError(f"{path}: is not a YAML file, because byte {error.start} is not UTF-8 text") from None
     values, nodes = parse_yaml(text, str(path))
     if not isinstance(values, dict):
-        raise UserError(f"{path}: holds no keys; see configs/ for examples")
+        raise UserError(f"{path}: has no keys; see configs/ for examples")
     return values, nodes
 
 
 def parse_override(text: str) -> Any:
-    """A command-line value as a YAML file would have it: `3` a number, `[1, 2]` a list, `abc` a text."""
+    """Parse a command-line value as YAML: `3` is a number, `[1, 2]` a list and `abc` a text."""
     if len(text) > _MAX_BYTES:
         raise UserError(f"a value of {len(text):,} characters is too long")
     try:
@@ -54,7 +54,7 @@ def parse_override(text: str) -> Any:
 
 
 def parse_overrides(texts: Mapping[str, str]) -> dict[str, Any]:
-    """The values of keys given on the command line, by dotted path; UserError names the key."""
+    """Parse the values of configuration keys from the command line, by dotted path; UserError names the key."""
     values = {}
     for name, text in texts.items():
         try:
@@ -65,15 +65,15 @@ def parse_overrides(texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 def with_keys(values: Mapping[str, Any], keys: Mapping[str, Any], label: str = "--") -> dict[str, Any]:
-    """Nested dictionaries with values set by dotted path; what was given stays as it is.
+    """A copy of nested dictionaries with some values set by dotted path; the arguments do not change.
 
     Args:
-        values: the dictionaries; lists in them are reached by number.
+        values: the dictionaries; a number in a path is an index into a list.
         keys: values by dotted path, such as `{"train.learning_rate": 1e-3}`.
-        label: what stands before a key where it is complained about.
+        label: prefix of a key in error messages.
 
     Raises:
-        UserError: for a path that leads through something that is no section.
+        UserError: if a path passes through a value that is not a section.
     """
     merged = dict(values)
     for dotted, value in keys.items():
@@ -94,7 +94,7 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
 
 
 def line_of(node: yaml.Node | None, path: Sequence[str]) -> int | None:
-    """The line, from 1, of the key at a path; None where the file does not have it."""
+    """The line number, from 1, of the key at a path; None if the file does not have the key."""
     number = None
     rest = list(path)
     while rest:
@@ -104,7 +104,7 @@ def line_of(node: yaml.Node | None, path: Sequence[str]) -> int | None:
             continue
         if not isinstance(node, yaml.MappingNode):
             return number
-        for length in range(len(rest), 0, -1):  # an arm's keys are dotted paths themselves
+        for length in range(len(rest), 0, -1):  # the keys of an arm can be dotted paths
             found = [pair for pair in node.value if pair[0].value == ".".join(rest[:length])]
             if found:
                 break
@@ -115,17 +115,17 @@ def line_of(node: yaml.Node | None, path: Sequence[str]) -> int | None:
 
 
 def child(node: yaml.Node | None, key: str) -> yaml.Node | None:
-    """The node under a key; None where there is none."""
+    """The node under a key; None if the key does not exist."""
     if not isinstance(node, yaml.MappingNode):
         return None
     return next((value for name, value in node.value if name.value == key), None)
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any, label: str) -> None:
-    """Set a nested value; what is on the way is copied, so the caller's stays as it is."""
+    """Set a nested value; containers along the path are copied, so that the caller's containers do not change."""
     keys = dotted.split(".")
     if not all(keys):
-        raise UserError(f"{label}{dotted}: no such key (a part of it is empty)")
+        raise UserError(f"{label}{dotted}: no such key (a part of the path is empty)")
     place: Any = values
     for number, key in enumerate(keys):
         above = ".".join(keys[:number])

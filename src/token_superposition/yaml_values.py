@@ -1,17 +1,17 @@
-"""From YAML text to values, within limits that no configuration reaches.
+"""YAML text to Python values, with limits on size and depth.
 
-Values are what JSON has too. The differences to YAML 1.1, all of them for people who write configurations:
+The values have the types of JSON. The differences from YAML 1.1 prevent surprises in configurations:
 
 - Numbers are decimal: `010` is ten, `1_000` is a thousand, `1e-3` is a number. `0x10` and `1:30` are texts.
 - Every key is a text: an arm can have the name `on` or `2024`.
-- `yes`, `no`, `on` and `off` are texts. A key that takes true or false understands them (`boolean_word`).
-- Dates are texts. Tags other than those of JSON's values are refused.
+- `yes`, `no`, `on` and `off` are texts. A key that takes true or false converts them (`boolean_word`).
+- Dates are texts. Tags are refused, except the tags of JSON's types.
 
-A number remembers how it was written where this is not how Python writes it. A key that takes a text, such as the
-path of a folder called `010`, gets the written form (`as_text`).
+A number keeps its written form if Python writes the number differently. A key that takes a text, such as the path of a
+folder with the name `010`, gets the written form (`as_text`).
 
-PyYAML's own composer calls itself for every level of nesting, and the one in C ends the process at some depth. The
-nodes are therefore made here from the parser's events, which are counted while they come.
+PyYAML's composer is recursive, and its version in C crashes the process for deeply nested text. This module therefore
+builds the nodes from the events of the parser and counts the events.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ import yaml
 
 from token_superposition.errors import UserError, shortened
 
-MAX_VALUES = 20_000  # keys and values in a file, every alias replaced by what it stands for
+MAX_VALUES = 20_000  # keys and values in a file, after aliases are replaced by their values
 MAX_DEPTH = 100
 
-_PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is 20 times as fast
-_UNNAMED = ' in "<unicode string>",'  # what the parser calls the text
+_PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the loader in C is 20 times as fast
+_UNNAMED = ' in "<unicode string>",'  # how the parser's messages refer to the text
 _TAGS = "tag:yaml.org,2002:"
 _INTEGER = re.compile(r"[-+]?[0-9]+(_[0-9]+)*")
 _FLOAT = re.compile(r"[-+]?([0-9]+(_[0-9]+)*(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -38,44 +38,44 @@ _BOOLEAN_WORDS = {"yes": True, "on": True, "no": False, "off": False}
 
 
 class _Integer(int):
-    """An integer that was written in another form than Python's, such as `010`."""
+    """An integer with a written form that differs from Python's, such as `010`."""
 
     written: str
 
 
 class _Float(float):
-    """A number that was written in another form than Python's, such as `1e3`."""
+    """A number with a written form that differs from Python's, such as `1e3`."""
 
     written: str
 
 
 def parse_yaml(text: str, where: str) -> tuple[Any, yaml.Node | None]:
-    """The value that a YAML text stands for, and its nodes, which know their lines.
+    """Parse a YAML text; returns its value and its nodes, which have the line numbers.
 
     Args:
         text: one YAML document.
-        where: the name of its file, for messages.
+        where: the name of the file, for messages.
 
     Raises:
-        UserError: for a text that is not YAML, that is beyond the limits, or that holds a key twice, an alias of
-            itself or a tag.
+        UserError: if the text is not YAML, exceeds the limits, has a key twice, has an alias that contains itself, or
+            has a tag.
     """
     try:
         root = _Composer(where).compose(text)
-    except (yaml.YAMLError, UnicodeEncodeError) as error:  # the latter: half of a surrogate pair
+    except (yaml.YAMLError, UnicodeEncodeError) as error:  # UnicodeEncodeError: half of a surrogate pair
         raise UserError(f"{where}: is not YAML: {' '.join(str(error).split()).replace(_UNNAMED, '')[:200]}") from None
     return (None if root is None else _Builder(where).value(root)), root
 
 
 def as_text(value: Any) -> Any:
-    """A number as it was written; any other value as it is."""
+    """The written form of a number; any other value unchanged."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return value
     return getattr(value, "written", None) or str(value)
 
 
 def plain(value: Any) -> Any:
-    """The same value, nested, with Python's own numbers in the place of those that know how they were written."""
+    """The same nested value, with plain Python numbers in place of numbers that keep their written form."""
     if isinstance(value, dict):
         return {key: plain(below) for key, below in value.items()}
     if isinstance(value, list):
@@ -86,29 +86,29 @@ def plain(value: Any) -> Any:
 
 
 def boolean_word(value: Any) -> Any:
-    """True or false for `yes`, `on`, `no` and `off`; any other value as it is."""
+    """True or false for `yes`, `on`, `no` and `off`; any other value unchanged."""
     return _BOOLEAN_WORDS.get(value.lower(), value) if isinstance(value, str) else value
 
 
 class _Composer:
-    """Nodes from the events of the parser, with a limit on their number and on their depth."""
+    """Builds nodes from the events of the parser, with a limit on their number and on their depth."""
 
     def __init__(self, where: str) -> None:
         self._where = where
         self._open: list[yaml.CollectionNode] = []
-        self._keys: list[yaml.Node | None] = []  # of each open mapping, the key whose value is to come
+        self._keys: list[yaml.Node | None] = []  # for each open mapping, the key whose value comes next
         self._anchors: dict[str, yaml.Node] = {}
         self._root: yaml.Node | None = None
         self._count = 0
 
     def compose(self, text: str) -> yaml.Node | None:
-        """The root of the only document; None where there is none."""
+        """The root node of the only document; None for an empty text."""
         documents = 0
         for event in yaml.parse(text, Loader=_PARSER):
             if isinstance(event, yaml.DocumentStartEvent):
                 documents += 1
                 if documents > 1:
-                    raise UserError(f"{self._where}{_line(event)}: holds several YAML documents; keep one")
+                    raise UserError(f"{self._where}{_line(event)}: has several YAML documents; keep one")
             elif isinstance(event, yaml.CollectionEndEvent):
                 self._open.pop()
                 self._keys.pop()
@@ -157,7 +157,7 @@ class _Composer:
 
 
 class _Builder:
-    """Values from nodes; every alias is built anew and counted, so aliases of aliases end at the limit."""
+    """Builds values from nodes. Each use of an alias is built and counted again, so nested aliases hit the limit."""
 
     def __init__(self, where: str) -> None:
         self._where = where
@@ -188,7 +188,7 @@ class _Builder:
         merged: list[dict[str, Any]] = []
         for key, below in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise self._refused(key, "a key is a list or a section; a key is a text")
+                raise self._refused(key, "a key is a list or a section; use a text as the key")
             line = key.start_mark.line + 1
             if key.value in lines:
                 raise self._refused(
@@ -205,7 +205,7 @@ class _Builder:
         return values
 
     def _merged(self, node: yaml.Node) -> list[dict[str, Any]]:
-        """The sections that `<<` names, the one that wins first."""
+        """The sections that `<<` merges; an earlier section has priority."""
         value = self.value(node)
         sections = value if isinstance(value, list) else [value]
         if not all(isinstance(section, dict) for section in sections):
@@ -229,11 +229,11 @@ class _Builder:
         if kind not in types:
             raise self._tagged(node)
         if not isinstance(value, types[kind]) or (kind != "bool" and isinstance(value, bool)):
-            raise self._refused(node, f"{shortened(text)!r} does not fit its tag !!{kind}; leave the tag out")
+            raise self._refused(node, f"{shortened(text)!r} does not match its tag !!{kind}; remove the tag")
         return float(text.replace("_", "")) if kind == "float" and isinstance(value, int) else value
 
     def _resolved(self, node: yaml.ScalarNode) -> Any:
-        """What a text without quotes stands for."""
+        """The value of a text without quotes."""
         text: str = node.value
         if text in _NULLS:
             return None
@@ -260,7 +260,7 @@ class _Builder:
 
     def _tagged(self, node: yaml.Node) -> UserError:
         tag = f"!!{node.tag.removeprefix(_TAGS)}" if node.tag.startswith(_TAGS) else node.tag
-        return self._refused(node, f"the YAML tag {shortened(tag)} is not allowed here; leave it out")
+        return self._refused(node, f"the YAML tag {shortened(tag)} is not allowed here; remove the tag")
 
     def _refused(self, node: yaml.Node, what: str) -> UserError:
         return UserError(f"{self._where}{_line(node)}: {what}")
@@ -271,4 +271,4 @@ def _line(marked: Any) -> str:
 
 
 def _too_many(where: str) -> UserError:
-    return UserError(f"{where}: holds over {MAX_VALUES:,} values: not a configuration")
+    return UserError(f"{where}: has over {MAX_VALUES:,} values, so it is not a configuration")

@@ -75,7 +75,7 @@ def test_the_figures_hang_together(config: Path, place: Path, capsys: pytest.Cap
     assert (result["batch_size"], result["sequence_length"], result["positions_per_step"]) == (4, 16, 64)
     assert result["random_data"] is None
     assert result["peak_matrix_size"] in (16, 32)
-    assert result["rounds"] * result["steps_a_round"] >= 6
+    assert result["rounds"] * result["steps_per_round"] >= 6
     assert [row["bag_size"] for row in result["bag_sizes"]] == [1, 2, 4]
     for row in result["bag_sizes"]:
         assert row["positions_per_second"] * row["step_seconds"] == pytest.approx(64)
@@ -140,7 +140,7 @@ def test_without_a_configuration_the_demo_s_model_reads_random_tokens(
     words = ("--bag-sizes", "1,2", "--steps", 1, "--train.sequence_length", 8, "--train.device", "cpu")
     result = bench(capsys, *words)
     assert result["parameters"] == 390_816
-    assert "reading random tokens of a vocabulary of 320" in result["random_data"]
+    assert "using random tokens with a vocabulary of 320" in result["random_data"]
     assert nothing_stays(place)
 
 
@@ -235,10 +235,10 @@ def test_the_sentence() -> None:
     compared = row(16, ratio=1.014, ratio_interval=[1.001, 1.02])
     text = reading({"bag_sizes": [row(1), compared]})
     assert "costs 1.01 times an ordinary step (95% interval 1.00 to 1.02)" in text
-    assert "reads 16 times the tokens" in text
-    assert "nothing to compare it with" in reading({"bag_sizes": [row(4)]})
+    assert "reads 16 times as many tokens" in text
+    assert "measure bag size 1 too" in reading({"bag_sizes": [row(4)]})
     slow = reading({"bag_sizes": [row(1, data_wait_fraction=0.02), {**compared, "data_wait_fraction": 0.3}]})
-    assert slow.endswith("At s=16 it waits for data 30.0% of the time.")
+    assert slow.endswith("At s=16 training waits for data 30.0% of the time.")
 
 
 @pytest.mark.parametrize(
@@ -307,7 +307,7 @@ def test_the_command_says_what_to_write(
     words = ["bench", str(config), "--bag-sizes", "2", "--find-batch", "--quiet"]
     assert main(words) == 0
     text = capsys.readouterr().out
-    assert "whole batch of 4 rows fits at once at s=2 (1 MiB of " in text
+    assert "whole batch of 4 rows fits into memory at s=2 (1 MiB of " in text
     assert yaml.safe_load(text.partition("configuration:\n")[2]) == {"train": {"micro_batch_size": 4}}
     monkeypatch.setattr(batch_size, "available_memory", lambda: 1000)
     assert "not even one row of 16 positions at bag size 2 fits" in refused(*words)
@@ -338,12 +338,12 @@ def test_a_step_that_takes_too_much_ends_itself(config: Path) -> None:
         (["--bag-sizes", "0"], "'0' is not a bag size"),
         (["--bag-sizes", "1,,2"], "'' is not a bag size"),
         (["--bag-sizes", "2.0"], "'2.0' is not a bag size"),
-        (["--bag-sizes", "1,2,1"], "'1,2,1' names a bag size twice"),
+        (["--bag-sizes", "1,2,1"], "'1,2,1' contains a bag size twice"),
         (["--steps", "0"], "--steps: at least 1"),
-        (["--steps", str(10**9)], "--steps is at most 100,000"),
+        (["--steps", str(10**9)], "--steps: at most 100,000"),
         (["--seconds", "nan"], "a number is needed"),
         (["--steps", "1", "--seconds", "1"], "not allowed with argument --steps"),
-        (["--find-batch", "--steps", "1"], "--find-batch measures memory and no time"),
+        (["--find-batch", "--steps", "1"], "--find-batch measures memory, not time"),
         (["--out", "no/such/folder/x.json"], "--out: no/such/folder/x.json: there is no folder no/such/folder"),
         (["--out", "/proc/x.json"], "--out: /proc/x.json: cannot be written"),
         (["--out", "."], "--out: .: is a folder; name a file"),
@@ -351,8 +351,8 @@ def test_a_step_that_takes_too_much_ends_itself(config: Path) -> None:
         (["--train.lerning_rate", "1"], "did you mean 'train.learning_rate'"),
         (["--data.path", "nowhere"], "--data.path: nowhere: no such folder; make it with: tst prepare"),
         (["--model.config.hidden_size", "2000000"], "the model takes"),
-        (["--train.batch_size", str(10**9)], "this machine has"),
-        (["--bag-sizes", "9999991,9999973"], "rows of 16 positions of 9999991 tokens take"),
+        (["--train.batch_size", str(10**9)], "and this machine has"),
+        (["--bag-sizes", "9999991,9999973"], "rows of 16 positions of 9999991 tokens need"),
     ],
 )
 def test_bad_input_is_one_line(config: Path, place: Path, words: list[str], said: str) -> None:
@@ -365,7 +365,7 @@ def test_bad_input_is_one_line(config: Path, place: Path, words: list[str], said
 def test_data_that_is_there_and_no_data_set(config: Path, place: Path) -> None:
     (place / "empty").mkdir()
     assert "is not a prepared dataset" in refused("bench", config, "--data.path", place / "empty", "--quiet")
-    assert "there is no such file" in refused("bench", place / "none.yaml", "--quiet")
+    assert "does not exist" in refused("bench", place / "none.yaml", "--quiet")
     assert nothing_stays(place)
 
 

@@ -246,9 +246,9 @@ def test_folders_that_are_no_data_set(copy: Path, tmp_path: Path) -> None:
     description = json.loads((copy / "dataset.json").read_text())
     for content, wanted in (
         ("{", "is not JSON"),
-        ("[]", "is JSON, but no object"),
+        ("[]", "is not a JSON object"),
         ("{}", "does not describe a prepared dataset"),
-        (json.dumps({**description, "version": 2}), "has version 2, but this package reads version 1"),
+        (json.dumps({**description, "version": 2}), "has version 2"),
     ):
         (copy / "dataset.json").write_text(content)
         assert wanted in complaint(copy)

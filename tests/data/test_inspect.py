@@ -39,9 +39,9 @@ def test_what_a_folder_holds(folder: Path) -> None:
 
 def test_what_is_there_already_is_said(folder: Path, tmp_path: Path) -> None:
     again = tst("prepare", tmp_path / "a.jsonl", "--out", folder, "--deduplicate", "--quiet")
-    assert again.out.startswith(f"data set in {folder}, there already\ntrain: ")
+    assert again.out.startswith(f"dataset in {folder}, which already existed\ntrain: ")
     new = tst("prepare", tmp_path / "a.jsonl", "--out", tmp_path / "new", "--quiet")
-    assert new.out.startswith(f"data set in {tmp_path}/new\ntrain: ")
+    assert new.out.startswith(f"dataset in {tmp_path}/new\ntrain: ")
 
 
 def test_damage_is_found(folder: Path) -> None:
@@ -58,7 +58,7 @@ def test_damage_is_found(folder: Path) -> None:
 
 def test_options_that_do_not_go_together(folder: Path, tmp_path: Path) -> None:
     for arguments, wanted in (
-        (["--inspect", folder, "a.txt"], "--inspect: takes a prepared folder alone"),
+        (["--inspect", folder, "a.txt"], "--inspect: takes only a dataset folder"),
         (["--inspect", tmp_path / "gone"], "no such folder"),
         (["a.txt"], "--out: name the folder to write"),
         (["--out", tmp_path / "x"], "no source was given"),

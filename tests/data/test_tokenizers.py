@@ -67,7 +67,7 @@ def test_what_cannot_be_loaded_is_said_in_a_line(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
     for content, said in (
         ("{", "is not JSON"),
-        ("[]", "is JSON, but no object"),
+        ("[]", "is not a JSON object"),
         ("{}", "does not know its kind of tokenizer"),
         ('{"kind": ["bytes"]}', "does not know its kind of tokenizer"),
     ):

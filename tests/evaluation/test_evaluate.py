@@ -136,14 +136,16 @@ def test_a_stranger_s_model_is_scored_on_text(stranger: Path, play: Path, small_
     assert found["validation_loss"] == pytest.approx(float(loss) / (rows * 16), rel=1e-6)
     assert found["validation_bytes"] == pytest.approx(len(scored), abs=3)  # a character cut at the end
     assert found["bits_per_byte"] == pytest.approx(float(loss) / math.log(2) / found["validation_bytes"], rel=1e-6)
-    with pytest.raises(UserError, match=r"prepared with tokenizer 'bytes', which is not known to be .* name its text"):
+    with pytest.raises(
+        UserError, match=r"prepared with tokenizer 'bytes', but the tokenizer of .* is unknown; give the original text"
+    ):
         evaluate(loaded, parse_sets([str(small_data)]))
 
 
 def test_data_of_another_tokenizer_is_refused(loaded: UsableModel, small_data: Path) -> None:
     assert loaded.origin is not None
     other = replace(loaded, origin=replace(loaded.origin, tokenizer="subwords", fingerprint="00" * 32))
-    with pytest.raises(UserError, match=r"with tokenizer 'bytes', not with that of the model \('subwords'\)"):
+    with pytest.raises(UserError, match=r"with tokenizer 'bytes', but the model has tokenizer 'subwords'"):
         evaluate(other, parse_sets([str(small_data)]))
 
 
@@ -168,9 +170,9 @@ def test_names_of_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ValidationSet("folder", "some/folder/"),
     ]
     for words in (["=x"], ["x="]):
-        with pytest.raises(UserError, match="write a path, or name=path"):
+        with pytest.raises(UserError, match="give a path, or NAME=PATH"):
             parse_sets(words)
-    with pytest.raises(UserError, match="two validation sets are called 'x'"):
+    with pytest.raises(UserError, match="two validation sets have the name 'x'"):
         parse_sets(["a/x.txt", "b/x.txt"])
 
 

@@ -95,7 +95,7 @@ def test_the_card_has_the_run_s_figures(done_run: Path, exported: Path) -> None:
     assert f"{summary['final_validation_loss']:.4f} nats per token, on {summary['validation_tokens']:,} tokens" in card
     assert f"{summary['bits_per_byte']:.4f} bits per byte" in card
     assert "bags of 2 (full, uniform weights) in steps 0 to 5; next tokens in steps 6 to 11" in card
-    assert "under 250,000 expect noise" in card
+    assert "fewer than 250,000 tokens are noisy" in card
     assert "Not " not in card
     assert str(done_run) not in card
     assert str(done_run.parent) not in json.dumps([path.read_text() for path in exported.glob("*.json")])
@@ -113,7 +113,7 @@ def test_an_unfinished_run_is_exported_as_one(unfinished_run: Path, tmp_path: Pa
     assert result["figures"]["raw_tokens"] == 6 * 128 + 3 * 64
     assert result["figures"]["unique_raw_tokens"] is None
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "Not trained to its end.** This is step 9 of 12" in card
+    assert "Training not finished.** This is step 9 of 12" in card
     assert "on 256 tokens, at step 8" in card
 
 
@@ -131,11 +131,11 @@ def test_an_out_that_is_taken(done_run: Path, exported: Path, tmp_path: Path) ->
     out = tmp_path / "out"
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="is not empty and holds no earlier export"):
+    with pytest.raises(UserError, match="is not empty and has no earlier export"):
         export(done_run, out, overwrite=True)
     (out / "thesis.tex").rename(tmp_path / "thesis.tex")
     export(done_run, out)
-    with pytest.raises(UserError, match=r"holds an earlier export; .*\(--overwrite\)"):
+    with pytest.raises(UserError, match=r"has an earlier export; .*\(--overwrite\)"):
         export(done_run, out)
     (tmp_path / "thesis.tex").rename(out / "thesis.tex")
     with pytest.raises(UserError, match=r"holds 'thesis.tex' beside the earlier export"):

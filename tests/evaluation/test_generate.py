@@ -130,13 +130,13 @@ def test_a_prompt_that_spells_the_end_token_is_text(loaded: UsableModel) -> None
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"max_new_tokens": 0}, "--max-new-tokens is at least 1, not 0"),
-        ({"temperature": -1.0}, "--temperature is 0, or at least 0.01 and at most 100, not -1"),
-        ({"temperature": 1e-45}, "--temperature is 0, or at least 0.01"),
-        ({"temperature": float("nan")}, "--temperature is 0, or at least 0.01 and at most 100, not nan"),
-        ({"top_p": 0.0}, "--top-p is above 0 and at most 1, not 0"),
-        ({"top_p": 1.5}, "--top-p is above 0 and at most 1, not 1.5"),
-        ({"seed": -1}, "--seed is at least 0"),
+        ({"max_new_tokens": 0}, "--max-new-tokens must be at least 1, not 0"),
+        ({"temperature": -1.0}, "--temperature must be 0, or at least 0.01 and at most 100, not -1"),
+        ({"temperature": 1e-45}, "--temperature must be 0, or at least 0.01"),
+        ({"temperature": float("nan")}, "--temperature must be 0, or at least 0.01 and at most 100, not nan"),
+        ({"top_p": 0.0}, "--top-p must be above 0 and at most 1, not 0"),
+        ({"top_p": 1.5}, "--top-p must be above 0 and at most 1, not 1.5"),
+        ({"seed": -1}, "--seed must be at least 0"),
     ],
 )
 def test_settings_out_of_range(loaded: UsableModel, setting: dict[str, Any], message: str) -> None:

@@ -75,7 +75,7 @@ def test_its_accuracy_is_the_one_counted_by_hand(loaded: UsableModel, folder: Pa
 
 
 def test_a_task_that_does_not_exist(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"knows no task 'small_question'; did you mean 'small_questions'\?"):
+    with pytest.raises(UserError, match=r"has no task 'small_question'; did you mean 'small_questions'\?"):
         load_tasks(["small_question"], include_path=folder, quiet=True)
     with pytest.raises(UserError, match=r"--include-path: .*nowhere is not a folder"):
         load_tasks(["small_questions"], include_path=folder / "nowhere", quiet=True)

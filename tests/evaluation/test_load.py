@@ -70,8 +70,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(done_run: Path
     assert loaded.origin is not None
     assert loaded.origin.step == 9
     assert "step-0000012" in loaded.warnings[0]
-    assert loaded.warnings[0].endswith("using the checkpoint before it")
-    assert "not trained to its end (step 9 of 12)" in loaded.warnings[1]
+    assert loaded.warnings[0].endswith("using the previous checkpoint")
+    assert "not finished (step 9 of 12)" in loaded.warnings[1]
     for checkpoint in (run / "checkpoints").iterdir():
         (checkpoint / "manifest.json").unlink()
     assert "every checkpoint is damaged" in refusal(run)
@@ -81,13 +81,13 @@ def test_a_superposed_model_is_refused_until_one_insists(superposed_run: Path, t
     """Trap 16 of the design: of a run, and of what was exported from it."""
     line = refusal(superposed_run)
     assert "step 6 of 12" in line
-    assert line.endswith("insist with --allow-superposed")
-    assert "means little" in load_model(superposed_run, device=CPU, allow_superposed=True).warnings[0]
+    assert line.endswith("use --allow-superposed")
+    assert "not meaningful" in load_model(superposed_run, device=CPU, allow_superposed=True).warnings[0]
     with pytest.raises(UserError, match="--allow-superposed"):
         export(superposed_run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     export(superposed_run, tmp_path / "out", allow_superposed=True)
-    assert refusal(tmp_path / "out").endswith("insist with --allow-superposed")
+    assert refusal(tmp_path / "out").endswith("use --allow-superposed")
     assert load_model(tmp_path / "out", device=CPU, allow_superposed=True).warnings
     assert "Not a finished model" in (tmp_path / "out" / "README.md").read_text()
 

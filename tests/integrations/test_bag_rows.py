@@ -121,5 +121,5 @@ def test_a_stream_begins_again_when_it_ends() -> None:
 
 
 def test_fewer_rows_than_a_group_are_refused() -> None:
-    with pytest.raises(UserError, match="has 3 rows, but a group of this run takes 4"):
+    with pytest.raises(UserError, match="has 3 rows, but a group of this run needs 4"):
         sampler(3, Schedule.two_phase(4, 4, 0.5))

@@ -269,7 +269,7 @@ def test_rows_out_of_order_are_said_with_what_they_cost(
     run = run_of(tmp_path, make(rows()))
     capsys.readouterr()
     run._look_ahead()
-    assert ("one bag in 8 predicts unrelated" in capsys.readouterr().err) == said
+    assert ("one in 8 bags predicts unrelated" in capsys.readouterr().err) == said
 
 
 @pytest.mark.parametrize("strategy", ["random", "group_by_length", "sequential"])

@@ -135,7 +135,7 @@ def test_other_bags_or_an_end_before_the_switch_are_refused(tmp_path: Path, chan
     [
         ({}, []),
         ({"max_steps": 16}, ["after step 4"]),
-        ({"per_device_train_batch_size": 4}, ["rows a step", "were 2 and are 4"]),
+        ({"per_device_train_batch_size": 4}, ["rows per step", "were 2 and are 4"]),
         ({"data_seed": 7}, ["data_seed"]),
         ({"data": rows(50)}, ["were 64 and are 50"]),
     ],
@@ -162,7 +162,7 @@ def test_a_checkpoint_of_the_stock_trainer_is_gone_on_from_with_a_warning(
     stock.train()
     run: Any = trainer(tmp_path, cls=Recording, save_strategy="steps", save_steps=3)
     run.train(resume_from_checkpoint=True)
-    assert "does not say when" in capsys.readouterr().err
+    assert "has no record of the end of superposition" in capsys.readouterr().err
     assert phases(run) == ["superposition"] * 2 + ["recovery"] * 4
     # And the other way round: our checkpoints are the stock Trainer's too.
     stock = Trainer(model=tiny_model("llama", tied=True), args=arguments(tmp_path), train_dataset=rows())

@@ -245,7 +245,7 @@ def test_arguments_are_parsed_beside_or_inside_the_trainers(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor: does not go with superposition"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor: is not supported with superposition"),
         ({"bag_size": 2, "mode": "ful"}, "mode must be one of full"),
         ({"slot_weights": "linear"}, "slot_weights must be one of uniform"),
         ({"slot_weights": "mutual_information"}, "fit_mutual_information"),

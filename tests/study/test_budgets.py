@@ -150,7 +150,7 @@ def test_what_was_trained_without_budgets_is_taken_and_the_other_way_round(
     assert [arm["seeds"] for arm in both["arms"]] == [arm["seeds"] for arm in report["arms"]]
     larger = make_study({**values, "budgets": [10, 40]})  # whose warm-up, a share of the reference, is longer
     with pytest.raises(
-        UserError, match=r"10-steps/seed-0: this run was started with train\.warmup_steps 2, and is now"
+        UserError, match=r"10-steps/seed-0: this run was started with train\.warmup_steps 2, but the value is now"
     ):
         compare(larger, tmp_path, quiet=True)
     (tmp_path / "runs/superposition/20-steps").mkdir()
@@ -333,7 +333,7 @@ BAD = [
     ({"budgets": 12}, "budgets: needs numbers of steps"),
     ({"budgets": {"a": 1}}, "budgets: needs numbers of steps"),
     ({"budgets": [10**13]}, "train.total_steps"),
-    ({"budgets": [12, 24], "warmup": 10}, "budgets: 12 steps: train: warmup_steps 10 reach into the decay"),
+    ({"budgets": [12, 24], "warmup": 10}, "budgets: 12 steps: train: warmup_steps 10 overlaps the decay"),
     ({"equal_data": 1}, "equal_data: is true or false"),
 ]
 

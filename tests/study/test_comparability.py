@@ -82,7 +82,7 @@ def test_a_study_that_was_made_longer_as_a_whole_takes_no_new_seeds(
     assert compare(longer, tmp_path, quiet=True) == report
     with pytest.raises(UserError, match=UNLIKE.format(12, "seed-1")):
         dry_run(longer, tmp_path, num_seeds=2)
-    with pytest.raises(UserError, match=r"this run was started with 24, and 24 of them are done"):
+    with pytest.raises(UserError, match=r"this run was started with 24 steps, and 24 are done"):
         dry_run(study, tmp_path, num_seeds=1)
 
 
@@ -146,7 +146,7 @@ def test_a_run_file_says_what_it_was_started_with(
     assert (RunFolder(folder).read_fixed() or {})["first_total_steps"] == 12
     text = (folder / "run.json").read_text()
     (folder / "run.json").write_text(re.sub(r'("first_total_steps": )12', r"\1true", text))
-    with pytest.raises(UserError, match=r"is damaged \(first_total_steps is no number of steps\)"):
+    with pytest.raises(UserError, match=r"is damaged \(first_total_steps is not a number of steps\)"):
         RunFolder(folder).read_fixed()
 
 

@@ -71,7 +71,7 @@ def test_a_setting_changes_its_keys_only_and_has_one_name(study: Study) -> None:
         ("train.learning_rate=1e-3,true", "not true or false"),
         ("train.learning_rate=0,1e-3", "greater than 0"),
         ("train.betas=0.9,0.95", "tuple"),
-        ("train.warmup_ratio=0.5,0.9", "together are above 1"),
+        ("train.warmup_ratio=0.5,0.9", "sum of warmup_ratio and decay_ratio is above 1"),
         ("train.learning_rate=1e-3,0.001", "0.001 twice"),
         ("train.learning_rate=1e-3", "at least two values"),
         ("train.learning_rate", "not a key with its values"),

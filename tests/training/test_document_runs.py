@@ -126,7 +126,7 @@ def test_a_model_that_cannot_keep_documents_apart_is_refused(
     assert not (tmp_path / "run").exists()
     planned = parse_config(small_run, {"data.attention_boundary": "document"})
     for look_ahead in (partial(dry_run, planned, tmp_path / "run"), partial(check_run, planned)):
-        with pytest.raises(UserError, match=r"^data.attention_boundary: document: .* or take another model"):
+        with pytest.raises(UserError, match=r"^data.attention_boundary: document: .* or use another model"):
             look_ahead()
     assert go(small_run, tmp_path / "run", train__total_steps=2)["padding_tokens"] > 0  # bags it can
     assert dry_run(parse_config(small_run), tmp_path / "other")["padding_tokens"] > 0

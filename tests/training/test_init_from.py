@@ -159,14 +159,14 @@ def test_a_killed_run_goes_on_bit_for_bit_without_the_folder(
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert killed["init_from"] == whole["init_from"]
     assert go(values, tmp_path / "killed") == killed  # a run that is done says so again
-    with pytest.raises(UserError, match=f"model.init_from '{folder}', and is now given '{base}'"):
+    with pytest.raises(UserError, match=f"model.init_from '{folder}', but the value is now '{base}'"):
         go(going_on(small_run, base), tmp_path / "killed")
-    with pytest.raises(UserError, match=f"model.init_from '{folder}', and is now given None"):
+    with pytest.raises(UserError, match=f"model.init_from '{folder}', but the value is now None"):
         go(small_run, tmp_path / "killed")
     with pytest.raises(UserError, match=r"model\.config\.hidden_size: 17 contradicts"):
         go(values, tmp_path / "killed", model__config={"hidden_size": 17})
     if kind == "run":
-        with pytest.raises(UserError, match=r"model\.init_from None, and is now given"):
+        with pytest.raises(UserError, match=r"model\.init_from None, but the value is now"):
             go(values, base)
 
 
@@ -206,10 +206,10 @@ def test_what_comes_of_it_is_exported_and_loads_in_stock_transformers(
     card = " ".join((tmp_path / "last" / "README.md").read_text().split())
     past = "(step 12 of 12 with bags of up to 2 tokens)"
     assert (
-        f"trained on from the weights of `{tmp_path / 'out'}` {past}, itself trained on from `{source}` {past}, by "
+        f"trained from the weights of `{tmp_path / 'out'}` {past}, itself trained from `{source}` {past}, by "
         "ordinary next-token training."
     ) in card
-    assert "figures are of this run alone" in card
+    assert "results are those of this run alone" in card
     assert "no evidence" not in card
     assert "pre-trained from scratch" not in card
     assert "no evidence that superposition helps" in " ".join((tmp_path / "out" / "README.md").read_text().split())
@@ -320,7 +320,7 @@ DOWN = "model.layers.1.mlp.down_proj.weight"
         (in_config(num_hidden_layers=3), "its weights lack 'model.layers.2"),
         (in_config(num_hidden_layers=1), "which llama does not have"),
         (in_config(num_hidden_layers=10**9), "is too large (the maximum is"),
-        (in_config(vocab_size=200), "has a vocabulary of 200 ids, and tokenizer 'bytes' of the data has 257"),
+        (in_config(vocab_size=200), "has a vocabulary of 200 ids, but tokenizer 'bytes' of the data has 257"),
         (in_config(model_type="lama"), "cannot be loaded"),
         (in_config(model_type="bert"), "its weights lack 'bert."),
         (in_config(model_type="t5"), "model.architecture: 't5' is not a causal language model"),
@@ -369,7 +369,7 @@ def test_a_model_that_still_predicts_bags(base: Path, small_run: dict[str, Any],
     for folder in (run, tmp_path / "export"):
         line = refused(going_on(small_run, folder), tmp_path / "run")
         assert "step 6 of 12) is still in the superposition phase" in line
-        assert line.endswith("let its own run finish, and go on from that")
+        assert line.endswith("then start from the finished run")
 
 
 def test_a_run_in_recovery_is_taken_and_said(
@@ -378,13 +378,13 @@ def test_a_run_in_recovery_is_taken_and_said(
     run = Path(shutil.copytree(base, tmp_path / "unfinished"))
     shutil.rmtree(run / "checkpoints" / "step-0000012")
     summary = go(going_on(small_run, run), tmp_path / "run")
-    assert "this model is not trained to its end (step 9 of 12)" in capsys.readouterr().err
+    assert "the training of this model is not finished (step 9 of 12)" in capsys.readouterr().err
     assert summary["init_from"]["origin"]["step"] == 9
     damaged = Path(shutil.copytree(base, tmp_path / "damaged"))
     (damaged / "checkpoints" / "step-0000012" / "manifest.json").unlink()
     go(going_on(small_run, damaged), tmp_path / "other")
     said = capsys.readouterr().err
-    assert "step-0000012: has no readable manifest.json, so it is incomplete; using the checkpoint before it" in said
+    assert "step-0000012: has no readable manifest.json, so it is incomplete; using the previous checkpoint" in said
 
 
 def test_another_tokenizer(exported: Path, small_run: dict[str, Any], tmp_path: Path) -> None:
@@ -393,7 +393,7 @@ def test_another_tokenizer(exported: Path, small_run: dict[str, Any], tmp_path: 
     rewritten(file, lambda values: values["origin"].update(tokenizer="llama-3", fingerprint="f" * 64))
     line = refused(going_on(small_run, folder), tmp_path / "run")
     assert (
-        f"{folder} was trained with tokenizer 'llama-3' (ffffffffffff), and the data was prepared with 'bytes'" in line
+        f"{folder} was trained with tokenizer 'llama-3' (ffffffffffff), but the data was prepared with 'bytes'" in line
     )
     for key, value in (("step", "x"), ("init_from", {"path": "x", "origin": {}}), ("stages", [])):
         shutil.copy(exported / "token_superposition.json", file)
@@ -447,6 +447,4 @@ def test_configurations_of_older_versions(small_run: dict[str, Any], tmp_path: P
 
 
 def test_it_needs_a_text(small_run: dict[str, Any], tmp_path: Path) -> None:
-    assert "model.init_from: the path of a folder is needed" in refused(
-        {**small_run, "model": {"init_from": ""}}, tmp_path / "run"
-    )
+    assert "model.init_from: the path is empty" in refused({**small_run, "model": {"init_from": ""}}, tmp_path / "run")

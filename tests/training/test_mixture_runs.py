@@ -104,7 +104,7 @@ def test_a_source_may_move_and_its_weight_may_not(
     mixed_run: dict[str, Any], digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go_until(7, mixed_run, tmp_path / "run", monkeypatch)
-    with pytest.raises(UserError, match=r"started with data.sources.digits.weight 1.0, and is now given 2.0"):
+    with pytest.raises(UserError, match=r"started with data.sources.digits.weight 1.0, but the value is now 2.0"):
         go(mixed_run, tmp_path / "run", data__sources__digits__weight=2)
     words = mixed_run["data"]["sources"]["words"]["path"]
     with pytest.raises(UserError, match=r"data.sources: .* is not the data that the run"):
@@ -124,7 +124,7 @@ def test_each_source_that_repeats_is_said_with_how_often_and_what_helps(
     assert "of source digits, 4." in warnings[0]
     assert f"{sources['digits']['epochs']:.2f} epochs" in warnings[0]
     # Half of the steps read twice as much: plain inputs would come to two thirds.
-    assert f"output_only would come to {sources['digits']['epochs'] * 2 / 3:.2f} epochs" in warnings[0]
+    assert f"output_only would need {sources['digits']['epochs'] * 2 / 3:.2f} epochs" in warnings[0]
     assert "smaller bag_size or ratio" in warnings[0]
 
 
@@ -134,7 +134,7 @@ def test_the_advice_to_an_ordinary_run_is_not_superpositions(
     del mixed_run["superposition"]
     go(mixed_run, tmp_path / "run", train__total_steps=96, train__sequence_length=64, train__batch_size=16)
     said = capsys.readouterr().err
-    assert "text repeats; more text or fewer steps" in said
+    assert "text repeats; use more text or fewer steps" in said
     assert "output_only" not in said
 
 
@@ -155,20 +155,20 @@ def test_sources_of_different_tokenizers_are_refused(
 
     monkeypatch.setattr(TokenDataset, "open", opened)
     config = parse_config(mixed_run, {"train.dtype": "float32"})
-    with pytest.raises(UserError, match=r"tokenizer 'bytes', .* with another, 'others'; prepare both with the same"):
+    with pytest.raises(UserError, match=r"tokenizer 'bytes', .* with tokenizer 'others'; prepare both with the same"):
         Trainer(config, config.schedule())
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({}, "data.path: is missing; it takes the folder that `tst prepare` wrote"),
-        ({"path": "x", "sources": {"a": {"path": "y"}}}, "data.path: sources stands in its place: give one of the two"),
+        ({}, "data.path: is missing; expected: dataset folder that `tst prepare` wrote"),
+        ({"path": "x", "sources": {"a": {"path": "y"}}}, "data.path: give either path or sources"),
         ({"sources": {}}, "data.path: is missing"),
-        ({"sources": {"a": {}}}, "data.sources.a.path: is missing; it takes the folder that `tst prepare` wrote"),
+        ({"sources": {"a": {}}}, "data.sources.a.path: is missing; expected: dataset folder that `tst prepare` wrote"),
         ({"sources": {"a": {"wieght": 1}}}, "a.wieght: no such key; did you mean 'data.sources.a.weight'?"),
         ({"sources": {"a": {"path": "x", "weight": 0}}}, "data.sources.a.weight: input should be greater than 0"),
-        ({"sources": {"a.b": {"path": "x"}}}, "data.sources: a source's name has at most 100 letters, digits"),
+        ({"sources": {"a.b": {"path": "x"}}}, "data.sources: the name of a source has at most 100 letters, digits"),
         ({"sources": {"a": {"path": "x"}}, "validation_sets": {"a": "y"}}, "validation_sets.a: a source has this"),
     ],
 )  # fmt: skip

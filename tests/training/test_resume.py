@@ -58,7 +58,7 @@ def test_a_run_that_is_done_stays_as_it_is(small_run: dict[str, Any], whole: Pat
 
 
 def test_a_changed_configuration_is_refused_by_its_key(small_run: dict[str, Any], whole: Path) -> None:
-    with pytest.raises(UserError, match=r"started with train.learning_rate 0.01, and is now given 0.02"):
+    with pytest.raises(UserError, match=r"started with train.learning_rate 0.01, but the value is now 0.02"):
         go(small_run, whole, train__learning_rate=0.02)
     with pytest.raises(UserError, match=r"superposition.ratio 0.5"):
         go(small_run, whole, superposition__ratio=0.25)
@@ -75,7 +75,7 @@ def test_a_longer_run_keeps_its_switch(
     go_until(7, small_run, folder, monkeypatch)
     summary = go(small_run, folder, train__total_steps=24)
     assert (summary["switch_step"], summary["steps"]) == (6, 24)
-    with pytest.raises(UserError, match=r"train.total_steps: this run was started with 24, and 24 of them are done"):
+    with pytest.raises(UserError, match=r"train.total_steps: this run was started with 24 steps, and 24 are done"):
         go(small_run, folder, train__total_steps=48)
 
 
@@ -111,7 +111,7 @@ def test_a_run_that_is_done_goes_on_to_more_steps_where_its_learning_rate_has_no
     assert go(steady, folder, train__total_steps=20)["steps"] == 20
     go(steady, tmp_path / "whole", train__total_steps=20)
     check_equal(folder, tmp_path / "whole")
-    with pytest.raises(UserError, match="they agree from step 0 to step 12 only"):
+    with pytest.raises(UserError, match="agree only from step 0 to step 12"):
         go(steady, folder, train__total_steps=12)
 
 
@@ -119,7 +119,9 @@ def test_without_its_last_checkpoint_it_is_not_taken_for_a_longer_one(steady: di
     """As in a study's results that were kept without weights."""
     go(steady, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-0000012")
-    with pytest.raises(UserError, match=r"ended after 12 steps, and the checkpoint that it would go on from to 20 is"):
+    with pytest.raises(
+        UserError, match=r"ended after 12 steps, and the checkpoint that it would continue from to 20 is"
+    ):
         go(steady, tmp_path / "run", train__total_steps=20)
     assert go(steady, tmp_path / "run")["steps"] == 12
 
@@ -130,7 +132,7 @@ def test_a_run_whose_learning_rate_falls_is_not_made_longer(
     small_run["train"] |= {"total_steps": 16, "decay_ratio": 0.25}
     small_run["logging"]["checkpoint_interval"] = 14
     go_until(14, small_run, tmp_path / "run", monkeypatch)
-    with pytest.raises(UserError, match="they agree from step 0 to step 13 only"):
+    with pytest.raises(UserError, match="agree only from step 0 to step 13"):
         go(small_run, tmp_path / "run", train__total_steps=24)
 
 

@@ -123,7 +123,7 @@ def test_changed_stages_are_not_taken_for_those_that_were_trained(small_run: dic
     fixed["stages"][0]["steps"] += 1
     fixed["stages"][1]["steps"] -= 1
     (stopped / "run.json").write_text(json.dumps(fixed))
-    with pytest.raises(UserError, match="stages are not those"):
+    with pytest.raises(UserError, match="stages differ from those"):
         go(small_run, stopped)
 
 

@@ -86,7 +86,7 @@ def test_the_chunked_loss_gives_the_same_run(small_run: dict[str, Any], whole: P
 
 @pytest.mark.parametrize(
     ("backend", "words"),
-    [("auto", "from full logits"), ("chunked", "in chunks, so that its logits are never all in memory")],
+    [("auto", "from full logits"), ("chunked", "in chunks, so that memory never holds all logits")],
 )
 def test_how_the_loss_is_computed_is_said_once(
     small_run: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], backend: str, words: str
@@ -141,7 +141,7 @@ def test_a_kernel_that_is_not_there_is_one_line(small_run: dict[str, Any], tmp_p
         pytest.skip("this machine may have the kernel")
     with pytest.raises(UserError, match=r"^train\.loss_backend liger needs liger-kernel and CUDA; use auto"):
         go(small_run, tmp_path / "run", train__loss_backend="liger")
-    with pytest.raises(UserError, match=r"train\.loss_backend liger takes bags that are all full"):
+    with pytest.raises(UserError, match=r"train\.loss_backend liger supports only full bags"):
         go(small_run, tmp_path / "run", train__loss_backend="liger", data__bag_boundary="document")
-    with pytest.raises(UserError, match="loss_backend torch has no z-loss"):
+    with pytest.raises(UserError, match="loss_backend torch does not support z_loss"):
         go(small_run, tmp_path / "run", train__loss_backend="torch", train__z_loss=0.1)

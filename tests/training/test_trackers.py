@@ -82,7 +82,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_run_goes_on(
     monkeypatch.setattr("token_superposition.training.logger.open_tracker", lambda *_, **__: Failing())
     go(small_run, tmp_path / "run", logging__trackers=["wandb"])
     assert numbers(tmp_path / "run") == numbers(whole)
-    assert capsys.readouterr().err.count("wandb failed and is left out from here") == 1
+    assert capsys.readouterr().err.count("wandb failed and is no longer used") == 1
 
 
 def test_a_tracker_that_refuses_is_one_line(

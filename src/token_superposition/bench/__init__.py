@@ -1,1 +1,1 @@
-"""`tst bench`: what a step costs at each bag size, and the largest micro-batch that fits."""
+"""`tst bench`: the time and memory of a step at each bag size, and the largest micro-batch that fits."""

@@ -1,4 +1,4 @@
-"""The configuration that is measured, checked before torch is imported: importing takes seconds."""
+"""The configuration to measure, checked before the import of torch, which takes seconds."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from token_superposition.training.config import RunConfig, load_config, parse_co
 
 
 def config_of(path: Path | None, overrides: Mapping[str, Any], no_data: Path = Path("none")) -> RunConfig:
-    """A run's configuration, or the demo's, with keys laid over it.
+    """Read the configuration of a run, or of the demo, and apply overrides.
 
     Args:
-        path: a run's file; the demo's without it.
+        path: configuration file of a run; None for the demo.
         overrides: values by dotted path.
-        no_data: a path where nothing is, for the demo's data.
+        no_data: a path that does not exist, for the data of the demo.
 
     Raises:
-        UserError: for a configuration that a run would be refused for, or an option that names data that is not there.
+        UserError: if the configuration is invalid, or if --data.path names a missing folder.
     """
     if path is None:
         config = parse_config({"data": {"path": str(no_data)}, **demo_config()}, overrides, source="demo.yaml")
@@ -30,6 +30,6 @@ def config_of(path: Path | None, overrides: Mapping[str, Any], no_data: Path = P
     if missing and "data.path" in overrides:
         raise UserError(
             f"--data.path: {missing[0]}: no such folder; make it with: tst prepare SOURCE --out {missing[0]}, "
-            "or leave the option out to read random tokens"
+            "or remove the option to use random tokens"
         )
     return config

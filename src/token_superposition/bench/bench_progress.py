@@ -1,4 +1,4 @@
-"""How far a measurement is: a bar with the time left on a terminal, a line a phase elsewhere."""
+"""The progress of a measurement: a bar with the remaining time on a terminal, otherwise one line per phase."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from token_superposition.output_streams import draws_bars, progress_console
 
 
 class BenchProgress:
-    """On standard error; use it in a `with` block.
+    """Prints progress on standard error; a context manager.
 
     Args:
         quiet: show nothing.
@@ -40,11 +40,11 @@ class BenchProgress:
             self._bar.stop()
 
     def say(self, text: str) -> None:
-        """A message that stays on the screen."""
+        """Print a message that stays on the screen."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def phase(self, what: str, total: float, unit: str = "") -> None:
-        """Something new begins, of so many parts."""
+        """Start a phase with `total` parts."""
         if self._bar is None:
             self.say(f"{what} ...")
             return
@@ -53,11 +53,11 @@ class BenchProgress:
         self._task = self._bar.add_task(what, total=total, unit=unit)
 
     def advance(self) -> None:
-        """One part more is done."""
+        """Record that one more part is done."""
         if self._bar and self._task is not None:
             self._bar.advance(self._task)
 
     def at(self, done: float, total: float) -> None:
-        """So much of so much is done."""
+        """Record that `done` of `total` parts are done."""
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=round(done), total=round(total))

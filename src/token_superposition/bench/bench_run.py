@@ -1,11 +1,11 @@
-"""What is measured: a run's model, optimizer and data at several bag sizes, and where its data comes from.
+"""The run that is measured: model, optimizer and data at several bag sizes.
 
-A subject is one configuration whose schedule has a stage for each bag size, so one trainer with one set of weights
-takes steps of all of them: same latent shape, same memory, same kernels. Its learning rate is next to nothing, so
-that every step of every bag size meets the same weights.
+A `BenchRun` is one configuration whose schedule has a stage for each bag size. One trainer with one set of weights does
+the steps of all bag sizes, with the same latent shape, memory and kernels. The learning rate is almost zero, so that
+every step of every bag size uses nearly the same weights.
 
-Whoever has no data yet reads random tokens. They lie in a temporary folder in the format of `tst prepare`, so
-that what is measured is the loader that a run has.
+Without data, the measurement uses random tokens. They are in a temporary folder in the format of `tst prepare`, so the
+measurement includes the normal loader.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from token_superposition.training.resume import settle_config
 from token_superposition.training.run_folder import RunFolder
 from token_superposition.training.trainer import Trainer
 
-STAGE_STEPS = 10**6  # more than anybody waits for
+STAGE_STEPS = 10**6  # more steps than any measurement needs
 _LEARNING_RATE = 1e-9
-_TOKENS = 2**24  # of a random corpus, unless one window of the run takes more
+_TOKENS = 2**24  # size of a random corpus, unless one window of the run is larger
 _MOST_TOKENS = 2**28
 
 
 @dataclass(frozen=True)
 class BenchRun:
-    """What is measured.
+    """A run to measure.
 
     Attributes:
-        config: settled, no value of it `auto`; `data.path` leads to data that is there.
-        schedule: a stage of STAGE_STEPS steps for each bag size, in rising order.
-        random_data: why random tokens are read, in words; None where the configuration's own data is.
+        config: the resolved configuration, without any value `auto`; its data exists.
+        schedule: a stage of STAGE_STEPS steps for each bag size, in ascending order.
+        random_data: text that says why random tokens are used; None if the data of the configuration is used.
     """
 
     config: RunConfig
@@ -59,38 +59,38 @@ class BenchRun:
     random_data: str | None
 
     def at_rows(self, rows: int, num_micro_batches: int, bag_size: int) -> BenchRun:
-        """The same run at one bag size, with steps of so many micro-batches of `rows` rows."""
+        """The same run at one bag size, with `num_micro_batches` micro-batches of `rows` rows per step."""
         sizes = {"train.batch_size": rows * num_micro_batches, "train.micro_batch_size": rows}
         config = parse_config(self.config.model_dump(mode="json", exclude_unset=True), sizes)
         stages = [stage for stage in self.schedule.stages if stage.bag_size == bag_size]
         return BenchRun(config, Schedule(stages), self.random_data)
 
     def trainer(self) -> Trainer:
-        """Its model, optimizer and stream; UserError where they do not fit each other or this machine."""
+        """Build the trainer of the run; UserError if its parts do not match each other or this machine."""
         return Trainer(self.config, self.schedule)
 
     def as_dict(self) -> dict[str, Any]:
-        """What `from_dict` takes, as JSON has it."""
+        """The run as JSON values, for `from_dict`."""
         config = self.config.model_dump(mode="json", exclude_unset=True)
         return {"config": config, "stages": self.schedule.as_dicts(), "random_data": self.random_data}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> BenchRun:
-        """The subject that another process described."""
+        """The run from the values of `as_dict` of another process."""
         return cls(parse_config(values["config"]), Schedule.from_dicts(values["stages"]), values["random_data"])
 
 
 @contextlib.contextmanager
 def opened(path: Path | None, overrides: Mapping[str, Any], bag_sizes: Sequence[int]) -> Iterator[BenchRun]:
-    """A run at several bag sizes, ready to be measured inside the block; nothing of it stays after it.
+    """Yield a run at several bag sizes, ready for measurement; its temporary files are deleted after the block.
 
     Args:
-        path: a run's configuration; the demo's without it.
+        path: configuration file of a run; None for the demo.
         overrides: values by dotted path.
-        bag_sizes: to measure at.
+        bag_sizes: the bag sizes to measure.
 
     Raises:
-        UserError: for a configuration that a run would be refused for, or data that is there and cannot be used.
+        UserError: if the configuration is invalid, or the data exists but cannot be used.
     """
     with tempfile.TemporaryDirectory(prefix="tst-bench-") as name:
         place = Path(name)
@@ -103,23 +103,23 @@ def opened(path: Path | None, overrides: Mapping[str, Any], bag_sizes: Sequence[
         missing = [folder for folder in given.data.folders if not Path(folder).exists()]
         if missing:
             vocab_size = _write_random(place / "data", config, schedule)
-            random_data = "no configuration was given" if path is None else f"{missing[0]} is not there"
-            random_data += f": reading random tokens of a vocabulary of {vocab_size:,}"
+            random_data = "no configuration was given" if path is None else f"{missing[0]} does not exist"
+            random_data += f": using random tokens with a vocabulary of {vocab_size:,}"
             if path is not None and "vocab_size" not in config.model.config:
-                random_data += ", that of bytes (--model.config.vocab_size names another)"
+                random_data += " (of the byte tokenizer; --model.config.vocab_size sets another)"
             values = config.model_dump(mode="json", exclude_unset=True)
             config = parse_config({**values, "data": {"path": str(place / "data")}})
         yield BenchRun(config, schedule, random_data)
 
 
 def _at_bag_sizes(config: RunConfig, bag_sizes: Sequence[int]) -> RunConfig:
-    """The run with what is measured in it, and without what is not."""
+    """The configuration with the bag sizes to measure, and without additional validation sets."""
     given = config.superposition
     kind = given.stages[0] if given.stages else given
     largest = max(bag_sizes)
     superposition: dict[str, Any] = {"bag_size": largest}
     if largest > 1:
-        # Weights yet to be measured cost what any others do.
+        # The time of a step does not depend on the kind of weights, so unmeasured weights are replaced.
         weights = "power_law" if kind.slot_weights == MEASURED else kind.slot_weights
         superposition |= {"superposition_steps": 1, "mode": kind.mode, "slot_weights": weights}
     values = config.model_dump(mode="json", exclude_unset=True)
@@ -136,10 +136,10 @@ def _stage(config: RunConfig, bag_size: int) -> Stage:
 
 
 def _write_random(folder: Path, config: RunConfig, schedule: Schedule) -> int:
-    """A prepared folder of random tokens; returns the vocabulary they are from.
+    """Write a dataset folder of random tokens; returns the size of their vocabulary.
 
-    Its tokenizer is that of bytes, whatever the vocabulary: nothing of a measurement turns ids into text. Ids take
-    two bytes each, so of a larger vocabulary the first 65,536 come up.
+    The tokenizer is the byte tokenizer for any vocabulary, because a measurement never converts ids to text. An id has
+    two bytes, so for a larger vocabulary only the first 65,536 ids occur.
     """
     tokenizer, length = ByteTokenizer(), config.train.sequence_length
     named = config.model.config.get("vocab_size")
@@ -148,7 +148,7 @@ def _write_random(folder: Path, config: RunConfig, schedule: Schedule) -> int:
     if window > _MOST_TOKENS:
         raise UserError(
             f"--bag-sizes: a window of {length} positions times the bag sizes' least common multiple "
-            f"{schedule.input_period:,} is {window:,} tokens; choose sizes that divide each other, such as 1,2,4,8"
+            f"{schedule.input_period:,} is {window:,} tokens; use sizes that divide each other, such as 1,2,4,8"
         )
     folder.mkdir()
     tokenizer.save(folder)

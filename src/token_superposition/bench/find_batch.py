@@ -1,11 +1,14 @@
 """`--find-batch`: the largest micro-batch whose step fits into memory.
 
-What can be used is a divisor of `train.batch_size`, so those are the candidates, and they are searched by bisection.
-On CUDA a candidate fits where a step of it runs and leaves a margin: running out of memory there is an error like
-any other. A CPU's memory is the machine's, so there nothing is tried that is not expected to fit: the estimate that
-`tst train --dry-run` gives is compared with what is free, and the largest that should fit is then verified in a
-process of its own, which ends itself where it needs more. For families without an estimate candidates are verified
-from the smallest up.
+A micro-batch size must divide `train.batch_size`, so the candidates are its divisors.
+
+On CUDA, the search tries candidates. A candidate fits if a step runs and leaves a margin of free memory. Out of memory
+on CUDA is an ordinary exception.
+
+On a CPU, out of memory would affect the whole machine, so the search tries only candidates that should fit. It compares
+the estimate of `tst train --dry-run` with the free memory. It then verifies the largest candidate that should fit in a
+separate process, which ends itself if it needs more memory. For model families without an estimate, it verifies
+candidates from the smallest upwards.
 """
 
 from __future__ import annotations
@@ -29,58 +32,58 @@ from token_superposition.models.size_limits import available_memory, gigabytes
 from token_superposition.training.datasets import Corpora
 from token_superposition.training.optim import states_kept
 
-MARGIN = 0.1  # of the memory, left free: fragments, other processes, longer validations
+MARGIN = 0.1  # share of the memory that stays free for fragmentation, other processes and longer validations
 
 
 def find_batch(subject: BenchRun, progress: BenchProgress) -> dict[str, Any]:
-    """The largest micro-batch that fits, at the subject's largest bag size.
+    """Find the largest micro-batch that fits, at the largest bag size of the run.
 
     Returns:
-        `bag_size`, `batch_size`, `micro_batch_size` (the divisor of it that fits), `memory_bytes` (what a step of it
-        takes), `limit_bytes` (what it may take) and `tried` (a list of rows, bytes, and whether they fitted, in order;
-        bytes is null where memory ran out).
+        `bag_size`, `batch_size`, `micro_batch_size` (the largest divisor of `batch_size` that fits), `memory_bytes`
+        (memory of its step), `limit_bytes` (memory limit) and `tried` (a list of `rows`, `bytes` and `fits` in the
+        order of the attempts; `bytes` is null if memory ran out).
 
     Raises:
-        UserError: where not even one row fits.
+        UserError: if not even one row fits.
     """
     train, bag_size = subject.config.train, subject.schedule.bag_size
     candidates = [rows for rows in range(1, train.batch_size + 1) if train.batch_size % rows == 0]
-    room = _Gpu(subject, bag_size) if train.device.startswith("cuda") else _Machine(subject, bag_size)
+    memory = _Gpu(subject, bag_size) if train.device.startswith("cuda") else _Machine(subject, bag_size)
     tried: list[dict[str, Any]] = []
 
     def fits(rows: int) -> bool:
         progress.phase(f"trying micro-batches of {rows}", 1)
-        taken = room.take(rows)
-        tried.append({"rows": rows, "bytes": taken, "fits": taken is not None and taken <= room.limit})
+        taken = memory.take(rows)
+        tried.append({"rows": rows, "bytes": taken, "fits": taken is not None and taken <= memory.limit})
         progress.advance()
         return bool(tried[-1]["fits"])
 
-    expected = {rows: room.expect(rows) for rows in candidates}
+    expected = {rows: memory.expect(rows) for rows in candidates}
     if None in expected.values():
         found = largest(candidates, fits)
     else:
-        hopeful = [rows for rows, num_bytes in expected.items() if num_bytes is not None and num_bytes <= room.limit]
+        hopeful = [rows for rows, num_bytes in expected.items() if num_bytes is not None and num_bytes <= memory.limit]
         found = next((rows for rows in reversed(hopeful) if fits(rows)), None)
     if found is None:
         raise UserError(
             f"train.micro_batch_size: not even one row of {train.sequence_length} positions at bag size {bag_size} "
-            f"fits into {gigabytes(room.limit)}; make the model or train.sequence_length smaller"
+            f"fits into {gigabytes(memory.limit)}; use a smaller model or train.sequence_length"
         )
     return {
         "bag_size": bag_size,
         "batch_size": train.batch_size,
         "micro_batch_size": found,
         "memory_bytes": next(each["bytes"] for each in tried if each["rows"] == found),
-        "limit_bytes": room.limit,
+        "limit_bytes": memory.limit,
         "tried": tried,
     }
 
 
 def largest(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | None:
-    """The largest of rising candidates that fits, where all below one that fits do; None where none does.
+    """The largest of ascending candidates that fits, or None; all candidates below a fitting candidate must fit.
 
-    The first is tried first, then ones at least twice as large, then what lies between: nothing is tried that is
-    much too large.
+    The search tries the first candidate, then candidates that are at least twice as large, and then bisects. It thus
+    avoids candidates that are much too large.
     """
     low, high = -1, len(candidates)  # candidates[low] fits, candidates[high] does not
     while low + 1 < high:
@@ -95,7 +98,7 @@ def largest(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | Non
 
 
 class _Machine:
-    """The memory of the CPU, or of MPS, which is the same."""
+    """The memory of the machine, for CPU and for MPS."""
 
     def __init__(self, subject: BenchRun, bag_size: int) -> None:
         self._subject = subject
@@ -104,7 +107,7 @@ class _Machine:
         self._one, self._two = self._estimate(1), self._estimate(2)
 
     def expect(self, rows: int) -> int | None:
-        """Bytes that a step of micro-batches of `rows` rows should take; None for a family it is not known of."""
+        """Estimated bytes of a step with micro-batches of `rows` rows; None for a family without an estimate."""
         if self._one is None or self._two is None:
             return None
         return self._one + (rows - 1) * (self._two - self._one)
@@ -127,7 +130,7 @@ class _Machine:
         return None if estimate.activations is None else estimate.total
 
     def take(self, rows: int) -> int | None:
-        """Bytes that a step really takes; None where they are not there."""
+        """Measured bytes of a step; None if memory is insufficient."""
         return measure_memory(self._subject, bag_size=self._bag_size, rows=rows, limit=self.limit)
 
 
@@ -142,10 +145,10 @@ class _Gpu:
         self.limit = int((1 - MARGIN) * (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)))
 
     def expect(self, rows: int) -> None:
-        """Nothing is expected of a device that can be asked."""
+        """None: candidates are tried on the device, so no estimate is needed."""
 
     def take(self, rows: int) -> int | None:
-        """Bytes that a step takes, the allocator's fragments included; None where they are not there."""
+        """Measured bytes of a step, including fragmentation; None if memory is insufficient."""
         trainer = self._trainer
         num_rows = rows * micro_batches_tried(self._subject, rows)
         trainer.config = self._subject.at_rows(rows, num_rows // rows, self._bag_size).config

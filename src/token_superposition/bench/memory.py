@@ -1,14 +1,16 @@
-"""How much memory a training step takes, found out in a process of its own.
+"""Measurement of the memory of a training step in a separate process.
 
-The system counts a process's most memory since its start, so every measurement needs a process; and one that takes
-more than there is must end itself, not the machine. The child trains one row, for the optimizer to make its state,
-and then a step of at most two micro-batches (with the second of them, gradients and activations are there at once:
-more micro-batches take no more). What counts is the rise of the resident set above the loaded model, and the model's
-weights; the process itself, with its libraries, is left out, as a GPU's figure leaves it out.
+Each measurement needs its own process, for two reasons. The system reports the peak memory of a process since its
+start. A measurement that runs out of memory must end itself without harm to the machine.
 
-Asked through `python -m token_superposition.bench.memory`: a request in JSON on standard input, the answer in JSON
-as the last line of standard output. It has no more memory than the request allows (the system refuses it the rest),
-and is the first to be stopped where a system runs out.
+The child process first trains one row, so that the optimizer creates its state. It then does a step of at most two
+micro-batches. During the second micro-batch, gradients and activations exist together, so more micro-batches need no
+more memory. The result is the size of the weights plus the rise of the resident set above the loaded model. It excludes
+the process and its libraries, as GPU measurements do.
+
+The child is `python -m token_superposition.bench.memory`. It reads a request in JSON from standard input, and writes
+the answer in JSON as the last line of standard output. The system refuses it more memory than the request allows. If
+the system runs out of memory, it stops the child first.
 """
 
 from __future__ import annotations
@@ -31,33 +33,34 @@ from token_superposition.errors import RunFailedError, UserError, machine_troubl
 from token_superposition.training.hardware import peak_memory_bytes, wait_for
 
 _OUT_OF_MEMORY = 3  # exit code
-_STACKS = 2**30  # address space that threads reserve and hardly use
+_STACKS = 2**30  # bytes of address space that threads reserve but hardly use
 _BASES = {
-    "cpu": "weights, and the rise of the resident set above the loaded model in training, in a process of its own",
-    "cuda": "the most that PyTorch had allocated on the device in a step",
+    "cpu": "weights plus the rise of the resident set above the loaded model during training, in a separate process",
+    "cuda": "peak memory that PyTorch allocated on the device during a step",
 }
 
 
 def memory_basis(device_type: str) -> str:
-    """What a figure of memory is, in words."""
-    return _BASES.get(device_type, f"not known: {device_type} does not say what a step takes")
+    """The definition of the reported memory, as text."""
+    return _BASES.get(device_type, f"unknown: {device_type} does not report the memory of a step")
 
 
 def measure_memory(subject: BenchRun, *, bag_size: int, rows: int, limit: int | None = None) -> int | None:
-    """Bytes that a step at a bag size takes, in a process of its own, in micro-batches of `rows` rows.
+    """Measure the memory of a step in a separate process.
 
     Args:
-        subject: what is trained.
-        bag_size: one of its.
-        rows: a divisor of its batch size.
-        limit: bytes that the process may take besides its libraries.
+        subject: the run.
+        bag_size: one of the bag sizes of the run.
+        rows: rows per micro-batch, a divisor of the batch size.
+        limit: largest number of bytes that the process may use, without its libraries.
 
     Returns:
-        None where there is not memory enough. On MPS, whose memory is not the process's, weights and what else shows.
+        Bytes of a step; None if memory is insufficient. On MPS the result is incomplete, because the memory of the
+        device does not belong to the process.
 
     Raises:
-        UserError: where the process says that the input is wrong, in its words.
-        RunFailedError: where it fails otherwise.
+        UserError: if the process reports wrong input, with the message of the process.
+        RunFailedError: if the process fails in another way.
     """
     part = subject.at_rows(rows, micro_batches_tried(subject, rows), bag_size)
     process = subprocess.Popen(
@@ -66,7 +69,7 @@ def measure_memory(subject: BenchRun, *, bag_size: int, rows: int, limit: int | 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # an interrupt is ours: the process is ended below
+        start_new_session=True,  # this process handles an interrupt and ends the child below
     )
     try:
         out, err = process.communicate(json.dumps({**part.as_dict(), "limit": limit}))
@@ -76,21 +79,21 @@ def measure_memory(subject: BenchRun, *, bag_size: int, rows: int, limit: int | 
     if process.returncode in (_OUT_OF_MEMORY, -signal.SIGKILL):
         return None
     said = err.strip().splitlines()
-    last = said[-1].removeprefix("error: ") if said else "it said nothing"
+    last = said[-1].removeprefix("error: ") if said else "no message"
     if process.returncode == 2:
         raise UserError(last)
     if process.returncode != 0:
-        raise RunFailedError(f"measuring memory failed with exit code {process.returncode}: {last}")
+        raise RunFailedError(f"the measurement of memory failed with exit code {process.returncode}: {last}")
     return int(json.loads(out.splitlines()[-1])["bytes"])
 
 
 def micro_batches_tried(subject: BenchRun, rows: int) -> int:
-    """How many micro-batches of `rows` rows show what a step takes: gradients lie beside activations in the second."""
+    """Number of micro-batches to measure: two if possible, because the second one has the peak memory."""
     return min(2, subject.config.train.batch_size // rows)
 
 
 def _answer(request: dict[str, Any]) -> int:
-    """What `measure_memory` asks of its process."""
+    """Measure in the child process; returns bytes."""
     subject = BenchRun.from_dict(request)
     trainer = subject.trainer()
     if request["limit"] is not None:
@@ -106,13 +109,13 @@ def _answer(request: dict[str, Any]) -> int:
 
 
 def _forget_peak() -> None:
-    """Let Linux count the most memory from here on, where it may be asked to: building the model took some too."""
+    """Reset the peak memory on Linux if possible, to exclude the memory for building the model."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def _resident_bytes() -> int:
-    """Bytes of the process in memory now; where the system does not say, the most so far."""
+    """Resident bytes of the process now; the peak so far if the system does not report the present value."""
     with contextlib.suppress(OSError):
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
@@ -120,7 +123,7 @@ def _resident_bytes() -> int:
 
 
 def _stop_above(limit: int) -> None:
-    """From here on the system refuses more than so many bytes, and stops this process before others."""
+    """Limit the further memory of this process, and let the system stop it before other processes."""
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
     with contextlib.suppress(OSError, ValueError):

@@ -1,13 +1,13 @@
-"""Step times of several bag sizes, measured so that their ratios can be believed.
+"""Measurement of the step times of several bag sizes, with reliable ratios.
 
-The bag sizes take turns, in rounds, and the order rotates from round to round: a machine whose speed drifts, or
-that others use too, changes all of them. A ratio is of two turns of one round; reported is the median of the
-ratios with an interval that supposes nothing of how they are distributed.
+Each round measures every bag size once (a turn), and the order rotates from round to round. A change of the machine's
+speed, or other work on the machine, therefore affects all bag sizes. A ratio compares two turns of the same round. The
+result is the median of the ratios, with an interval that assumes no distribution.
 
-A turn is what training is: its own thread makes batches ready, from an empty queue. The first batch and the first
-step are not timed. From there on a loader slower than the step has nothing in stock, so its waits show; and a loader
-that is faster makes one batch a step beside the computation, so what it takes from the cores is in the step time
-of its own bag size.
+A turn works like training: a separate thread prepares batches, starting with an empty queue. The first batch and the
+first step are not timed. After them, a loader that is slower than the step has no batch in its queue, so its waits are
+measured. A loader that is faster makes one batch per step in parallel with the computation, so its use of the cores is
+part of the step time of the same bag size.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from token_superposition.data.prefetch import prefetch
 from token_superposition.training.hardware import matrix_speeds, wait_for
 from token_superposition.training.trainer import Trainer
 
-LEAST_ROUNDS = 6  # fewer give no 95% interval of a median
+LEAST_ROUNDS = 6  # a 95% interval of a median needs at least this many
 _MOST_ROUNDS = 1000
 _TURN_SECONDS, _MOST_TURN_STEPS = 0.5, 8
 _MATRIX_SIZES = {"cpu": (512, 1024, 2048)}
@@ -35,7 +35,7 @@ _MATRIX_SECONDS = 0.3
 
 
 class Turn(NamedTuple):
-    """Some steps of one bag size, one after the other."""
+    """The timing of consecutive steps of one bag size."""
 
     steps: int
     seconds: float
@@ -43,40 +43,40 @@ class Turn(NamedTuple):
 
     @property
     def step_seconds(self) -> float:
-        """The mean over its steps, waits included."""
+        """Mean seconds per step, including waits for data."""
         return self.seconds / self.steps
 
 
 @dataclass
 class Rounds:
-    """What was measured.
+    """The measured turns.
 
     Attributes:
-        turns: of each bag size, one a round, in the rounds' order.
-        peak_bytes: of each bag size, the most GPU memory that a step took; empty elsewhere.
+        turns: the turns of each bag size, one per round, in order.
+        peak_bytes: the peak GPU memory of a step at each bag size; empty on other devices.
     """
 
     turns: dict[int, list[Turn]]
     peak_bytes: dict[int, int] = field(default_factory=dict)
 
     def step_seconds(self, bag_size: int) -> list[float]:
-        """Seconds a step, one value a round."""
+        """Seconds per step, one value per round."""
         return [turn.step_seconds for turn in self.turns[bag_size]]
 
     def ratios(self, bag_size: int, base: int = 1) -> list[float]:
-        """Step time over that of `base`, round by round."""
+        """The step time divided by that of bag size `base`, one value per round."""
         return [a / b for a, b in zip(self.step_seconds(bag_size), self.step_seconds(base), strict=True)]
 
     def data_wait_fraction(self, bag_size: int) -> float:
-        """The share of all its timed steps that was spent waiting for a batch."""
+        """The share of the time of all timed steps that was spent waiting for a batch."""
         turns = self.turns[bag_size]
         return sum(turn.waited for turn in turns) / sum(turn.seconds for turn in turns)
 
 
 def matrix_peak_of_sizes(device: torch.device, dtype: torch.dtype) -> tuple[float, int]:
-    """FLOPs a second of the fastest of several sizes of square matrix product, and that size.
+    """The FLOPs per second of the fastest of several sizes of square matrix products, and this size.
 
-    A size counts by the median of its runs: MFU is to be a fraction of what the device keeps up.
+    The value of a size is the median of its runs, because the MFU should relate to a speed that the device sustains.
     """
     sizes = _MATRIX_SIZES.get(device.type, _MATRIX_SIZES_ELSEWHERE)
     peak = max((statistics.median(matrix_speeds(device, dtype, size, _MATRIX_SECONDS)), size) for size in sizes)
@@ -89,10 +89,10 @@ def measure(trainer: Trainer, progress: BenchProgress, *, steps: int | None, sec
     """Time every stage of a trainer's schedule, in rounds.
 
     Args:
-        trainer: with a stage for each bag size.
-        progress: is told how far it is.
-        steps: timed steps of each bag size, rounded up to whole rounds; without it as many as the time allows.
-        seconds: to measure for, where `steps` is not given; LEAST_ROUNDS rounds are done however long they take.
+        trainer: a trainer with a stage for each bag size.
+        progress: shows the progress.
+        steps: timed steps per bag size, rounded up to whole rounds; None for as many as `seconds` allows.
+        seconds: duration of the measurement if `steps` is None; at least LEAST_ROUNDS rounds are always done.
     """
     schedule = trainer.schedule
     clocks = {
@@ -103,7 +103,7 @@ def measure(trainer: Trainer, progress: BenchProgress, *, steps: int | None, sec
     longest = 0.0
     progress.phase("warming up", len(bag_sizes))
     for bag_size in bag_sizes:
-        clocks[bag_size].take_turn(1)  # what the first step of a kind sets up
+        clocks[bag_size].take_turn(1)  # the first step of each bag size includes setup
         if trainer.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(trainer.device)
         longest = max(longest, clocks[bag_size].take_turn(1).seconds)
@@ -126,7 +126,7 @@ def _run(
     turn_steps: int,
     seconds: float | None,
 ) -> None:
-    """Rounds until there are enough, or the time is over."""
+    """Do rounds until their number is reached, or the time is over."""
     bag_sizes, start = list(clocks), time.perf_counter()
     progress.phase("measuring", num_rounds if seconds is None else seconds, unit="rounds" if seconds is None else "s")
     for number in range(num_rounds):
@@ -137,7 +137,7 @@ def _run(
         if seconds is None:
             progress.advance()
             continue
-        # The least rounds may take longer than the time given: the bar then shows their share.
+        # If the minimum number of rounds takes longer than the given time, the bar shows the share of these rounds.
         least_left = spent / done * (LEAST_ROUNDS - done)
         progress.at(spent, max(seconds, spent + least_left))
         if done >= LEAST_ROUNDS and spent >= seconds:
@@ -145,14 +145,14 @@ def _run(
 
 
 class _Clock:
-    """Takes turns of one stage, each going on where the one before it stopped."""
+    """Does the turns of one stage; each turn continues after the steps of the previous turn."""
 
     def __init__(self, trainer: Trainer, first_step: int) -> None:
         self._trainer = trainer
         self._step = first_step
 
     def take_turn(self, steps: int) -> Turn:
-        """Train one step that warms up, then `steps` that are timed."""
+        """Do one step for warm-up, and then `steps` timed steps."""
         trainer, waited = self._trainer, 0.0
         batches = prefetch(trainer.batches(self._step))
         self._step += steps + 1
@@ -173,7 +173,7 @@ class _Clock:
 
 
 def middle_80(values: Sequence[float]) -> tuple[float, float]:
-    """The 10% and the 90% quantile."""
+    """The 10% and the 90% quantiles."""
     if len(values) == 1:
         return values[0], values[0]
     tenths = statistics.quantiles(values, n=10, method="inclusive")
@@ -181,13 +181,14 @@ def middle_80(values: Sequence[float]) -> tuple[float, float]:
 
 
 def median_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float] | None:
-    """A confidence interval of the median by the sign test, whatever the distribution; None for too few values.
+    """A confidence interval of the median from the sign test, for any distribution; None for too few values.
 
-    A value lies under the median with probability 1/2. So the k-th smallest and k-th largest enclose the median unless
-    fewer than k of n values fall on one side: the largest k for which that is improbable enough is taken.
+    A value is below the median with probability 1/2. The k-th smallest and the k-th largest value enclose the median
+    unless fewer than k of the n values are on one side. The result uses the largest k for which this is improbable
+    enough.
     """
     ordered, count = sorted(values), len(values)
-    tail, place = 0.0, 0  # tail: the probability that at most place - 1 of the values lie on a given side
+    tail, place = 0.0, 0  # tail: the probability that at most place - 1 of the values are on a given side
     while (more := tail + math.comb(count, place) / 2**count) <= (1 - level) / 2:
         tail, place = more, place + 1
     return (ordered[place - 1], ordered[count - place]) if place else None

@@ -1,7 +1,7 @@
-"""What was measured, as JSON, as a table, and in a sentence.
+"""The measured step times as JSON, as a table and as a sentence.
 
-MFU counts positions: a bag of s tokens costs the FLOPs of one position, so s raises the raw tokens a second and
-never the MFU.
+The MFU counts positions. A bag of s tokens costs the FLOPs of one position, so a larger s raises the raw tokens per
+second, but not the MFU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from token_superposition.formatting import count_in_words, memory, plural, wrapp
 from token_superposition.schedule import Stage
 
 _MOST_WAIT = 0.01
-_LEVEL = 0.05  # an interval around 1 that goes no further says that two steps cost the same
+_LEVEL = 0.05  # if an interval around 1 is within this distance, two steps cost about the same
 
 
 def row_of(
@@ -31,7 +31,7 @@ def row_of(
     peak_flops_per_second: float,
     peak_memory_bytes: int | None,
 ) -> dict[str, Any]:
-    """The figures of one bag size: medians over rounds, the middle 80% of step times, and ratios to ordinary steps.
+    """The results of one bag size: medians over rounds, the middle 80% of step times, and ratios to ordinary steps.
 
     `ratio`, `ratio_interval` and `ratio_reason` (why one of them is null) compare with bag size 1.
     """
@@ -42,11 +42,11 @@ def row_of(
     if 1 not in rounds.turns:
         reason = "bag size 1 was not measured"
     elif stage.bag_size == 1:
-        reason = "it is what the others are compared with"
+        reason = "this is the reference of the comparison"
     else:
         ratios = rounds.ratios(stage.bag_size)
         ratio, interval = statistics.median(ratios), median_interval(ratios)
-        reason = None if interval else f"fewer than {LEAST_ROUNDS} rounds: no interval can be had"
+        reason = None if interval else f"an interval needs at least {LEAST_ROUNDS} rounds"
     return {
         "bag_size": stage.bag_size,
         "mode": stage.mode,
@@ -64,47 +64,47 @@ def row_of(
 
 
 def reading(result: dict[str, Any]) -> str:
-    """The result in a sentence or two."""
+    """The result in one or two sentences."""
     rows = result["bag_sizes"]
     last = rows[-1]
     if last["ratio"] is None:
         text = f"A step at s={last['bag_size']} takes {last['step_seconds']:.3g} s on this machine"
-        text += ", and there is nothing to compare it with: measure at bag size 1 too." if last["bag_size"] > 1 else "."
+        text += ". For a comparison, measure bag size 1 too." if last["bag_size"] > 1 else "."
     else:
         text = _compared_step(last)
         times = round(last["raw_tokens_per_second"] / last["positions_per_second"])
-        text += f" It reads {times} times the tokens." if times > 1 else " It reads as many tokens."
+        text += f" It reads {times} times as many tokens." if times > 1 else " It reads the same number of tokens."
     waits = [row for row in rows if row["data_wait_fraction"] > _MOST_WAIT]
     if waits:
         worst = max(waits, key=lambda row: row["data_wait_fraction"])
-        text += f" At s={worst['bag_size']} it waits for data {worst['data_wait_fraction']:.1%} of the time."
+        text += f" At s={worst['bag_size']} training waits for data {worst['data_wait_fraction']:.1%} of the time."
     return text
 
 
 def _compared_step(row: dict[str, Any]) -> str:
-    """Whether a superposition step costs more than an ordinary step, in a sentence; no ratio without an interval."""
+    """A sentence that compares a superposition step with an ordinary step; without a ratio if there is no interval."""
     start = f"A superposition step at s={row['bag_size']}"
     if not row["ratio_interval"]:
         return (
-            f"Too few steps to say whether {start[0].lower()}{start[1:]} costs more than an ordinary step: measure "
-            "longer (--seconds), or leave --steps out."
+            f"There are too few steps to say whether {start[0].lower()}{start[1:]} costs more than an ordinary step: "
+            "measure longer (--seconds), or remove --steps."
         )
     low, high = row["ratio_interval"]
     times = f"{row['ratio']:.2f} times an ordinary step (95% interval {low:.2f} to {high:.2f})"
     if low <= 1 <= high:
         near = "costs about as much as an ordinary step; " if max(1 - low, high - 1) < _LEVEL else ""
-        return f"{start}: {near}too few steps to say which of the two costs more: {times}."
+        return f"{start}: {near}there are too few steps to say which of the two costs more: {times}."
     return f"{start} costs {times} on this machine."
 
 
 def table(result: dict[str, Any]) -> str:
-    """The bag sizes as a table of plain text, and what they were measured on."""
+    """The results as a table of plain text, with the hardware and the model."""
     size = f"{result['sequence_length']:,} positions, {result['batch_size']} rows"
     if result["micro_batch_size"]:
         size += f" in micro-batches of {result['micro_batch_size']}"
     lines = [
         f"{result['architecture']}, {count_in_words(result['parameters'])} parameters, {size}",
-        f"{result['device_name']}, {result['dtype']}, {plural(result['num_threads'], 'thread')}: a matrix product of "
+        f"{result['device_name']}, {result['dtype']}, {plural(result['num_threads'], 'thread')}: a matrix product with "
         f"{result['peak_matrix_size']:,} rows runs at {result['peak_flops_per_second'] / 1e12:.3g} TFLOP/s",
     ]
     if result["random_data"]:
@@ -133,20 +133,20 @@ def table(result: dict[str, Any]) -> str:
 
 
 def batch_lines(found: dict[str, Any]) -> str:
-    """The result of a search for a micro-batch, and what to write into the configuration."""
+    """The result of the search for a micro-batch, and the lines for the configuration."""
     taken = f"{memory(found['memory_bytes'])} of {memory(found['limit_bytes'])}"
     if found["micro_batch_size"] == found["batch_size"]:
-        first = f"A whole batch of {found['batch_size']} rows fits at once at s={found['bag_size']} ({taken})."
+        first = f"The whole batch of {found['batch_size']} rows fits into memory at s={found['bag_size']} ({taken})."
     else:
         first = (
-            f"Micro-batches of {found['micro_batch_size']} rows are the largest part of {found['batch_size']} "
-            f"that fits at s={found['bag_size']} ({taken})."
+            f"The largest micro-batch that fits into memory has {found['micro_batch_size']} of {found['batch_size']} "
+            f"rows, at s={found['bag_size']} ({taken})."
         )
     return f"{wrapped(f'{first} For the configuration:')}\ntrain:\n  micro_batch_size: {found['micro_batch_size']}"
 
 
 def device_name(device: torch.device) -> str:
-    """What the device calls itself."""
+    """The name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return str(device)

@@ -1,9 +1,14 @@
-"""The door: the command `tst`.
+"""The command line `tst`.
 
-Each command imports what it needs when it runs, so `tst --help` answers at once. Results go to standard
-output (with `--json`, one JSON object as its last line), everything else to standard error. Exit codes: 0
-done; 2 the user's input is wrong, or the machine refuses (a full disk), said in one line; 1 anything else;
-130 interrupted, after a checkpoint.
+Each command imports its modules when it runs, so that `tst --help` answers at once. Results go to standard output.
+With `--json` the last line of standard output is one JSON object. All other text goes to standard error.
+
+Exit codes:
+
+    0    the command is done
+    1    any other failure
+    2    the user's input is wrong, or the machine refuses, such as a full disk; one line reports the error
+    130  interrupted, after a checkpoint was written
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `tst` with the given arguments (those of the process without them); returns the exit code."""
+    """Run `tst` with the given arguments, or with those of the process if none are given; returns the exit code."""
     open_standard_streams()
     with losable_stderr(), stop_requests(ends_process=arguments is None) as requests:
         try:
@@ -60,7 +65,7 @@ def _run(arguments: Sequence[str]) -> int:
         command: Callable[[argparse.Namespace, dict[str, str]], tuple[dict[str, Any], str]] = options.run
         if overrides and not options.takes_keys:
             raise UserError(
-                f"--{next(iter(overrides))}: {options.parser.prog} takes no keys of a configuration "
+                f"--{next(iter(overrides))}: {options.parser.prog} takes no configuration keys "
                 f"(see {options.parser.prog} --help)"
             )
         result, text = command(options, overrides)
@@ -69,7 +74,7 @@ def _run(arguments: Sequence[str]) -> int:
         return _failed(str(error), 2)
     except RunError as error:
         return _failed(str(error), 1)
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone before the result was there
+    except BrokenPipeError:  # the reader of our output, such as `head`, closed the pipe before the result was written
         return 1
     except Exception as error:
         trouble = machine_trouble(error)
@@ -80,9 +85,9 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _print(text: str) -> None:
-    """The result, to standard output, also where that cannot write every character.
+    """Print the result to standard output, even if its encoding lacks some of the characters.
 
-    A reader that has gone wants no more of it: the command has done its work.
+    A closed pipe is not an error here, because the command has done its work.
     """
     encoding = sys.stdout.encoding or "utf-8"
     try:
@@ -101,9 +106,9 @@ def _failed(text: str, code: int) -> int:
 
 
 def _as_text(arguments: Sequence[str]) -> Sequence[str]:
-    """The arguments, where all of them are text that a file or a message can hold."""
+    """The arguments, after a check that a file or a message can hold each of them; UserError otherwise."""
     for argument in arguments:
-        # Python passes on the bytes of a file's name that are no UTF-8 as halves of surrogate pairs.
+        # Python represents bytes of an argument that are not UTF-8 as halves of surrogate pairs.
         if "\0" in argument or argument.encode("utf-8", errors="ignore").decode("utf-8") != argument:
             raise UserError(f"the argument {shortened(ascii(argument))} is not UTF-8 text")
     return arguments
@@ -121,8 +126,10 @@ def _parser() -> argparse.ArgumentParser:
     def add(name: str, run: Callable[..., tuple[dict[str, Any], str]], text: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         command.set_defaults(run=run, takes_keys=False, parser=command)
-        command.add_argument("--json", action="store_true", help="print the result as one JSON object")
-        command.add_argument("--quiet", action="store_true", help="no progress on standard error")
+        command.add_argument(
+            "--json", action="store_true", help="print the result as one JSON object on standard output"
+        )
+        command.add_argument("--quiet", action="store_true", help="print no progress on standard error")
         return command
 
     add_data_commands(add)
@@ -134,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _unknown_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> str:
-    """What to say of words that a command does not take; the nearest option is named."""
+    """The error message for arguments that a command does not take; it names the most similar option."""
     known = [name for action in parser._actions for name in action.option_strings]
     first = next((word for word in words if word.startswith("-")), words[0]).partition("=")[0]
     near = did_you_mean(first, known) if first.startswith("-") else ""
@@ -143,7 +150,7 @@ def _unknown_words(parser: argparse.ArgumentParser, words: Sequence[str]) -> str
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Take keys of the configuration (`--train.seed 3`, `--train.seed=3`) out of the other arguments."""
+    """Separate configuration keys (`--train.seed 3`, `--train.seed=3`) from the other arguments."""
     others, overrides = [], {}
     words = iter(arguments)
     for word in words:

@@ -1,6 +1,6 @@
-"""The command of this room: `tst bench`.
+"""The command `tst bench`.
 
-This module is read for `tst --help`, so what is heavy is imported when the command runs.
+`tst --help` imports this module, so slow imports happen only when the command runs.
 """
 
 from __future__ import annotations
@@ -22,19 +22,29 @@ _MOST_STEPS = 100_000
 
 
 def add_bench_command(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """Declare it; `add` makes the parser of a command from its name, function and text."""
-    bench = add("bench", _bench, "measure what a step costs at each bag size on this machine")
-    bench.epilog = "any key of the configuration can follow, such as --train.batch_size 8"
+    """Declare the command; `add` makes a parser from a command's name, function and help text."""
+    bench = add("bench", _bench, "measure the time and memory of a training step at each bag size on this machine")
+    bench.epilog = "All configuration keys can follow, such as --train.batch_size 8 (see tst train --help)."
     bench.set_defaults(takes_keys=True)
-    bench.add_argument("config", type=path, nargs="?", metavar="CONFIG.yaml", help="a run's (default: the demo's)")
     bench.add_argument(
-        "--bag-sizes", type=_bag_sizes, default=[1, 2, 4, 8, 16], metavar="SIZES", help="(default: 1,2,4,8,16)"
+        "config", type=path, nargs="?", metavar="CONFIG.yaml", help="a run's configuration (default: the demo's)"
+    )
+    bench.add_argument(
+        "--bag-sizes",
+        type=_bag_sizes,
+        default=[1, 2, 4, 8, 16],
+        metavar="SIZES",
+        help="bag sizes to measure, separated by commas (default: 1,2,4,8,16)",
     )
     length = bench.add_mutually_exclusive_group()
-    length.add_argument("--steps", type=whole_number, metavar="N", help="timed steps of each bag size")
-    length.add_argument("--seconds", type=_seconds, metavar="S", help="of measuring (default: 60)")
+    length.add_argument("--steps", type=whole_number, metavar="N", help="number of timed steps per bag size")
+    length.add_argument(
+        "--seconds", type=_seconds, metavar="S", help="measure for about this many seconds (default: 60)"
+    )
     bench.add_argument(
-        "--find-batch", action="store_true", help="find the largest train.micro_batch_size that fits, and time nothing"
+        "--find-batch",
+        action="store_true",
+        help="find the largest train.micro_batch_size that fits in memory, without timing",
     )
     bench.add_argument("--out", type=path, metavar="FILE.json", help="file to write the result to")
 
@@ -67,7 +77,7 @@ def _bench(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
 
 
 def _measure(subject: BenchRun, progress: BenchProgress, steps: int | None, seconds: float | None) -> dict[str, Any]:
-    """Peak, memory and step times, in an order in which none disturbs another."""
+    """Measure peak, step times and memory, in an order in which no measurement disturbs another."""
     import torch
 
     from token_superposition.bench.memory import measure_memory, memory_basis
@@ -75,13 +85,13 @@ def _measure(subject: BenchRun, progress: BenchProgress, steps: int | None, seco
     from token_superposition.bench.step_table import device_name, reading, row_of
 
     train, schedule = subject.config.train, subject.schedule
-    trainer = subject.trainer()  # what cannot run says so first; and the threads are set from here on
+    trainer = subject.trainer()  # raises early if the run is impossible; sets the number of threads
     peaks = [matrix_peak_of_sizes(trainer.device, trainer.dtype)]
     expected = trainer.flops_per_position * train.positions_per_step / peaks[0][0]
     if expected > _SECONDS:
         progress.say(
-            f"warning: a step of {train.positions_per_step:,} positions takes over {expected:,.0f} s here; "
-            "a smaller --train.batch_size measures the same"
+            f"warning: a step of {train.positions_per_step:,} positions takes over {expected:,.0f} s on this machine; "
+            "a smaller --train.batch_size gives the same ratios in less time"
         )
     rounds = measure(trainer, progress, steps=steps, seconds=_SECONDS if seconds is None else seconds)
     peaks.append(matrix_peak_of_sizes(trainer.device, trainer.dtype))
@@ -113,7 +123,7 @@ def _measure(subject: BenchRun, progress: BenchProgress, steps: int | None, seco
         "random_data": subject.random_data,
         "memory_basis": memory_basis(trainer.device.type),
         "rounds": len(turns),
-        "steps_a_round": turns[0].steps,
+        "steps_per_round": turns[0].steps,
         "bag_sizes": [
             row_of(
                 stage,
@@ -131,14 +141,14 @@ def _measure(subject: BenchRun, progress: BenchProgress, steps: int | None, seco
 
 def _check(options: argparse.Namespace) -> None:
     if options.find_batch and (options.steps or options.seconds):
-        raise UserError("--find-batch measures memory and no time: leave --steps and --seconds out")
+        raise UserError("--find-batch measures memory, not time: remove --steps and --seconds")
     if options.steps and options.steps > _MOST_STEPS:
-        raise UserError(f"--steps is at most {_MOST_STEPS:,}, not {options.steps:,}")
+        raise UserError(f"--steps: at most {_MOST_STEPS:,}, not {options.steps:,}")
     if options.out and (options.out.is_dir() or not options.out.parent.is_dir()):
         what = "is a folder; name a file" if options.out.is_dir() else f"there is no folder {options.out.parent}"
         raise UserError(f"--out: {options.out}: {what}")
     if options.out:
-        try:  # not after a minute of measuring
+        try:  # report this before a minute of measuring, not after it
             with tempfile.TemporaryFile(dir=options.out.parent):
                 pass
         except OSError as error:
@@ -146,14 +156,14 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _bag_sizes(text: str) -> list[int]:
-    """Whole numbers between commas, each once."""
+    """Parse whole numbers separated by commas; none may occur twice."""
     sizes = []
     for word in text.split(","):
         if not (word.strip().isascii() and word.strip().isdecimal() and 0 < len(word) < 10 and int(word) > 0):
             raise argparse.ArgumentTypeError(f"{word.strip()!r} is not a bag size; give whole numbers, such as 1,2,4")
         sizes.append(int(word))
     if len(set(sizes)) < len(sizes):
-        raise argparse.ArgumentTypeError(f"{text!r} names a bag size twice")
+        raise argparse.ArgumentTypeError(f"{text!r} contains a bag size twice; give each bag size once")
     return sorted(sizes)
 
 

@@ -1,6 +1,6 @@
-"""The command of this room: `tst plan`.
+"""The command `tst plan`.
 
-This module is read for `tst --help`, so what is heavy is imported when the command runs.
+`tst --help` imports this module, so slow imports happen only when the command runs.
 """
 
 from __future__ import annotations
@@ -24,36 +24,66 @@ _PEAK = between(1e9, 1e18, "FLOPs per second of one device, such as 989T")
 
 
 def add_plan_command(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """Declare it; `add` makes the parser of a command from its name, function and text."""
-    plan = add("plan", _plan, "say what a run would cost with and without superposition, and what to set")
-    plan.epilog = "any key of the configuration can follow; --superposition.bag_size and the like are judged as given"
+    """Declare the command; `add` makes a parser from a command's name, function and help text."""
+    plan = add("plan", _plan, "estimate the cost of a run with and without superposition, and recommend settings")
+    plan.epilog = (
+        "All configuration keys can follow. If superposition keys such as --superposition.bag_size are given, "
+        "the plan evaluates exactly these settings."
+    )
     plan.set_defaults(takes_keys=True)
-    plan.add_argument("config", type=path, nargs="?", metavar="CONFIG.yaml", help="a run's; or give --parameters")
-    plan.add_argument("--parameters", type=whole_amount, metavar="N", help="of a model of usual shape, such as 135M")
-    plan.add_argument("--vocab-size", type=whole_amount, metavar="V", help="with --parameters")
-    budget = plan.add_argument_group("budget of the ordinary run (without one, the configuration's steps)")
+    plan.add_argument(
+        "config", type=path, nargs="?", metavar="CONFIG.yaml", help="a run's configuration; or give --parameters"
+    )
+    plan.add_argument(
+        "--parameters", type=whole_amount, metavar="N", help="parameters of a model of the usual shape, such as 135M"
+    )
+    plan.add_argument(
+        "--vocab-size", type=whole_amount, metavar="V", help="vocabulary size of that model (only with --parameters)"
+    )
+    budget = plan.add_argument_group(
+        "budget", "budget of the ordinary run without superposition (default: the configuration's steps)"
+    )
     one = budget.add_mutually_exclusive_group()
-    one.add_argument("--tokens", type=amount, metavar="N", help="positions trained on, such as 10B")
-    one.add_argument("--flops", type=amount, metavar="N", help="such as 6e20")
-    one.add_argument("--hours", type=_HOURS, metavar="H", help="by the clock, on all devices")
-    one.add_argument("--money", type=dollars, metavar="M", help="in dollars")
+    one.add_argument("--tokens", type=amount, metavar="N", help="number of positions to train on, such as 10B")
+    one.add_argument("--flops", type=amount, metavar="N", help="training FLOPs, such as 6e20")
+    one.add_argument("--hours", type=_HOURS, metavar="H", help="wall-clock hours with all devices in use")
+    one.add_argument("--money", type=dollars, metavar="M", help="price of the run in dollars")
     machine = plan.add_argument_group("hardware")
-    machine.add_argument("--hardware", metavar="NAME", help="b200, h200, h100, a100, l40s and others")
-    machine.add_argument("--num-devices", type=num_devices, default=1, metavar="N", help="(default: 1)")
-    machine.add_argument("--price", type=price, metavar="P", help="dollars per device and hour (default: a list price)")
-    machine.add_argument("--peak-flops", type=_PEAK, metavar="N", help="of a device, dense bfloat16, such as 989T")
+    machine.add_argument("--hardware", metavar="NAME", help="device type: b200, h200, h100, a100, l40s and others")
+    machine.add_argument(
+        "--num-devices", type=num_devices, default=1, metavar="N", help="number of devices (default: 1)"
+    )
+    machine.add_argument("--price", type=price, metavar="P", help="dollars per device-hour (default: a list price)")
+    machine.add_argument(
+        "--peak-flops", type=_PEAK, metavar="N", help="peak FLOPs per second per device, dense bfloat16, such as 989T"
+    )
     speed = machine.add_mutually_exclusive_group()
     speed.add_argument(
-        "--mfu", type=share, metavar="F", help="share of the peak that training reaches (default: measured)"
+        "--mfu",
+        type=share,
+        metavar="F",
+        help="share of the peak FLOPs that training reaches (default: from measurements)",
     )
     speed.add_argument("--pilot", action="store_true", help="measure the step time on this machine first")
-    speed.add_argument("--measured-hours", type=_HOURS, metavar="H", help="that a run took on these devices, of ...")
-    machine.add_argument("--measured-steps", type=whole_amount, metavar="N", help="... so many steps")
-    plan.add_argument("--corpus-tokens", type=whole_amount, metavar="N", help="of text there is (default: the data's)")
-    plan.add_argument(
-        "--goal", choices=("loss", "cost"), default="loss", help="lower loss, or lower cost (default: %(default)s)"
+    speed.add_argument(
+        "--measured-hours",
+        type=_HOURS,
+        metavar="H",
+        help="hours that an earlier run took on these devices (with --measured-steps)",
     )
-    plan.add_argument("--out", type=path, metavar="FILE.yaml", help="write the run's configuration")
+    machine.add_argument(
+        "--measured-steps", type=whole_amount, metavar="N", help="number of steps of that run (with --measured-hours)"
+    )
+    plan.add_argument(
+        "--corpus-tokens", type=whole_amount, metavar="N", help="size of the corpus in tokens (default: the dataset's)"
+    )
+    plan.add_argument(
+        "--goal",
+        choices=("loss", "cost"),
+        default="loss",
+        help="what to improve: the loss or the cost (default: %(default)s)",
+    )
+    plan.add_argument("--out", type=path, metavar="FILE.yaml", help="file to write the recommended configuration to")
 
 
 def _plan(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
@@ -112,8 +142,12 @@ def _check(options: argparse.Namespace) -> None:
     if (options.config is None) == (options.parameters is None):
         raise UserError("give one of CONFIG.yaml and --parameters, such as --parameters 135M")
     if options.vocab_size is not None and options.parameters is None:
-        raise UserError("--vocab-size goes with --parameters; of a configuration give --model.config.vocab_size")
+        raise UserError(
+            "--vocab-size needs --parameters; with a configuration file give --model.config.vocab_size instead"
+        )
     if (options.measured_hours is None) != (options.measured_steps is None):
-        raise UserError("--measured-hours and --measured-steps go together: what a run took, and how many steps it had")
+        raise UserError(
+            "--measured-hours and --measured-steps must be given together: the duration of a run and its steps"
+        )
     if options.mfu is not None and options.hardware is None and options.peak_flops is None:
-        raise UserError("--mfu is a share of a peak: give --hardware or --peak-flops too")
+        raise UserError("--mfu is a share of the peak FLOPs: give --hardware or --peak-flops too")

@@ -1,6 +1,6 @@
-"""The command of this room: `tst prepare`.
+"""The command `tst prepare`.
 
-This module is read for `tst --help`, so what is heavy is imported when the command runs.
+`tst --help` imports this module, so slow imports happen only when the command runs.
 """
 
 from __future__ import annotations
@@ -14,49 +14,69 @@ from token_superposition.arguments import integer, path, path_or_word, seed
 from token_superposition.errors import UserError
 
 _SOURCE = (
-    "'python', text files, folders, patterns in quotes, .jsonl, .json, .csv, .parquet, .arrow, .bin, .npy, "
-    "hf:NAME:SPLIT, or - for standard input"
+    "text files, folders, patterns in quotes, .jsonl, .json, .csv, .parquet, .arrow, .bin, .npy, "
+    "hf:NAME:SPLIT, 'python' (this machine's Python source code), or - for standard input"
 )
 
 
 def add_data_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """Declare it; `add` makes the parser of a command from its name, function and text."""
-    prepare = add("prepare", _prepare, "turn text into token shards")
+    """Declare the command; `add` makes a parser from a command's name, function and help text."""
+    prepare = add("prepare", _prepare, "tokenize text into a dataset folder for training")
     prepare.add_argument("sources", type=path_or_word, nargs="*", metavar="SOURCE", help=_SOURCE)
     prepare.add_argument("--out", type=path, help="folder to write")
-    prepare.add_argument("--inspect", type=path, metavar="DIR", help="show what a prepared folder holds, and verify it")
+    prepare.add_argument("--inspect", type=path, metavar="DIR", help="describe and verify a dataset folder")
     prepare.add_argument(
         "--tokenizer",
         type=path_or_word,
         default="bytes",
-        help="bytes, bpe:SIZE, a tokenizer folder or hub name (default: %(default)s)",
+        help="bytes, bpe:SIZE, a tokenizer folder or a Hugging Face Hub name (default: %(default)s)",
     )
-    prepare.add_argument("--end-token", metavar="TOKEN", help="ends a document (default: the tokenizer's own)")
+    prepare.add_argument("--end-token", metavar="TOKEN", help="end-of-document token (default: the tokenizer's own)")
     prepare.add_argument(
-        "--text-key", default="text", help="column of the text, such as meta.text (default: %(default)s)"
+        "--text-key",
+        default="text",
+        help="column that holds the text, such as text or meta.text (default: %(default)s)",
     )
     prepare.add_argument(
-        "--token-bytes", type=int, metavar="N", help="of an id in .bin: 2, 4, 8 (default: as the vocabulary needs)"
+        "--token-bytes",
+        type=int,
+        metavar="N",
+        help="bytes per token id in .bin files: 2, 4 or 8 (default: the smallest size that fits the vocabulary)",
     )
-    prepare.add_argument("--format", default="text", help="of standard input: text, jsonl, json, csv (default: text)")
-    prepare.add_argument("--seed", type=seed, default=0, help="of the documents' order (default: %(default)s)")
-    prepare.add_argument("--deduplicate", action="store_true", help="keep one of several equal documents")
-    prepare.add_argument("--on-error", default="fail", help="fail at a bad document, or skip (default: %(default)s)")
     prepare.add_argument(
-        "--max-document-bytes", type=integer, default=2**28, help="the longest record (default: %(default)s)"
+        "--format", default="text", help="format of standard input: text, jsonl, json or csv (default: text)"
     )
-    prepare.add_argument("--max-shard-tokens", type=integer, default=2**28, help="(default: %(default)s)")
+    prepare.add_argument("--seed", type=seed, default=0, help="seed of the document order (default: %(default)s)")
+    prepare.add_argument("--deduplicate", action="store_true", help="keep one copy of identical documents")
     prepare.add_argument(
-        "--max-validation-tokens", type=integer, default=1_000_000, help="most to hold out (default: %(default)s)"
+        "--on-error", default="fail", help="for a bad document: fail, or skip it and continue (default: %(default)s)"
     )
-    prepare.add_argument("--processes", type=integer, help="at once (default: one a core)")
-    prepare.add_argument("--overwrite", action="store_true", help="replace an earlier data set in the folder")
+    prepare.add_argument(
+        "--max-document-bytes",
+        type=integer,
+        default=2**28,
+        help="largest size of one document in bytes (default: %(default)s)",
+    )
+    prepare.add_argument(
+        "--max-shard-tokens",
+        type=integer,
+        default=2**28,
+        help="largest size of a shard in tokens (default: %(default)s)",
+    )
+    prepare.add_argument(
+        "--max-validation-tokens",
+        type=integer,
+        default=1_000_000,
+        help="largest size of the validation split in tokens (default: %(default)s)",
+    )
+    prepare.add_argument("--processes", type=integer, help="number of parallel processes (default: one per core)")
+    prepare.add_argument("--overwrite", action="store_true", help="replace an earlier dataset in the folder")
 
 
 def _prepare(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any], str]:
     if options.inspect is not None:
         if options.sources or options.out is not None:
-            raise UserError("--inspect: takes a prepared folder alone, no sources and no --out")
+            raise UserError("--inspect: takes only a dataset folder; remove the sources and --out")
         from token_superposition.data.dataset import inspect, lines_of
 
         found = inspect(options.inspect)
@@ -72,7 +92,8 @@ def _prepare(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, 
         out=options.out,
         seed=options.seed,
         text_key=options.text_key,
-        deduplicate=options.deduplicate or None,  # for `python` by itself
+        deduplicate=options.deduplicate
+        or None,  # None: the default of the source, which for `python` is to deduplicate
         on_error=options.on_error,
         max_document_bytes=options.max_document_bytes,
         max_shard_tokens=options.max_shard_tokens,
@@ -94,5 +115,5 @@ def _prepare(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, 
         print(f"warning: skipped {counts}; the first: {skipped['first']}", file=sys.stderr)
     splits = result["splits"]
     lines = [f"{name}: {split['tokens']:,} tokens, {split['bytes']:,} bytes" for name, split in splits.items()]
-    there = ", there already" if result["reused"] else ""
-    return result, "\n".join([f"data set in {options.out}{there}", *lines])
+    there = ", which already existed" if result["reused"] else ""
+    return result, "\n".join([f"dataset in {options.out}{there}", *lines])

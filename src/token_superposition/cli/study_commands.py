@@ -1,6 +1,6 @@
-"""The commands that train: `tst demo`, `tst train` (a guarded one is a study's business) and `tst compare`.
+"""The commands that train: `tst demo`, `tst train` and `tst compare`.
 
-This module is read for `tst --help`, so what is heavy is imported when a command runs.
+`tst --help` imports this module, so slow imports happen only when a command runs.
 """
 
 from __future__ import annotations
@@ -25,16 +25,42 @@ if TYPE_CHECKING:
 
 
 def add_study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """Declare them; `add` makes the parser of a command from its name, function and text."""
-    demo = add("demo", _demo, "train a small model with and without superposition, and compare")
-    demo.add_argument("--out", type=path, default=Path("runs/demo"), help="folder (default: %(default)s)")
-    demo.add_argument("--steps", type=integer, help="optimizer steps of each run (default: 4000)")
-    demo.add_argument("--seeds", type=integer, default=1, help="seeds of each arm (default: %(default)s)")
-    demo.add_argument("--jobs", type=integer, help="runs at once (default: as the machine bears)")
+    """Declare the commands; `add` makes a parser from a command's name, function and help text."""
+    demo = add("demo", _demo, "train a small model with and without superposition, and compare the results")
+    demo.add_argument(
+        "--out", type=path, default=Path("runs/demo"), help="folder to write the study to (default: %(default)s)"
+    )
+    demo.add_argument("--steps", type=integer, help="optimizer steps per run (default: 4000)")
+    demo.add_argument("--seeds", type=integer, default=1, help="number of seeds per arm (default: %(default)s)")
+    demo.add_argument("--jobs", type=integer, help="parallel runs (default: limited by cores and memory)")
     _add_budgets(demo)
     _add_sweep(demo)
 
-    train = add("train", _train, "train one run, or go on with it")
+    _add_train(add)
+
+    compare = add("compare", _compare, "train with and without superposition at the same FLOPs, and write a report")
+    compare.epilog = "All configuration keys can follow, such as --train.learning_rate 1e-3 (see tst train --help)."
+    compare.set_defaults(takes_keys=True)
+    compare.add_argument("config", type=path, metavar="CONFIG.yaml", help="configuration file of the study")
+    compare.add_argument(
+        "--out", type=path, help="folder of the study (default: runs/NAME-compare, from the configuration's name)"
+    )
+    compare.add_argument("--seeds", type=integer, help="number of seeds per arm (default: the file's, or 1)")
+    compare.add_argument("--jobs", type=integer, help="parallel runs (default: limited by cores and memory)")
+    compare.add_argument(
+        "--dry-run", action="store_true", help="check and describe the study, then stop before training"
+    )
+    compare.add_argument(
+        "--price-per-hour",
+        metavar="P",
+        help="price of a GPU or machine per hour, such as 2.5; adds the cost in money to the report",
+    )
+    _add_budgets(compare)
+    _add_sweep(compare)
+
+
+def _add_train(add: Callable[..., argparse.ArgumentParser]) -> None:
+    train = add("train", _train, "start a training run, or continue it")
     train.formatter_class = argparse.RawDescriptionHelpFormatter
     train.epilog = _keys_help()
     train.set_defaults(takes_keys=True)
@@ -42,39 +68,41 @@ def add_study_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     train.add_argument(
         "config", type=path, metavar="CONFIG.yaml", help="a run's configuration, or a run's folder to continue"
     )
-    train.add_argument("--out", type=path, help="run folder (default: runs/ and the configuration's name)")
-    train.add_argument("--dry-run", action="store_true", help="say what the run would be, train and write nothing")
-    train.add_argument("--deterministic", action="store_true", help="bit-equal reruns (train.deterministic)")
+    train.add_argument(
+        "--out", type=path, help="run folder (default: runs/NAME, where NAME is the name of the configuration file)"
+    )
+    train.add_argument("--dry-run", action="store_true", help="check and describe the run, then stop before training")
+    train.add_argument(
+        "--deterministic", action="store_true", help="make reruns bit-identical (sets train.deterministic)"
+    )
     train.add_argument(
         "--fail-on-checkpoint-error",
         action="store_true",
-        help="end where a checkpoint cannot be written (logging.fail_on_checkpoint_error)",
+        help="end the run if a checkpoint cannot be written (sets logging.fail_on_checkpoint_error)",
     )
-    guard = train.add_argument_group("guard", "forecast early in the recovery whether superposition will end ahead")
+    guard = train.add_argument_group(
+        "guard", "forecast early in the recovery phase whether the run will end with a lower loss than the baseline"
+    )
     guard.add_argument(
         "--guard",
         action="append",
         type=path,
         metavar="BASELINE",
-        help="a study's folder or report.json; or finished plain runs, each with a --guard of its own",
+        help="baseline to compare with: a study's folder or its report.json, or a finished run without superposition "
+        "(repeat --guard for several runs)",
     )
-    guard.add_argument("--guard-at", metavar="SHARES", help="where in the recovery (default: 0.1,0.25)")
-    guard.add_argument("--if-behind", choices=("stop", "go-on"), help="what to do then (default: go-on)")
-    guard.add_argument("--stop-below", type=number, metavar="P", help="probability of being ahead (default: 0.5)")
-
-    compare = add("compare", _compare, "train a baseline and superposition at the same FLOPs, and report")
-    compare.epilog = "All configuration keys can follow, such as --train.learning_rate 1e-3 (see tst train --help)."
-    compare.set_defaults(takes_keys=True)
-    compare.add_argument("config", type=path, metavar="CONFIG.yaml")
-    compare.add_argument("--out", type=path, help="folder (default: runs/, the configuration's name and -compare)")
-    compare.add_argument("--seeds", type=integer, help="seeds of each arm (default: the file's, or 1)")
-    compare.add_argument("--jobs", type=integer, help="runs at once (default: as the machine bears)")
-    compare.add_argument("--dry-run", action="store_true", help="say what would be trained, train and write nothing")
-    compare.add_argument(
-        "--price-per-hour", metavar="P", help="of a GPU or machine, such as 2.5: the report then has the cost in money"
+    guard.add_argument(
+        "--guard-at", metavar="SHARES", help="when to forecast, as shares of the recovery steps (default: 0.1,0.25)"
     )
-    _add_budgets(compare)
-    _add_sweep(compare)
+    guard.add_argument(
+        "--if-behind", choices=("stop", "go-on"), help="if the forecast is bad: stop or continue (default: go-on)"
+    )
+    guard.add_argument(
+        "--stop-below",
+        type=number,
+        metavar="P",
+        help="a forecast is bad if the probability of a lower final loss than the baseline is below P (default: 0.5)",
+    )
 
 
 class _PrintSchema(argparse.Action):
@@ -86,7 +114,7 @@ class _PrintSchema(argparse.Action):
 
 
 def _keys_help() -> str:
-    """The configuration keys as `training.config_reference` generated them; reading a file keeps `--help` fast."""
+    """The text that `training.config_reference` generated; reading it from a file keeps `--help` fast."""
     return files("token_superposition.training").joinpath("config_keys.txt").read_text(encoding="utf-8")
 
 
@@ -94,12 +122,12 @@ def _add_budgets(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--budgets",
         metavar="STEPS",
-        help="lengths of run, such as 1000,2000,4000; what they share is trained once",
+        help="run lengths to compare, such as 1000,2000,4000; steps that several runs share are trained once",
     )
     command.add_argument(
         "--equal-data",
         action="store_true",
-        help="train the baseline on the raw tokens that superposition read too, for more steps",
+        help="also train a baseline on as many raw tokens as superposition reads; this takes more steps",
     )
 
 
@@ -109,13 +137,19 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUES",
-        help="tune each arm first, such as train.learning_rate=1e-3,2e-3,4e-3; several make a grid",
+        help="tune each arm first, such as train.learning_rate=1e-3,2e-3,4e-3; repeat the option for a grid",
     )
     command.add_argument(
-        "--sweep-seeds", type=integer, metavar="N", help="seeds to tune with, of their own (default: 1)"
+        "--sweep-seeds",
+        type=integer,
+        metavar="N",
+        help="number of seeds for tuning, separate from the seeds of the comparison (default: 1)",
     )
     command.add_argument(
-        "--sweep-budget", type=integer, metavar="STEPS", help="tune at this one of --budgets for all (default: at each)"
+        "--sweep-budget",
+        type=integer,
+        metavar="STEPS",
+        help="tune only at this one of --budgets (default: tune at each budget)",
     )
 
 
@@ -133,10 +167,10 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
     file, folder = _file_and_folder(options.config, options.out)
     config = load_config(file, values)
     if options.config.is_file() and folder == file.parent and not options.quiet:
-        say(f"this is the configuration of the run in {folder}, which continues")
+        say(f"this is the configuration of the run in {folder}; the run continues")
     _check_guard_options(options)
     RunFolder(folder).check_place()
-    if not (folder / "config.yaml").exists():  # a run that is done needs its data no more
+    if not (folder / "config.yaml").exists():  # a finished run no longer needs its data
         check_folders(config)
     from token_superposition.training.loop import train
 
@@ -160,20 +194,24 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
 
 
 def _file_and_folder(given: Path, out: Path | None) -> tuple[Path, Path]:
-    """A run's configuration file and its folder, for a file or a run's folder that was named.
+    """The run's configuration file and its folder, from the command line's CONFIG.yaml and --out.
+
+    Args:
+        given: a configuration file, or the folder of a run to continue.
+        out: the value of --out.
 
     Raises:
-        UserError: for a folder that is not a run, or one to continue in another folder.
+        UserError: if `given` is a folder that is not a run, or a run that --out would continue in another folder.
     """
     if given.is_dir():
         if not ((given / "config.yaml").is_file() and (given / "run.json").is_file()):
             raise UserError(
-                f"{given}: is a folder without a run to continue (no config.yaml and run.json); name a run's folder, "
+                f"{given}: this folder has no run to continue (no config.yaml and run.json); give the folder of a run, "
                 "or a configuration file to start a run"
             )
         if out is not None and out.resolve() != given.resolve():
             raise UserError(
-                f"--out {out}: {given} continues in its own folder; leave --out out, or start a new run from its "
+                f"--out {out}: {given} continues in its own folder; remove --out, or start a new run from its "
                 f"configuration with: tst train {given / 'config.yaml'} --out {out}"
             )
         return given / "config.yaml", given
@@ -188,7 +226,7 @@ def _check_guard_options(options: argparse.Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} needs --guard, such as --guard runs/small-compare")
     for place in options.guard or ():
         if not place.exists():
-            raise UserError(f"--guard {place}: there is no such file or folder")
+            raise UserError(f"--guard {place}: this file or folder does not exist")
 
 
 def _guarded(options: argparse.Namespace, config: RunConfig, folder: Path) -> GuardedRun | None:

@@ -1,6 +1,6 @@
-"""The commands of this room: `tst eval`, `tst generate`, `tst export`.
+"""The commands that use a trained model: `tst eval`, `tst generate` and `tst export`.
 
-This module is read for `tst --help`, so what is heavy is imported when a command runs.
+`tst --help` imports this module, so slow imports happen only when a command runs.
 """
 
 from __future__ import annotations
@@ -18,42 +18,90 @@ if TYPE_CHECKING:
 
 
 def add_use_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """Declare them; `add` makes the parser of a command from its name, function and text."""
-    evaluate = add("eval", _eval, "score a model on validation sets and on tasks")
-    evaluate.add_argument("model", type=path, metavar="MODEL", help="a run, or a Hugging Face folder")
-    evaluate.add_argument(
-        "data", nargs="*", metavar="DATA", help="[name=]prepared folder, text file, folder, .jsonl ..."
-    )
-    evaluate.add_argument("--split", default="validation", help="of prepared folders (default: %(default)s)")
-    evaluate.add_argument("--max-tokens", type=whole_number, default=262_144, help="of each set (default: %(default)s)")
-    evaluate.add_argument("--sequence-length", type=whole_number, help="positions a row (default: as in training)")
-    evaluate.add_argument("--batch-size", type=whole_number, help="rows a forward (default: as in training)")
-    evaluate.add_argument("--text-key", default="text", help="column of .jsonl and .parquet (default: %(default)s)")
-    evaluate.add_argument("--tasks", type=_names, default=[], help="of lm-evaluation-harness, such as arc_easy,piqa")
-    evaluate.add_argument("--include-path", type=path, help="folder of task files of your own")
-
-    generate = add("generate", _generate, "continue a text")
-    generate.add_argument("model", type=path, metavar="MODEL", help="a run, or a Hugging Face folder")
-    generate.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue; - reads standard input")
-    generate.add_argument("--max-new-tokens", type=integer, default=256, help="(default: %(default)s)")
-    generate.add_argument("--temperature", type=number, default=0.8, help="0: the likeliest (default: %(default)s)")
-    generate.add_argument("--top-p", type=number, default=1.0, help="(default: %(default)s)")
-    generate.add_argument("--seed", type=seed, default=0, help="the same gives the same text (default: %(default)s)")
-
-    export = add("export", _export, "write a run as a Hugging Face folder")
-    export.add_argument("model", type=path, metavar="RUN", help="the run's folder")
-    export.add_argument("out", type=path, metavar="OUT", help="folder to write")
-    export.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default: %(default)s)")
-    export.add_argument("--max-shard-size", default="5GB", help="of a weight file (default: %(default)s)")
-    export.add_argument("--overwrite", action="store_true", help="replace an earlier export in the folder")
-
+    """Declare the commands; `add` makes a parser from a command's name, function and help text."""
+    evaluate, generate, export = _add_eval(add), _add_generate(add), _add_export(add)
     for command in (evaluate, generate, export):
-        command.add_argument("--allow-superposed", action="store_true", help="even from the superposition phase")
+        command.add_argument(
+            "--allow-superposed",
+            action="store_true",
+            help="accept a model from the superposition phase, which still predicts bags",
+        )
     for command in (evaluate, generate):
         command.add_argument(
-            "--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1, mps (default: %(default)s)"
+            "--device", type=device, default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: %(default)s)"
         )
-        command.add_argument("--trust-remote-code", action="store_true", help="run code that lies in the folder")
+        command.add_argument(
+            "--trust-remote-code", action="store_true", help="run Python code that the model folder contains"
+        )
+
+
+def _add_eval(add: Callable[..., argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    evaluate = add("eval", _eval, "evaluate a model on validation sets and on tasks")
+    evaluate.add_argument("model", type=path, metavar="MODEL", help="a run folder or a Hugging Face model folder")
+    evaluate.add_argument(
+        "data",
+        nargs="*",
+        metavar="DATA",
+        help="validation sets: [NAME=]PATH of a dataset folder, a text file, a folder of texts, .jsonl and others",
+    )
+    evaluate.add_argument(
+        "--split", default="validation", help="split of the dataset folders to use (default: %(default)s)"
+    )
+    evaluate.add_argument(
+        "--max-tokens", type=whole_number, default=262_144, help="number of tokens per set (default: %(default)s)"
+    )
+    evaluate.add_argument("--sequence-length", type=whole_number, help="positions per row (default: as in training)")
+    evaluate.add_argument("--batch-size", type=whole_number, help="rows per forward pass (default: as in training)")
+    evaluate.add_argument(
+        "--text-key", default="text", help="column that holds the text in .jsonl and .parquet (default: %(default)s)"
+    )
+    evaluate.add_argument(
+        "--tasks", type=_names, default=[], help="tasks of lm-evaluation-harness, such as arc_easy,piqa"
+    )
+    evaluate.add_argument("--include-path", type=path, help="folder with your own task files")
+    return evaluate
+
+
+def _add_generate(add: Callable[..., argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    generate = add("generate", _generate, "generate text that continues a prompt")
+    generate.add_argument("model", type=path, metavar="MODEL", help="a run folder or a Hugging Face model folder")
+    generate.add_argument(
+        "--prompt", required=True, metavar="TEXT", help="text to continue; - reads it from standard input"
+    )
+    generate.add_argument(
+        "--max-new-tokens", type=integer, default=256, help="largest number of new tokens (default: %(default)s)"
+    )
+    generate.add_argument(
+        "--temperature",
+        type=number,
+        default=0.8,
+        help="sampling temperature; 0 always takes the most probable token (default: %(default)s)",
+    )
+    generate.add_argument(
+        "--top-p",
+        type=number,
+        default=1.0,
+        help="sample from the most probable tokens whose probabilities sum to this (default: %(default)s)",
+    )
+    generate.add_argument(
+        "--seed", type=seed, default=0, help="seed of the sampling; equal seeds give equal text (default: %(default)s)"
+    )
+    return generate
+
+
+def _add_export(add: Callable[..., argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    export = add("export", _export, "write the model of a run as a Hugging Face model folder")
+    export.add_argument("model", type=path, metavar="RUN", help="run folder")
+    export.add_argument("out", type=path, metavar="OUT", help="folder to write")
+    export.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="data type of the weights (default: %(default)s)",
+    )
+    export.add_argument("--max-shard-size", default="5GB", help="largest size of a weight file (default: %(default)s)")
+    export.add_argument("--overwrite", action="store_true", help="replace an earlier export in the folder")
+    return export
 
 
 def _eval(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any], str]:
@@ -61,7 +109,7 @@ def _eval(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any
 
     sets = parse_sets(options.data)
     if not sets and not options.tasks:
-        raise UserError("nothing to score: name validation sets, or tasks with --tasks (see tst eval --help)")
+        raise UserError("nothing to evaluate: give validation sets, or tasks with --tasks (see tst eval --help)")
     check_model(options.model)
     check_sets(sets, options.split)
     if options.include_path is not None and not options.include_path.is_dir():
@@ -110,7 +158,7 @@ def _generate(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str,
         write=None if options.json else write_piece,
     )
     _warn(result["warnings"][len(loaded.warnings) :])
-    return result, ""  # the text is there already; this ends its line
+    return result, ""  # the text was printed while it was generated; this ends its line
 
 
 def _export(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any], str]:
@@ -153,5 +201,5 @@ def _warn(warnings: Sequence[str]) -> None:
 
 
 def _names(text: str) -> list[str]:
-    """Names between commas."""
+    """The names in a list that is separated by commas."""
     return [name for word in text.split(",") if (name := word.strip())]

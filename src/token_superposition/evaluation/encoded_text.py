@@ -1,12 +1,12 @@
-"""Text as tokens to be scored, encoded on the fly with the model's own tokenizer.
+"""Text for evaluation, encoded on the fly with the tokenizer of the model.
 
-Documents stand one after the other as the tokenizer writes them, each ended by the end token, as in a
-prepared data set. Long documents are encoded in pieces, and no more of them than is going to be scored.
+The documents follow each other, and each document ends with the end token, as in a prepared dataset. Long documents are
+encoded in pieces, and only the text that will be scored is encoded.
 
-How many bytes of text a token stands for is told by its place in the text, which any fast tokenizer knows:
-it stands for what no token before it reached, and the last token of a document for what is left. So the sum is right
-whatever the tokenizer does to the text. Characters that no token stands for, or only the unknown token, are counted:
-they make bits per byte look too good.
+Any fast tokenizer reports the position of each token in the text, from which the bytes per token follow. A token counts
+the bytes after the end of all earlier tokens; the last token of a document also counts the remaining bytes. The sum is
+therefore correct for any tokenizer. Characters without a token, or with only the unknown token, are counted separately,
+because they make the bits per byte too low.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ _PIECE_CHARACTERS = 2**16
 
 
 class EncodedText:
-    """The first tokens of a corpus; has what a `Validator` scores.
+    """The first tokens of a corpus, in the form that a `Validator` scores.
 
     Args:
         corpus: the documents.
         tokenizer: a fast Hugging Face tokenizer.
-        max_tokens: where to stop.
+        max_tokens: largest number of tokens.
 
     Attributes:
-        text_lost: the share of the characters that the tokenizer lost in what was encoded.
+        text_lost: share of the characters of the encoded text that the tokenizer lost.
 
     Raises:
-        UserError: for a tokenizer that does not know the places of its tokens or fails at a document, or a text that
-            cannot be read or gives no token.
+        UserError: if the tokenizer does not report token positions or fails on a document, or if the text cannot be
+            read or has no token.
     """
 
     def __init__(self, corpus: Corpus, tokenizer: Any, max_tokens: int) -> None:
         if not tokenizer.is_fast:
-            raise UserError(f"{type(tokenizer).__name__} is no fast tokenizer: it cannot tell bytes of text by token")
+            raise UserError(f"{type(tokenizer).__name__} is not a fast tokenizer, so the bytes per token are unknown")
         parts: list[_Part] = []
         found = 0
         for part in _encode(corpus, tokenizer):
@@ -52,7 +52,7 @@ class EncodedText:
             if found >= max_tokens:
                 break
         if not found:
-            raise UserError(f"{', '.join(corpus.sizes)}: the tokenizer of the model gives no token for this text")
+            raise UserError(f"{', '.join(corpus.sizes)}: the tokenizer of the model returns no tokens for this text")
         self._ids = np.concatenate([part.ids for part in parts])[:max_tokens]
         num_bytes = np.concatenate([part.num_bytes for part in parts])[:max_tokens]
         self._until = np.concatenate([[0], np.cumsum(num_bytes)])
@@ -60,15 +60,15 @@ class EncodedText:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens encoded."""
+        """Number of encoded tokens."""
         return len(self._ids)
 
     def read(self, start: int, length: int) -> NDArray[np.int64]:
-        """Tokens start .. start + length - 1."""
+        """The tokens from `start` to `start + length - 1`, int64."""
         return self._ids[start : start + length]
 
     def count_bytes(self, start: int, length: int) -> int:
-        """Bytes of text that those tokens stand for; special tokens stand for none."""
+        """Bytes of the text of these tokens; special tokens have no bytes."""
         return int(self._until[start + length] - self._until[start])
 
 
@@ -76,8 +76,8 @@ class _Part(NamedTuple):
     """A part of a document.
 
     Attributes:
-        ids, num_bytes: (tokens,), the ids, and the bytes of text that each stands for.
-        lost, characters: what the tokenizer lost, of how many.
+        ids, num_bytes: (tokens,), the ids, and the bytes of text per token.
+        lost, characters: number of lost characters, and number of all characters.
     """
 
     ids: NDArray[np.int64]
@@ -87,7 +87,7 @@ class _Part(NamedTuple):
 
 
 def _encode(corpus: Corpus, tokenizer: Any) -> Iterator[_Part]:
-    """A corpus, part by part."""
+    """Encode a corpus, part by part."""
     end = tokenizer.eos_token_id
     for document in corpus.documents():
         text, start, ids, left = document.text.decode("utf-8"), 0, [], 0
@@ -98,7 +98,7 @@ def _encode(corpus: Corpus, tokenizer: Any) -> Iterator[_Part]:
             ids, places = encoded["input_ids"], encoded["offset_mapping"]
             num_bytes = _bytes_by_token(piece, places)
             left += len(piece.encode("utf-8")) - int(num_bytes.sum())
-            if ids:  # what the piece's tokens do not reach belongs to the last of them
+            if ids:  # the last token gets the bytes after the end of all tokens
                 num_bytes[-1] += left
                 left = 0
             lost = not_covered(piece, ids, places, tokenizer.unk_token_id)
@@ -113,7 +113,7 @@ def _encode_piece(text: str, origin: object, tokenizer: Any, *, is_first: bool) 
         return tokenizer(
             text,
             add_special_tokens=is_first,
-            split_special_tokens=True,  # text that spells a special token is text
+            split_special_tokens=True,  # text that looks like a special token is ordinary text
             return_offsets_mapping=True,
             verbose=False,
         )
@@ -125,7 +125,7 @@ def _encode_piece(text: str, origin: object, tokenizer: Any, *, is_first: bool) 
 
 
 def _bytes_by_token(text: str, places: list[tuple[int, int]]) -> NDArray[np.int64]:
-    """Bytes of UTF-8 from the end of the tokens before to the end of each."""
+    """For each token, the bytes of UTF-8 from the end of all earlier tokens to its own end."""
     code_points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     widths = 1 + (code_points > 0x7F) + (code_points > 0x7FF) + (code_points > 0xFFFF).astype(np.int64)
     until = np.concatenate([[0], np.cumsum(widths)])

@@ -1,8 +1,8 @@
-"""Evaluation: next-token loss on any number of named validation sets.
+"""Evaluation: the next-token loss on any number of named validation sets.
 
-A set is a prepared data folder, whose tokens were written with the model's own tokenizer, or text that is
-encoded with it now: a text file, a folder, .jsonl, .parquet. It is scored as in training, in rows that do not
-overlap, so a run's own validation set gives the run's own final figure.
+A set is a dataset folder that was prepared with the tokenizer of the model, or text that is encoded during the
+evaluation: a text file, a folder, .jsonl or .parquet. It is scored as in training, in rows without overlap, so the
+validation set of a run gives the same result as the final validation of the run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from token_superposition.training.validation import ScoredTokens, Validator
 __all__ = ["ValidationSet", "evaluate", "lines_of", "parse_sets"]
 
 MAX_TOKENS = 262_144
-ENOUGH_TOKENS = 250_000  # of a final figure; 4,096 gave noise of 0.02 nats
+ENOUGH_TOKENS = 250_000  # for a final result; 4,096 tokens gave noise of 0.02 nats
 _POSITIONS_A_FORWARD = 8192
 _MOST_POSITIONS = 2048
 
@@ -38,31 +38,31 @@ def evaluate(
     batch_size: int | None = None,
     text_key: str = "text",
 ) -> list[dict[str, Any]]:
-    """Score a model on each set.
+    """Measure the loss of a model on each set.
 
     Args:
         loaded: the model.
-        sets: what to score it on.
-        split: of prepared folders.
-        max_tokens: the most tokens of each set.
-        sequence_length: positions a row; without it, that of training, or at most 2,048 where that is not known.
-        batch_size: rows a forward; that of training, or as many as fit 8,192 positions.
-        text_key: the column of .jsonl and .parquet that holds the text.
+        sets: the validation sets.
+        split: split of the dataset folders.
+        max_tokens: largest number of tokens per set.
+        sequence_length: positions per row; default: as in training, or at most 2,048 if that is unknown.
+        batch_size: rows per forward pass; default: as in training, or as many as fit into 8,192 positions.
+        text_key: column of .jsonl and .parquet that holds the text.
 
     Returns:
-        For each set: name, path, split (of a prepared folder), validation_loss (nats a token), bits_per_byte,
-        validation_tokens, validation_bytes, and text_lost, the share of the text's characters that the tokenizer lost
-        (None: not known). Above 0.01 the bits per byte are too low, and `warning` says so; else it is None.
+        For each set: name, path, split (of a dataset folder), validation_loss (nats per token), bits_per_byte,
+        validation_tokens, validation_bytes, and text_lost, the share of the characters that the tokenizer lost (None if
+        unknown). If text_lost is above 0.01, the bits per byte are too low and `warning` has a text; else it is None.
 
     Raises:
-        UserError: for a set that is missing, damaged, too short, or of another tokenizer.
+        UserError: if a set is missing, damaged or too short, or has another tokenizer.
     """
     length = sequence_length or _usual_length(loaded)
     most = getattr(loaded.model.config, "max_position_embeddings", None)
     if most is not None and length > most:
-        raise UserError(f"--sequence-length: {length} is more than the model's {most} positions")
+        raise UserError(f"--sequence-length: {length} exceeds the {most} positions of the model; use at most {most}")
     rows = batch_size or _training_rows(loaded) or max(1, _POSITIONS_A_FORWARD // length)
-    # Every set is opened before one is scored: a misspelt name is an error at once.
+    # Open every set before the first is scored, so that a misspelt name is an error at once.
     opened = [_open(loaded, each, split, text_key, max(max_tokens, length), length) for each in sets]
     return [
         _score(loaded, each, tokens, split, max_tokens, length, rows) for each, tokens in zip(sets, opened, strict=True)
@@ -70,7 +70,7 @@ def evaluate(
 
 
 def lines_of(scored: Sequence[dict[str, Any]], tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What was found, for people: a line a set, and one a task's metric."""
+    """The results as text: one line per set, and one line per metric of a task."""
     width = max((len(name) for name in [*(each["name"] for each in scored), *tasks]), default=0)
     lines = []
     for each in scored:
@@ -95,12 +95,12 @@ def lines_of(scored: Sequence[dict[str, Any]], tasks: Mapping[str, Mapping[str, 
 
 
 def _usual_length(loaded: UsableModel) -> int:
-    # A stranger's model may have a hundred thousand positions, and logits for each in memory.
+    # Another model may have a hundred thousand positions, with logits for each position in memory.
     return loaded.context_length if loaded.origin is not None else min(loaded.context_length, _MOST_POSITIONS)
 
 
 def _training_rows(loaded: UsableModel) -> int | None:
-    """Rows a forward in training: the same shapes give the same figure to the last bit."""
+    """Rows per forward pass in training: equal shapes give a result with equal bits."""
     train = (loaded.config or {}).get("train", {})
     return train.get("micro_batch_size") or train.get("batch_size")
 
@@ -120,21 +120,21 @@ def _open(
     if tokens.num_tokens <= length:
         raise UserError(
             f"{each.source}: has {tokens.num_tokens:,} tokens, fewer than one row of {length} positions and the token "
-            "after it; name more text, or a shorter --sequence-length"
+            "after it; use more text, or a shorter --sequence-length"
         )
     return tokens
 
 
 def _check_tokenizer(loaded: UsableModel, path: Path, fingerprint: str, name: str) -> None:
-    mend = "name its text instead (a text file, a folder, .jsonl, .parquet), which is encoded as the model needs it"
+    advice = "give the original text instead (a text file, a folder, .jsonl, .parquet), which this command encodes"
     if loaded.origin is None:
         raise UserError(
-            f"{path}: was prepared with tokenizer {name!r}, which is not known to be the one of {loaded.path}; {mend}"
+            f"{path}: was prepared with tokenizer {name!r}, but the tokenizer of {loaded.path} is unknown; {advice}"
         )
     if loaded.origin.fingerprint != fingerprint:
         theirs = loaded.origin.tokenizer
         raise UserError(
-            f"{path}: was prepared with tokenizer {name!r}, not with that of the model ({theirs!r}); {mend}"
+            f"{path}: was prepared with tokenizer {name!r}, but the model has tokenizer {theirs!r}; {advice}"
         )
 
 

@@ -1,14 +1,14 @@
-"""Export: a run as a Hugging Face folder that needs nothing of this package.
+"""Export of a run as a Hugging Face folder, which can be used without this package.
 
     config.json, generation_config.json, *.safetensors, tokenizer.json, tokenizer_config.json
-    README.md                   the model card, with the run's figures
-    token_superposition.json    how it was trained, for our own commands
+    README.md                   the model card, with the results of the run
+    token_superposition.json    how the model was trained, for the commands of this package
 
-transformers 5 writes what only it reads. For older readers the same is said in their words too: the base of
-the rotary embedding as `rope_theta`, its scaling as `rope_scaling`, the dtype as `torch_dtype`, the number of
-experts as `num_experts`, and a tokenizer class that both know.
+transformers 5 writes keys that older versions do not read. The export therefore adds the older keys: the base of the
+rotary embedding as `rope_theta`, its scaling as `rope_scaling`, the dtype as `torch_dtype`, the number of experts as
+`num_experts`, and a tokenizer class that all versions have.
 
-The folder is filled beside its place and takes it when it is whole.
+The folder is written under a temporary name and renamed when it is complete.
 """
 
 from __future__ import annotations
@@ -49,31 +49,33 @@ def export(
     allow_superposed: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Write a run's newest checkpoint as a Hugging Face folder.
+    """Write the model of a run's newest checkpoint as a Hugging Face folder.
 
     Args:
-        run: the run's folder.
-        out: the folder to make.
-        dtype: of the weights, float32 (as trained) or bfloat16.
-        max_shard_size: of a weight file, such as `500MB`.
-        allow_superposed: also from the superposition phase.
-        overwrite: replace an earlier export, and nothing else.
+        run: the run folder.
+        out: the folder to write.
+        dtype: data type of the weights, float32 (as trained) or bfloat16.
+        max_shard_size: largest size of a weight file, such as `500MB`.
+        allow_superposed: accept a model from the superposition phase.
+        overwrite: replace an earlier export; other files are never replaced.
 
     Returns:
         `folder`, `files`, `bytes`, `dtype`, the origin's `step`, `total_steps` and `phase`, the card's
         `figures`, and `warnings`.
 
     Raises:
-        UserError: where the run cannot be used, `out` is taken, or the disk is full.
+        UserError: if the run cannot be used, `out` has other files, or the disk is full.
     """
     check_export(run, out, max_shard_size=max_shard_size, overwrite=overwrite)
     loaded = load_run(run, device=torch.device("cpu"), allow_superposed=allow_superposed)
     if loaded.origin is None:
-        raise RuntimeError("a run knows how it was trained")
+        raise RuntimeError("a run always has an origin")
     try:
         figures = _figures(loaded, loaded.origin)
     except (ValueError, LookupError, TypeError) as error:
-        raise UserError(f"{run}: its config.yaml, run.json, metrics.jsonl or summary.json is damaged") from error
+        raise UserError(
+            f"{run}: its config.yaml, run.json, metrics.jsonl or summary.json is damaged; restore the files"
+        ) from error
     loaded.model.to(DTYPES[dtype])
     final = Path(os.path.realpath(out))
     workplace = final.with_name(f".{final.name}.exporting")
@@ -86,7 +88,7 @@ def export(
         sizes = [_sync(path) for path in files]
         sync_folder(workplace)
         replace_folder(workplace, final)
-    except SafetensorError as error:  # what its writer makes of an error of the system
+    except SafetensorError as error:  # raised by the safetensors writer for errors of the system
         raise UserError(could_not_write(out, error)) from None
     except OSError as error:
         reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or error
@@ -109,7 +111,7 @@ def export(
 def _write(
     loaded: UsableModel, origin: Origin, figures: dict[str, Any], folder: Path, max_shard_size: str
 ) -> list[str]:
-    """Fill the folder; returns what to warn of."""
+    """Write the files of the export; returns warnings."""
     config = write_model(loaded.model, loaded.tokenizer, folder, max_shard_size=max_shard_size)
     write_origin(folder, origin, figures)
     taken = tokenizer_class(folder, load_tokenizer(loaded.path))
@@ -117,14 +119,14 @@ def _write(
     (folder / "README.md").write_text(card, encoding="utf-8")
     if taken == "AutoTokenizer":
         return []
-    return [f"AutoTokenizer reads folders of {config['model_type']} with a tokenizer of its own; use {taken} instead"]
+    return [f"AutoTokenizer loads another tokenizer for {config['model_type']} folders; use {taken} instead"]
 
 
 def write_model(model: Any, tokenizer: Any, folder: Path, *, max_shard_size: str = "5GB") -> dict[str, Any]:
-    """Write a model and its tokenizer so that stock transformers, new and old, reads both; returns its config.json.
+    """Write a model and its tokenizer for new and old versions of transformers; returns the config.json.
 
     Raises:
-        UserError: where `max_shard_size` is no size.
+        UserError: if `max_shard_size` is not a size.
     """
     check_shard_size(max_shard_size)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -140,7 +142,7 @@ def _change(file: Path, change: Any) -> dict[str, Any]:
 
 
 def readable_by_older(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration of transformers 5, with what older versions read beside it."""
+    """A configuration of transformers 5 with the additional keys of older versions."""
     config = dict(config)
     if "dtype" in config:
         config["torch_dtype"] = config["dtype"]
@@ -149,7 +151,7 @@ def readable_by_older(config: dict[str, Any]) -> dict[str, Any]:
     rope = config.get("rope_parameters")
     if not isinstance(rope, dict):
         return config
-    if "full_attention" in rope:  # one set for each kind of layer: older readers know the base of the local one
+    if "full_attention" in rope:  # one section per kind of layer; older versions read the base of the local layers
         local = rope.get("sliding_attention") or {}
         if "rope_theta" in local:
             config.setdefault("rope_local_base_freq", local["rope_theta"])
@@ -168,19 +170,19 @@ def readable_by_older(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def tokenizer_class(folder: Path, tokenizer: Tokenizer) -> str:
-    """What of transformers reads a written tokenizer as ours: a few families get one of their own from Auto."""
+    """The class that loads the written tokenizer correctly; AutoTokenizer replaces it for a few families."""
     from transformers import AutoTokenizer
 
     try:
         read = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         faithful = all(read(text)["input_ids"] == tokenizer.encode(text).tolist() for text in _PROBES)
-    except Exception:  # a family's own class may not even load it
+    except Exception:  # the class of a family may fail to load it
         faithful = False
     return "AutoTokenizer" if faithful else "PreTrainedTokenizerFast"
 
 
 def _figures(loaded: UsableModel, origin: Origin) -> dict[str, Any]:
-    """What the model card tells of the run; final figures only where the run is done."""
+    """The values of the run for the model card; final results only if the run is finished."""
     folder, config = RunFolder(loaded.path), loaded.config or {}
     train = config["train"]
     schedule = Schedule.from_dicts(origin.stages)
@@ -196,7 +198,7 @@ def _figures(loaded: UsableModel, origin: Origin) -> dict[str, Any]:
         "bag_size": schedule.bag_size,
         "switch_step": schedule.switch_step,
         "positions": positions,
-        "raw_tokens": scored["raw_tokens"]  # fewer than the schedule's, where bags are padded
+        "raw_tokens": scored["raw_tokens"]  # fewer than in the schedule if bags have padding
         if scored.get("step") == origin.step
         else schedule.raw_tokens(positions_per_step, origin.step),
         "unique_raw_tokens": summary.get("unique_raw_tokens"),
@@ -212,14 +214,14 @@ def _figures(loaded: UsableModel, origin: Origin) -> dict[str, Any]:
 
 
 def _last_validation(folder: RunFolder, step: int) -> dict[str, Any]:
-    """The newest validation of the first `step` steps."""
+    """The last validation within the first `step` steps; empty if there is none."""
     lines = [line for line in read_metrics(folder.metrics_file) if "validation_loss" in line and line["step"] <= step]
     return lines[-1] if lines else {}
 
 
 def _sync(file: Path) -> int:
-    """Put a file on the disk, open to whom the folder's other files are; returns its size."""
-    file.chmod(file.with_name("config.json").stat().st_mode)  # weights come readable by their owner alone
+    """Flush a file to the disk and give it the permissions of config.json; returns its size."""
+    file.chmod(file.with_name("config.json").stat().st_mode)  # weight files are readable only by their owner
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
         return os.fstat(handle.fileno()).st_size

@@ -1,9 +1,9 @@
-"""Our tokenizers as Hugging Face tokenizers, which `AutoTokenizer` loads without this package.
+"""Tokenizers of this package as Hugging Face tokenizers, which `AutoTokenizer` loads without this package.
 
-The end of a document is a special token. The same token pads the shorter texts of a batch, because a pad token of its
-own would need another row in the model's embedding. Texts are padded on the left, as `generate` needs it.
-`split_special_tokens` keeps text that spells a special token: in every encoding the end token stands only where
-somebody put its id.
+The end of a document is a special token. The same token pads the shorter texts of a batch, because a separate pad token
+would need another row in the embedding of the model. Texts are padded on the left, because `generate` needs this. With
+`split_special_tokens`, text that looks like a special token is encoded as ordinary text, so the end token appears only
+where its id was added explicitly.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def hugging_face_tokenizer(tokenizer: Tokenizer, *, max_length: int | None = Non
     """A `PreTrainedTokenizerFast` with the same ids.
 
     Args:
-        tokenizer: one of ours.
-        max_length: positions the model was made for; longer texts are encoded with a warning.
+        tokenizer: a tokenizer of this package.
+        max_length: number of positions of the model; longer texts are encoded with a warning.
     """
     from transformers import PreTrainedTokenizerFast
 
@@ -30,6 +30,7 @@ def hugging_face_tokenizer(tokenizer: Tokenizer, *, max_length: int | None = Non
         padding_side="left",
         split_special_tokens=True,
         clean_up_tokenization_spaces=False,
-        model_input_names=["input_ids", "attention_mask"],  # token types, which it gives else, stop `generate`
+        # The default includes token types, with which `generate` fails.
+        model_input_names=["input_ids", "attention_mask"],
         **limits,
     )

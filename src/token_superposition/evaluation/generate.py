@@ -1,7 +1,8 @@
-"""Generation: text as it is made, the same for the same seed.
+"""Generation of text; equal seeds give equal text.
 
-Sampling is transformers' own. What is added: pieces of text that hold whole characters (a token may be a part
-of one), and texts longer than the model's positions, by going on from the last half of them.
+transformers does the sampling. This module adds two features. It writes the text in pieces of whole characters, because
+a token may be a part of a character. It generates texts that are longer than the positions of the model, by continuing
+from the last half of the positions.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from token_superposition.evaluation.load import UsableModel
 from token_superposition.models.pretrained import quiet_transformers
 from token_superposition.models.seeding import seed_torch
 
-_BROKEN = "\ufffd"  # what a part of a character is decoded to
+_BROKEN = "\ufffd"  # the decoder returns this for a part of a character
 
 
 def generate(
@@ -34,23 +35,23 @@ def generate(
     seed: int = 0,
     write: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
-    """Continue a text until the model ends the document, or there are enough tokens.
+    """Continue a text until the model ends the document, or until the limit of new tokens.
 
     Args:
         loaded: the model.
-        prompt: the text; an empty one starts a document.
-        max_new_tokens: the most tokens to add.
-        temperature: of sampling; 0 takes the most likely token each time.
-        top_p: sample from the most likely tokens that have this much probability together.
-        seed: of sampling; the same seed gives the same text.
-        write: called with each piece of text when it is made.
+        prompt: the text; an empty prompt starts a document.
+        max_new_tokens: largest number of new tokens.
+        temperature: sampling temperature; 0 always takes the most probable token.
+        top_p: sample from the most probable tokens whose probabilities sum to this.
+        seed: seed of the sampling; equal seeds give equal text.
+        write: called with each new piece of text.
 
     Returns:
-        `prompt`; `text`, what was added; `tokens`, its ids, the end token included; `ended`, whether the model
-        ended it; `seed`; `warnings`.
+        `prompt`; `text`, the new text; `tokens`, its ids, including the end token; `ended`, whether the model ended the
+        document; `seed`; `warnings`.
 
     Raises:
-        UserError: for a setting out of range, or a model that cannot start from nothing.
+        UserError: if a setting is out of range, or the prompt is empty and the tokenizer has no start token.
     """
     check_sampling(max_new_tokens, temperature, top_p, seed)
     sampling = copy.deepcopy(loaded.model.generation_config)
@@ -85,18 +86,18 @@ def generate(
 
 
 class TextStream:
-    """Turns ids into text while they come, never a part of a character.
+    """Decodes ids one by one into pieces of text, without parts of characters.
 
-    Ids wait until what they decode to does not end in a broken character. The ids shown last stay in front of
-    those that wait, because some tokenizers decode a token by what stands before it.
+    Ids wait until their text does not end with a part of a character. The last shown ids are decoded together with the
+    waiting ids, because for some tokenizers the text of a token depends on the tokens before it.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        before: the ids before the first.
+        before: the ids before the first new id.
         write: called with each piece of text.
 
     Attributes:
-        text: all that was written.
+        text: the complete text so far.
     """
 
     def __init__(self, tokenizer: Any, before: Sequence[int], write: Callable[[str], None] | None = None) -> None:
@@ -107,12 +108,12 @@ class TextStream:
         self._waiting: list[int] = []
 
     def add(self, token: int) -> None:
-        """The next id."""
+        """Add the next id."""
         self._waiting.append(token)
         self._show(finish=False)
 
     def finish(self) -> None:
-        """Show what still waits, broken or not."""
+        """Show the text of all waiting ids, even if it ends with a part of a character."""
         self._show(finish=True)
 
     def _show(self, *, finish: bool) -> None:
@@ -132,7 +133,7 @@ class TextStream:
 
 
 class _Streamer:
-    """What `generate` tells of its tokens: first the prompt, then each as it is made."""
+    """Receives tokens from `generate`: first the prompt, then each new token."""
 
     def __init__(self, stream: TextStream) -> None:
         self._stream = stream
@@ -145,7 +146,7 @@ class _Streamer:
         self._begun = True
 
     def end(self) -> None:
-        """A window is full, or the text has ended: the stream knows by itself."""
+        """Do nothing at the end of a window; `TextStream.finish` ends the text."""
 
 
 def _prompt_ids(loaded: UsableModel, prompt: str) -> list[int]:
@@ -160,28 +161,25 @@ def _prompt_ids(loaded: UsableModel, prompt: str) -> list[int]:
     if not ids:
         start = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None)
         if start is None:
-            raise UserError(f"{loaded.path}: its tokenizer has no token to start a text from; give a --prompt")
+            raise UserError(f"{loaded.path}: its tokenizer has no token that starts a text; give a --prompt")
         ids = [start]
     return ids
 
 
-# Where generated text meets a terminal, and a prompt standard input.
-
-
-# A model may write any byte. On a terminal these would move the cursor, ring the bell or change colours.
+# A model may generate any byte. These would move the cursor of a terminal, ring its bell or change its colours.
 _CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 def write_piece(piece: str) -> None:
-    """Show a piece of text at once; on a terminal without control characters."""
+    """Write a piece of text to standard output at once; on a terminal without control characters."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding shows what it can
+        sys.stdout.reconfigure(errors="replace")  # a terminal with another encoding shows the characters that it has
     sys.stdout.write(piece.translate(_CONTROL) if sys.stdout.isatty() else piece)
     sys.stdout.flush()
 
 
 def read_prompt() -> str:
-    """All of standard input, as it is."""
+    """Read the prompt from standard input; UserError if it is not UTF-8."""
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:

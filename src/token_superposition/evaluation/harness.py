@@ -1,7 +1,7 @@
 """Tasks of lm-evaluation-harness on a loaded model (extra `eval`).
 
-The harness brings the tasks, fetches their data, and is given the model and its tokenizer as they are. None
-of its many settings is repeated here: a task is evaluated as its own file says.
+The harness provides the tasks and downloads their data. It gets the unchanged model and tokenizer. This package does
+not repeat the settings of the harness: the file of a task determines the evaluation.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from token_superposition.errors import UserError, did_you_mean
 from token_superposition.evaluation.load import UsableModel
 
 _ROWS = 16
-_SEED = 1234  # the harness's own: of few-shot examples, and of tasks that sample
+_SEED = 1234  # default of the harness, for few-shot examples and for tasks that sample
 _BOOTSTRAPS = 1000
 
 
 def load_tasks(names: Sequence[str], *, include_path: Path | None = None, quiet: bool = False) -> Any:
-    """The harness's tasks of those names, their data fetched; apart from `run_tasks`, so that errors come early.
+    """Load tasks of the harness and their data; separate from `run_tasks`, so that errors appear early.
 
     Args:
-        names: of tasks, groups of tasks, or tags.
-        include_path: a folder of task files (YAML) of one's own.
-        quiet: no progress bars.
+        names: names of tasks, groups of tasks, or tags.
+        include_path: a folder with the user's own task files (YAML).
+        quiet: show no progress bars.
 
     Raises:
-        UserError: where the extra is missing, a task is unknown or cannot be loaded.
+        UserError: if the extra is missing, or if a task is unknown or cannot be loaded.
     """
     if any(importlib.util.find_spec(module) is None for module in ("lm_eval", "accelerate")):
         raise UserError("--tasks: needs an extra: pip install 'token-superposition[eval]'")
@@ -49,15 +49,17 @@ def load_tasks(names: Sequence[str], *, include_path: Path | None = None, quiet:
             manager = TaskManager(include_path=None if include_path is None else str(include_path))
             unknown = [name for name in names if name not in manager.all_tasks]
             found = None if unknown else manager.load(list(names))
-        except Exception as error:  # a task file can be wrong, and its data out of reach, in every way there is
+        except Exception as error:  # an invalid task file or missing data can raise any exception
             line = " ".join(str(error).split()) or type(error).__name__
             raise UserError(f"--tasks {','.join(names)}: cannot be loaded: {line}") from error
     if found is None:
         near = did_you_mean(unknown[0], manager.all_tasks)
-        raise UserError(f"--tasks: lm-evaluation-harness knows no task {unknown[0]!r}{near}")
+        raise UserError(f"--tasks: lm-evaluation-harness has no task {unknown[0]!r}{near}")
     for name, task in found["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
-            raise UserError(f"--tasks: {name} runs code that the model wrote; use lm_eval itself on an exported folder")
+            raise UserError(
+                f"--tasks: {name} runs code that the model generates; use lm_eval directly on an exported folder"
+            )
         if task.get_config("num_fewshot") is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=_SEED)
@@ -70,8 +72,8 @@ def run_tasks(
     """Evaluate a model on tasks that `load_tasks` found.
 
     Returns:
-        By task, and by group where the harness sums one up: its metrics and their standard errors under the
-        harness's names, and `samples`, how many.
+        For each task, and for each group that the harness aggregates: the metrics and their standard errors under the
+        names of the harness, and `samples`, the number of samples.
     """
     with _without_remarks(quiet):
         from lm_eval.evaluator import evaluate
@@ -98,7 +100,7 @@ def run_tasks(
 
 
 def _metrics(values: dict[str, Any]) -> dict[str, float]:
-    """`acc,none` as acc; a filter other than none stays in the name."""
+    """The metrics, with the name `acc,none` changed to `acc`; any other filter stays in the name."""
     return {
         name.removesuffix(",none"): value
         for name, value in values.items()
@@ -108,7 +110,7 @@ def _metrics(values: dict[str, Any]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _without_remarks(quiet: bool) -> Iterator[None]:
-    """Without the harness's remarks on defaults; with its progress bars only on a terminal."""
+    """Suppress the harness's messages about defaults, and its progress bars unless standard error is a terminal."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Loading what is to be used: a run's newest checkpoint, or a Hugging Face folder, ours or anybody's."""
+"""Loading a model for use: the newest checkpoint of a run, or any Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from token_superposition.training.trained import open_trained
 
 @dataclass(frozen=True)
 class UsableModel:
-    """A model ready to be used.
+    """A loaded model.
 
     Attributes:
-        path: where it is from.
+        path: the folder of the model.
         model: a Hugging Face causal language model in evaluation mode.
         tokenizer: its Hugging Face tokenizer.
-        device: where it is.
-        dtype: what to compute in, by autocast; float32 stands for the weights' own.
-        context_length: the most positions it was made for.
-        origin: how it was trained; None for somebody else's.
-        config: the run's resolved configuration; None for a folder.
-        warnings: what the user should know.
+        device: the device of the model.
+        dtype: data type of the computation with autocast; float32 means the data type of the weights.
+        context_length: largest number of positions.
+        origin: how the model was trained; None if this package did not train it.
+        config: the resolved configuration of the run; None for a Hugging Face folder.
+        warnings: warnings for the user.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class UsableModel:
     warnings: list[str] = field(default_factory=list)
 
     def autocast(self) -> torch.autocast:
-        """The context its forward is to run in."""
+        """The autocast context for the forward pass."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
 
@@ -54,10 +54,11 @@ def load_model(
     allow_superposed: bool = False,
     trust_remote_code: bool = False,
 ) -> UsableModel:
-    """Load a run's newest whole checkpoint, or a Hugging Face folder.
+    """Load the newest intact checkpoint of a run, or a Hugging Face folder.
 
     Raises:
-        UserError: where it is neither, is damaged, or is of the superposition phase and not allowed to be.
+        UserError: if the path is neither, if it is damaged, or if the model is from the superposition phase and
+            `allow_superposed` is false.
     """
     check_model(path)
     with quiet_transformers():
@@ -67,10 +68,11 @@ def load_model(
 
 
 def load_run(path: Path, *, device: torch.device, allow_superposed: bool = False) -> UsableModel:
-    """Load the model of a run's newest whole checkpoint.
+    """Load the model of the newest intact checkpoint of a run.
 
     Raises:
-        UserError: where the folder is no run, has no whole checkpoint, or is superposed and not allowed to be.
+        UserError: if the folder is not a run or has no intact checkpoint, or if the model is from the superposition
+            phase and `allow_superposed` is false.
     """
     run = open_trained(path)
     warnings = [*run.warnings, *check_usable(path, run.origin, allow_superposed=allow_superposed)]
@@ -90,7 +92,7 @@ def load_run(path: Path, *, device: torch.device, allow_superposed: bool = False
 
 
 def _generation_config(tokenizer: Tokenizer, vocab_size: int) -> Any:
-    """Generation ends at the end of a document, and never gives an id that stands for nothing."""
+    """Settings with which generation ends at the end of a document and never returns an unused id."""
     from transformers import GenerationConfig
 
     end, padding = tokenizer.end_of_document_id, list(range(tokenizer.num_ids, vocab_size))
@@ -105,7 +107,7 @@ def _load_folder(path: Path, device: torch.device, allow_superposed: bool, trust
     origin = read_origin(path)
     warnings = [] if origin is None else check_usable(path, origin, allow_superposed=allow_superposed)
     check_files(path)
-    # transformers 5 reads some families with a tokenizer of their own, whatever the folder says; ours is known.
+    # transformers 5 ignores the folder's tokenizer class for some families; for our exports the class is known.
     tokenizer_class: Any = AutoTokenizer if origin is None else PreTrainedTokenizerFast
     with reading(path):
         tokenizer = tokenizer_class.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
@@ -123,6 +125,6 @@ def _load_folder(path: Path, device: torch.device, allow_superposed: bool, trust
 
 
 def _context_length(config: Any, origin: Origin | None) -> int:
-    """Positions it was trained on, where that is known, else those it says it has."""
+    """The number of training positions if it is known, else the number in the configuration."""
     most = getattr(config, "max_position_embeddings", None) or 2048
     return min(most, origin.sequence_length) if origin is not None else most

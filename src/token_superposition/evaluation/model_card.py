@@ -1,4 +1,4 @@
-"""The model card: what the run's figures are, and what they do not say."""
+"""The model card of an export: the results of the run and their limits."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def model_card(
     """The README.md of an exported model.
 
     Args:
-        name: what the model is called.
-        origin: how it was trained.
-        figures: of the run.
+        name: name of the model.
+        origin: how the model was trained.
+        figures: values of the run, from the export.
         config: the exported config.json.
-        tokenizer_class: what of transformers reads the tokenizer as it is.
+        tokenizer_class: the class of transformers that loads the tokenizer correctly.
     """
     sections = [
         f"# {name}",
         *_notices(origin),
         f"A base language model ({figures['architecture']}, {figures['parameters']:,} parameters), "
-        f"{_how(origin, figures)} It is an ordinary model of its family: no code of its own is needed to load it.",
+        f"{_how(origin, figures)} It is an ordinary model of its family; loading it needs no additional code.",
         "\n".join(
             ["| | |", "|---|---|", *(f"| {label} | {value} |" for label, value in _rows(origin, figures, config))]
         ),
@@ -57,17 +57,17 @@ def _notices(origin: Origin) -> list[str]:
     if origin.phase == "superposition":
         return [
             f"> **Not a finished model.** This is {origin.words}, in the superposition phase: it was trained to "
-            "predict bags of tokens, and what it says of the next token means little."
+            "predict bags of tokens, and its next-token predictions are not meaningful."
         ]
     if origin.step < origin.total_steps:
-        return [f"> **Not trained to its end.** This is {origin.words}."]
+        return [f"> **Training not finished.** This is {origin.words}."]
     return []
 
 
 def _how(origin: Origin, figures: dict[str, Any]) -> str:
     begun = "pre-trained from scratch"
     if origin.init_from is not None:
-        begun = f"trained on from the weights of {_before(origin.init_from)},"
+        begun = f"trained from the weights of {_before(origin.init_from)},"
     if figures["bag_size"] == 1:
         return f"{begun} by ordinary next-token training."
     return (
@@ -77,14 +77,14 @@ def _how(origin: Origin, figures: dict[str, Any]) -> str:
 
 
 def _before(init_from: dict[str, Any]) -> str:
-    """The model that a run went on from, and those before it as far as they are known."""
+    """The model that a run started from, and the earlier models as far as they are known."""
     words, origin = f"`{init_from['path']}`", init_from["origin"]
     if origin is None:
         return words
     past = Origin(**origin)
     bag_size = Schedule.from_dicts(past.stages).bag_size
     words += f" ({past.words} {'without superposition' if bag_size == 1 else f'with bags of up to {bag_size} tokens'})"
-    return words if past.init_from is None else f"{words}, itself trained on from {_before(past.init_from)}"
+    return words if past.init_from is None else f"{words}, itself trained from {_before(past.init_from)}"
 
 
 def _rows(origin: Origin, figures: dict[str, Any], config: dict[str, Any]) -> list[tuple[str, str]]:
@@ -96,12 +96,12 @@ def _rows(origin: Origin, figures: dict[str, Any], config: dict[str, Any]) -> li
         ("stages", "; ".join(_stages(origin.stages))),
         ("largest bag size", f"{figures['bag_size']}"),
         ("switch to next tokens", f"step {figures['switch_step']:,}"),
-        ("positions a row", f"{origin.sequence_length:,}"),
+        ("positions per row", f"{origin.sequence_length:,}"),
         ("positions computed", f"{figures['positions']:,}"),
         ("raw tokens read", f"{figures['raw_tokens']:,}"),
     ]
     if figures["unique_raw_tokens"] is not None:
-        rows.append(("of them different", f"{figures['unique_raw_tokens']:,}"))
+        rows.append(("unique raw tokens", f"{figures['unique_raw_tokens']:,}"))
     rows.append(("training FLOPs", f"{figures['flops']:.2e}"))
     if figures["validation_loss"] is not None:
         when = "" if figures["validation_step"] == origin.step else f", at step {figures['validation_step']:,}"
@@ -141,29 +141,30 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))
 
 def _remarks(origin: Origin, figures: dict[str, Any]) -> list[str]:
     remarks = [
-        "It is a base model. It continues text like the text it was trained on; it follows no instructions, nothing "
-        "was done to make it safe or true, and it can repeat passages of its training text.",
-        "The validation text was held out from the training data, so the loss says nothing of other text.",
+        "It is a base model. It continues text like its training text. It does not follow instructions. Nothing was "
+        "done to make its text safe or true, and it can repeat passages of its training text.",
+        "The validation text was held out from the training data; the loss on other text can differ.",
     ]
     tokens = figures["validation_tokens"]
     if tokens is not None and tokens < ENOUGH_TOKENS:
-        remarks.append(f"The validation is on {tokens:,} tokens; under {ENOUGH_TOKENS:,} expect noise in the figures.")
+        remarks.append(
+            f"The validation used {tokens:,} tokens; results on fewer than {ENOUGH_TOKENS:,} tokens are noisy."
+        )
     if origin.init_from is not None:
         remarks.append(
-            f"Steps, tokens, FLOPs and figures are of this run alone, not of what `{origin.init_from['path']}` was "
-            "trained with before it."
+            f"Steps, tokens, FLOPs and results are those of this run alone; they exclude the earlier training of "
+            f"`{origin.init_from['path']}`."
         )
         if figures["bag_size"] > 1:
-            remarks.append("There is no evidence that superposition helps a model that is trained already.")
+            remarks.append("There is no evidence that superposition helps a model that is already trained.")
     if figures["bag_size"] > 1:
         remarks.append(
-            "Whether superposition helped cannot be seen from one model: compare it with a baseline of the same FLOPs. "
-            f"The run read {figures['raw_tokens'] / figures['positions']:.2f} raw tokens for each position computed."
+            "One model does not show whether superposition helped: compare it with a baseline of the same FLOPs. "
+            f"The run read {figures['raw_tokens'] / figures['positions']:.2f} raw tokens per computed position."
         )
-    remarks.append(f"It was trained on rows of {origin.sequence_length:,} positions; beyond them it is untried.")
+    remarks.append(f"It was trained on rows of {origin.sequence_length:,} positions; longer texts were not tested.")
     if origin.tokenizer == "bytes":
         remarks.append(
-            "Its tokens are bytes of UTF-8. Losses per token cannot be compared with those of subword models; bits per "
-            "byte can."
+            "Its tokens are bytes of UTF-8. Compare it with subword models by bits per byte, not by loss per token."
         )
     return remarks

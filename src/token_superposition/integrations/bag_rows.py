@@ -1,15 +1,16 @@
-"""Which rows of a data set each batch of a run takes; the data set stays what it is.
+"""The rows of a dataset that each batch of a run reads; the dataset itself does not change.
 
-A bag row of bag size s is a group of s consecutive rows: s times L token ids, folded into L bags (`folding`). What its
-last bag predicts lies in the row after the group; where there is none, the last bag is ignored. Groups are shuffled,
-rows inside a group never, so neighbours in a bag are neighbours in the text. (But for a group across the data set's
-end, which goes on at its beginning, and where a stage's bag size does not divide what the one before left.)
+A bag row of bag size s is made from a group of s consecutive rows: s * L token ids, folded into L bags (`folding`). The
+targets of the last bag are in the row after the group. If there is no such row, the last bag is ignored in the loss.
+Groups are shuffled, but the rows inside a group are not, so neighbours in a bag are neighbours in the text. There are
+two exceptions: a group across the end of the dataset, which continues at the beginning, and a stage whose bag size does
+not divide the number of rows that the previous stage left.
 
-For a map-style data set the groups are dealt out by `TokenStream`, whose "tokens" here are row numbers: each row is
-read once a pass over the data, whatever the mix of bag sizes, and where a step's rows lie is a pure function
-of the step. A streaming data set is read front to back, again and again.
+For a map-style dataset, `TokenStream` assigns the groups; its "tokens" are row numbers here. Each row is read once per
+pass over the data for any mix of bag sizes, and the rows of a step are a pure function of the step. A streaming dataset
+is read from front to back, repeatedly.
 
-Rows of a recovery step are the data set's own features, untouched: the batch is collated as it always was.
+A recovery step uses the unchanged features of the dataset and the unchanged collator.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from token_superposition.schedule import Schedule, Stage
 
 
 class Key(NamedTuple):
-    """A row to be made: its stage, and the numbers of the data set's rows that it takes, and the one after them."""
+    """A row to make: its stage, and the numbers of the dataset rows that it reads, and of the row after them."""
 
     stage: Stage
     numbers: tuple[int, ...]
 
 
 class _RowNumbers:
-    """What `TokenStream` deals out: a "token" a row, its number."""
+    """The data for `TokenStream`: one "token" per row, which is the number of the row."""
 
     def __init__(self, num_rows: int) -> None:
         self.num_tokens = num_rows
@@ -45,20 +46,20 @@ class _RowNumbers:
 
 
 class RunSampler:
-    """The keys of every batch of a run, an epoch of the Trainer's at a time, from step `first_step` on.
+    """Yields the keys of the batches of one Trainer epoch, from step `first_step` on.
 
-    Whoever trains sets `first_step` before each epoch, by the number of steps that were trained.
+    The caller sets `first_step` to the number of completed steps before each epoch.
 
     Args:
-        num_rows: of the data set.
-        schedule: the run's stages.
-        batch_size: rows a batch (of one process).
-        batches_per_step: over micro-batches and processes.
-        steps_per_epoch: what the Trainer takes for an epoch.
-        seed: of the groups' order.
+        num_rows: number of rows of the dataset.
+        schedule: stages of the run.
+        batch_size: rows per batch and process.
+        batches_per_step: batches per step, over micro-batches and processes.
+        steps_per_epoch: steps per epoch of the Trainer.
+        seed: seed of the order of the groups.
 
     Raises:
-        UserError: where the data set has fewer rows than a group.
+        UserError: if the dataset has fewer rows than a group.
     """
 
     def __init__(
@@ -74,12 +75,12 @@ class RunSampler:
         group = max(stage.input_bag_size for stage in schedule.stages)
         if num_rows < group:
             raise UserError(
-                f"the training data has {num_rows} rows, but a group of this run takes {group}: "
-                "more rows, or a smaller bag_size"
+                f"the training data has {num_rows} rows, but a group of this run needs {group}: use more rows, or a "
+                "smaller bag_size"
             )
         self.schedule = schedule
         self.batch_size = batch_size
-        self.drop_last = False  # accelerate asks; every batch is full
+        self.drop_last = False  # accelerate reads this attribute; every batch is full
         self.steps_per_epoch = steps_per_epoch
         self.batches_per_step = batches_per_step
         self.first_step = 0
@@ -90,7 +91,7 @@ class RunSampler:
             batch_size=batch_size * batches_per_step,
             seed=seed,
         )
-        self.rows: Any = self.stream.rows[0]  # row numbers, of rows of row numbers
+        self.rows: Any = self.stream.rows[0]  # assigns row numbers to the rows of the stream
 
     def __len__(self) -> int:
         return self.steps_per_epoch * self.batches_per_step
@@ -108,12 +109,12 @@ class RunSampler:
     @staticmethod
     def _key(stage: Stage, row: list[int]) -> Key:
         group = stage.input_bag_size
-        followed = row[group] == row[group - 1] + 1  # not where the next is the data set's first again
+        followed = row[group] == row[group - 1] + 1  # false if the next row is the first row of the dataset
         return Key(stage, tuple(row[: group + followed]))
 
 
 class BagRows(Dataset[Any]):
-    """A map-style data set, asked with keys: its own rows in recovery, groups of them before."""
+    """A map-style dataset indexed by `Key`: single rows in the recovery phase, groups of rows before it."""
 
     def __init__(self, rows: Any) -> None:
         self.rows = rows
@@ -128,13 +129,13 @@ class BagRows(Dataset[Any]):
         return Group(stage, numbers, tuple(self.rows[number] for number in numbers))
 
     def set_epoch(self, epoch: int) -> None:
-        """What accelerate tells the data set, passed on."""
+        """Pass the call of accelerate on to the dataset."""
         if hasattr(self.rows, "set_epoch"):
             self.rows.set_epoch(epoch)
 
 
 class BagStream(IterableDataset[Any]):
-    """A streaming data set, read front to back into the rows that each step needs, from step `first_step` on.
+    """A streaming dataset, read from front to back into the rows of each step, from step `first_step` on.
 
     Args:
         rows: the data set.
@@ -143,7 +144,7 @@ class BagStream(IterableDataset[Any]):
         opened: the rows of the first pass, where the data set was opened already and can be read only once.
 
     Raises:
-        UserError: while reading, where a whole pass over the data holds no row.
+        UserError: during iteration, if a whole pass over the data yields no row.
     """
 
     def __init__(
@@ -157,7 +158,7 @@ class BagStream(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         passes = self._passes()
-        ahead: list[tuple[int, Any]] = []  # the row that was read as a look-ahead is the next group's first
+        ahead: list[tuple[int, Any]] = []  # the look-ahead row is the first row of the next group
         for step in range(self.first_step, self.schedule.total_steps):
             stage = self.schedule.lookup(step)
             for _ in range(self.rows_per_step):
@@ -167,7 +168,7 @@ class BagStream(IterableDataset[Any]):
                     yield group[0][1]
                     continue
                 ahead = [next(passes)]
-                followed = ahead if ahead[0][0] == group[-1][0] + 1 else []  # not where the data begins again
+                followed = ahead if ahead[0][0] == group[-1][0] + 1 else []  # empty if the data starts again
                 numbers, rows = zip(*group, *followed, strict=True)
                 yield Group(stage, numbers, rows)
 

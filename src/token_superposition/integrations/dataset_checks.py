@@ -1,8 +1,8 @@
-"""What is looked at before step 1: rows that would fail later, and rows whose order is not that of a text.
+"""Checks of the training data before step 1: rows that would fail later, and rows in a random order.
 
-Where it is cheap, every row is looked at: the lengths of rows, and whether `position_ids` start again. Cheap is a list
-of rows in memory, or the Arrow table of a `datasets.Dataset`. Of any other map-style data set, as many rows as can be
-read in a few seconds are. Of a stream, the first two are; they are trained on all the same.
+Every row is checked if this is fast, that is for a list of rows in memory or the Arrow table of a `datasets.Dataset`.
+The checks cover the lengths of rows and `position_ids` that start again. Of any other map-style dataset, as many rows
+as can be read in a few seconds are checked. Of a stream, the first two rows are checked and also trained on.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Sample(NamedTuple):
 
 
 def sample(rows: Any, column: str) -> Sample:
-    """The first rows of a stream; of a map-style data set the first, the last, and one of another length, if there is.
+    """The first rows of a stream; or of a map-style dataset the first row, the last row and one of another length.
 
     Raises:
-        UserError: where there are no rows, or a row holds several packed documents.
+        UserError: if there are no rows, or a row contains several packed documents.
     """
     if isinstance(rows, IterableDataset):
         return _first_rows(rows, column)
@@ -54,7 +54,7 @@ def sample(rows: Any, column: str) -> Sample:
         raise UserError("the training data has no rows")
     lengths, last_positions = _columns(rows, column)
     if lengths is not None and last_positions is not None:
-        # Positions that start again never reach the row's length.
+        # Positions that start again do not end at the length of the row minus 1.
         again = (last_positions != lengths - 1) & (last_positions >= 0)
         for number in np.flatnonzero(again)[:_MOST_PADDED].tolist():
             if not _padded(rows[number]):
@@ -68,20 +68,20 @@ def sample(rows: Any, column: str) -> Sample:
 
 
 def check_next_token_loss(trainer: Any, batch: Mapping[str, Any], numbers: list[int]) -> None:
-    """Compute the loss of rows as they are after the switch; weights and modes stay what they were.
+    """Check that the model computes a next-token loss for rows, as after the switch; the model does not change.
 
     Args:
         trainer: a `transformers.Trainer`.
         batch: collated rows.
-        numbers: of these rows.
+        numbers: numbers of these rows.
 
     Raises:
-        UserError: where there is no loss.
+        UserError: if the computation fails or returns no loss.
     """
     model = trainer.model
     device = next(model.parameters()).device
     there = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
-    where = f"rows {', '.join(map(str, numbers))} of the training data as they are after the switch"
+    where = f"rows {', '.join(map(str, numbers))} of the training data in next-token training"
     try:
         with evaluating(model), torch.no_grad(), trainer.compute_loss_context_manager():
             loss = trainer.compute_loss(model, there)
@@ -94,8 +94,8 @@ def check_next_token_loss(trainer: Any, batch: Mapping[str, Any], numbers: list[
 
 
 def disorder(rows: Any) -> str | None:
-    """What shows that a data set's rows are not in the order of their text; None where nothing does."""
-    indices = getattr(rows, "_indices", None)  # of a datasets.Dataset
+    """The reason why the rows of a dataset are not in the order of their text; None if there is no sign of this."""
+    indices = getattr(rows, "_indices", None)  # attribute of a datasets.Dataset
     if indices is not None:
         return _gaps("data set", indices.column(0).to_numpy())
     if isinstance(rows, Subset):
@@ -116,19 +116,19 @@ def _gaps(kind: str, taken: Any) -> str | None:
 
 
 def cost_of_disorder(stage: Stage, length: int) -> str:
-    """What bags made of rows in any order lose, in words."""
+    """The disadvantage of bags from unordered rows, as text."""
     group = stage.input_bag_size
     if group == 1:
         return f"the last {stage.bag_size} of {length} positions predict unrelated text"
     return (
-        f"a bag row joins {group} rows of {length} tokens, so one bag in {max(1, length // group)} predicts unrelated "
-        f"text, and the rows before are unrelated context"
+        f"a bag row joins {group} rows of {length} tokens, so one in {max(1, length // group)} bags predicts unrelated "
+        f"text, and the rows before it are unrelated context"
     )
 
 
 @contextlib.contextmanager
 def random_state_kept() -> Iterator[None]:
-    """What is drawn inside the block is drawn again after it: torch (this device included), numpy, Python."""
+    """Restore the random state of torch (including this device), numpy and Python after the block."""
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     python, numpy = random.getstate(), np.random.get_state()
     try:
@@ -140,7 +140,7 @@ def random_state_kept() -> Iterator[None]:
 
 
 def _columns(rows: Any, column: str) -> tuple[_Ints | None, _Ints | None]:
-    """The lengths of all rows and their last positions (-1 for an empty row); None for what is not cheap or there."""
+    """Lengths of all rows, and their last positions (-1 for an empty row); None if unavailable or slow."""
     if isinstance(rows, (list, tuple)):
         found = [num_ids(row, column) for row in rows]
         known = [length for length in found if length is not None]
@@ -157,13 +157,13 @@ def _columns(rows: Any, column: str) -> tuple[_Ints | None, _Ints | None]:
     form = getattr(rows, "format", None)
     names = getattr(table, "column_names", ())
     if column not in names or not isinstance(form, Mapping) or form.get("type") == "custom":
-        return None, None  # not a datasets.Dataset, or one whose rows are computed when they are asked for
+        return None, None  # not a datasets.Dataset, or one that computes rows on access
     import pyarrow as pa
 
     try:
         lengths = _arrow_lengths(table.column(column))
         last_positions = _arrow_last(table.column("position_ids")) if "position_ids" in names else None
-    except pa.ArrowException:  # a column that is no list of numbers
+    except pa.ArrowException:  # a column that is not a list of numbers
         return None, None
     if rows._indices is None:
         return lengths, last_positions
@@ -237,7 +237,7 @@ def _arrow_lengths(column: Any) -> _Ints:
 
 
 def _arrow_last(column: Any) -> _Ints:
-    """The last number of every row, -1 of an empty one."""
+    """The last number of every row; -1 for an empty row."""
     found = [np.empty(0, dtype=np.int64)]
     for chunk in column.chunks:
         lengths = _arrow_lengths(chunk)
@@ -250,13 +250,13 @@ def _arrow_last(column: Any) -> _Ints:
 
 
 def _padded(row: Any) -> bool:
-    """Whether a row has slots that are padding, whose positions say nothing."""
+    """Whether a row has padding, whose positions have no meaning."""
     mask = row.get("attention_mask") if isinstance(row, Mapping) else None
     return mask is not None and not bool(torch.as_tensor(mask).bool().all())
 
 
 def _shuffled_stream(source: Any) -> str | None:
-    """Whether a `datasets.IterableDataset`, seen by its inner iterables, draws rows from a buffer or in turn."""
+    """A reason if the inner iterables of a `datasets.IterableDataset` include a shuffle buffer; else None."""
     if source is None:
         return None
     if "Shuffled" in type(source).__name__:

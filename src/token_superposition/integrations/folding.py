@@ -1,12 +1,12 @@
-"""From collated rows to bags: the Trainer's own data collator pads and labels, this module folds what comes out.
+"""Folding of collated rows into bags: the Trainer's data collator pads and labels, and this module folds its output.
 
-The rows of a batch of bags go through the same collator as the rows of recovery. So the targets are the labels that
-recovery would use (-100 is ignored), and a token is what the collator's `attention_mask` says is a token. Without a
-mask, what follows a row's last label is padding: in recovery no loss depends on those slots.
+The rows of a batch of bags pass through the same collator as the rows of the recovery phase. The targets are therefore
+the labels of the recovery phase (-100 is ignored), and the `attention_mask` of the collator marks tokens. Without a
+mask, all slots after the last label of a row are padding: no loss of the recovery phase depends on these slots.
 
-A slot without a token is left out of its bag's mean and of the loss, as with document-safe bags: a row that ends in
-padding ends a piece of text, the next row starts with a new bag, and the last bag of a piece is short and predicts
-nothing. Bags stand side by side; the end of a bag row may be empty.
+A slot without a token counts neither in the mean of its bag nor in the loss, as with document-safe bags. A row that
+ends with padding ends a piece of text. The next row then starts with a new bag, and the last bag of the piece is short
+and predicts nothing. Bags are adjacent; the end of a bag row may be empty.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from token_superposition.schedule import Stage
 
 Collate = Callable[[list[Any]], Any]
 HONOURED = frozenset({"input_ids", "labels", "attention_mask", "position_ids"})
-# What models take beside their named arguments, and what changes their loss or their attention.
+# Inputs that are not named arguments of a model, but change its loss or its attention.
 PACKED = frozenset({"shift_labels", "seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"})
 
 
 class Group(NamedTuple):
-    """Rows of the data set that become one bag row: those that it reads, and the row after them, where there is one."""
+    """Rows of the dataset for one bag row: the rows that it reads, and the row after them if there is one."""
 
     stage: Stage
     numbers: tuple[int, ...]
@@ -38,7 +38,7 @@ class Group(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Collated rows, each (R, L): ids, labels in Hugging Face's convention (not shifted), whether a token is there."""
+    """Collated rows, each (R, L): ids, labels (not shifted, as in Hugging Face), and a mask of the tokens."""
 
     ids: Tensor
     labels: Tensor
@@ -49,10 +49,10 @@ class Folding:
     """Collates groups of rows into a batch of bags.
 
     Args:
-        collate: what collates a list of the data set's rows in recovery.
-        column: the rows' column of token ids.
-        refused: names of model inputs that bags cannot honour.
-        pad_id: the id of padding, where it is known. Slots at the ends of a row that hold this id and have no label
+        collate: the collator of the recovery phase, for a list of rows.
+        column: the column of token ids.
+        refused: names of model inputs that bags do not support.
+        pad_id: the padding id, or None if it is unknown. Slots at the ends of a row that hold this id and have no label
             are padding, whatever the mask says.
     """
 
@@ -66,7 +66,7 @@ class Folding:
         """`input_ids` (B, L, s), -100 in slots without a token, and aligned `labels` (B, L, k), int64.
 
         Raises:
-            UserError: for rows that cannot be collated or honoured; names the row.
+            UserError: if rows cannot be collated or are not supported; names the row.
         """
         rows = [row for group in groups for row in group.rows]
         table = self.table(rows, [number for group in groups for number in group.numbers])
@@ -79,40 +79,42 @@ class Folding:
         return {"input_ids": torch.stack(ids), "labels": torch.stack(labels)}
 
     def table(self, rows: Sequence[Any], numbers: Sequence[int]) -> Table:
-        """Rows, collated, as bags need them; raises as `__call__` does."""
+        """Collate rows into the form that bags need; raises like `__call__`."""
         features = [self._feature(row, number) for row, number in zip(rows, numbers, strict=True)]
         batch = collated(self.collate, features, numbers)
         given = {name for name, value in batch.items() if value is not None}
         if refused := sorted(given & self.refused):
             raise UserError(
-                f"the training data has the column {refused[0]} (row {numbers[0]}), which the model reads and bags "
-                "cannot honour: remove the column"
+                f"the training data has the column {refused[0]} (row {numbers[0]}), which the model reads, but bags "
+                "do not support: remove the column"
             )
         ids_RL, labels_RL = batch["input_ids"].long(), batch["labels"].long()
         if ids_RL.dim() != 2 or len(ids_RL) != len(features):
             raise UserError(
-                f"the data collator makes input_ids of shape {tuple(ids_RL.shape)} of {len(features)} rows: bags need "
-                "a row of token ids for each, so a collator that packs rows together does not go with superposition"
+                f"the data collator makes input_ids of shape {tuple(ids_RL.shape)} from {len(features)} rows, but bags "
+                "need one row of token ids per row: use a collator that does not pack rows together"
             )
         if labels_RL.shape != ids_RL.shape:
             raise UserError(
                 f"rows {numbers[0]} to {numbers[-1]} of the training data: labels of shape {tuple(labels_RL.shape)} do "
-                f"not fit input_ids of shape {tuple(ids_RL.shape)}: give one label a token (-100 where there is none)"
+                f"not match input_ids of shape {tuple(ids_RL.shape)}: give one label per token (-100 for no label)"
             )
         table = Table(ids_RL, labels_RL, self._there(batch.get("attention_mask"), ids_RL, labels_RL, numbers))
         _check_positions(batch.get("position_ids"), table.there, numbers)
         return table
 
     def _feature(self, row: Any, number: int) -> Any:
-        """The row as the collator is to see it."""
+        """The row in the form that the collator gets."""
         if self.column == "input_ids":
             return row
         if not isinstance(row, Mapping) or self.column not in row:
-            raise UserError(f"row {number} of the training data has no column {self.column}, which token_column names")
+            raise UserError(
+                f"row {number} of the training data has no column {self.column}: set token_column to a column"
+            )
         ids = torch.as_tensor(row[self.column])
         labels = torch.as_tensor(row.get("labels", ids))
         if labels.shape != ids.shape:
-            # Labels of other tokens (input_ids has its own): the bags' targets are the ids of their own column.
+            # The labels belong to the tokens of input_ids; the targets of bags are the ids of `column`.
             if (labels == PADDING).any():
                 raise UserError(
                     f"row {number} of the training data: labels of -100 cannot be matched with the tokens of "
@@ -138,8 +140,8 @@ class Folding:
         else:
             if mask_RL.shape != ids_RL.shape:
                 raise UserError(
-                    f"attention_mask has shape {tuple(mask_RL.shape)}, which bags cannot honour: one number a token "
-                    f"{tuple(ids_RL.shape)} can"
+                    f"attention_mask has shape {tuple(mask_RL.shape)}, which bags do not support: give one number per "
+                    f"token, that is the shape {tuple(ids_RL.shape)}"
                 )
             other_RL = (mask_RL != 0) & (mask_RL != 1)
             if other_RL.any():
@@ -157,10 +159,10 @@ class Folding:
 
 
 def collated(collate: Collate, rows: Sequence[Any], numbers: Sequence[int]) -> Mapping[str, Any]:
-    """Rows through a data collator, as tensors that hold `input_ids` and `labels`.
+    """Collate rows; returns the tensors, which include `input_ids` and `labels`.
 
     Raises:
-        UserError: where the collator fails or leaves one of the two out; names the row.
+        UserError: if the collator fails, or its output lacks `input_ids` or `labels`; names the row.
     """
     try:
         batch = collate(list(rows))
@@ -176,33 +178,33 @@ def collated(collate: Collate, rows: Sequence[Any], numbers: Sequence[int]) -> M
     given = {name: value for name, value in batch.items() if value is not None} if isinstance(batch, Mapping) else {}
     for name in ("input_ids", "labels"):
         if not isinstance(given.get(name), Tensor):
-            found = ", ".join(sorted(given)) or "nothing that the model takes"
+            found = ", ".join(sorted(given)) or "no inputs of the model"
             columns = f" (a row has {', '.join(map(str, rows[0]))})" if isinstance(rows[0], Mapping) else ""
             raise UserError(
-                f"{_named(numbers)} of the training data: a batch has no {name}, only {found}{columns}; training needs "
-                "the columns input_ids and labels, or a data collator that makes them, such as "
+                f"{_named(numbers)} of the training data: a batch has no {name}, only {found}{columns}; add the "
+                "columns input_ids and labels, or use a data collator that makes them, such as "
                 "DataCollatorForLanguageModeling(tokenizer, mlm=False)"
             )
     return given
 
 
 def fold_group(table: Table, stage: Stage) -> tuple[Tensor, Tensor]:
-    """The bags of one group.
+    """Fold the rows of one group into bags.
 
     Args:
-        table: the rows that the bags read, and maybe the row after them.
-        stage: how they are trained.
+        table: the rows that the bags read, and the row after them if there is one.
+        stage: the stage, with bag size and mode.
 
     Returns:
-        Inputs (L, s) and targets (L, k), int64; -100 where there is no token, and no target.
+        Inputs (L, s) and targets (L, k), int64; -100 marks a slot without a token or target.
     """
     size, length = stage.input_bag_size, table.ids.shape[1]
-    # Text goes on from a row to the next where no padding lies between them.
+    # The text continues in the next row if there is no padding between the rows.
     joined = (table.there[:-1, -1] & table.there[1:, 0]).tolist()
     starts = [0, *(row for row in range(1, size) if not joined[row - 1])]
     parts = [_tokens(table, slice(*rows)) for rows in pairwise([*starts, size])]
     if sum(math.ceil(len(ids) / size) for ids, _ in parts) > length:
-        # Bags of their own would not find room. Then pieces share a bag, so that no token is lost.
+        # Separate bags for each piece do not fit into the row. Let pieces share bags, so that no token is lost.
         parts = [(torch.cat([ids for ids, _ in parts]), torch.cat([labels for _, labels in parts]))]
     inputs_Ls = torch.full((length, size), PADDING)
     targets_Lk = torch.full((length, stage.num_targets), PADDING)
@@ -223,7 +225,7 @@ def fold_group(table: Table, stage: Stage) -> tuple[Tensor, Tensor]:
 
 
 def _tokens(table: Table, rows: slice) -> tuple[Tensor, Tensor]:
-    """The tokens of some rows, and their labels, without what is padding."""
+    """The tokens of some rows and their labels, without padding."""
     there_RL = table.there[rows]
     return table.ids[rows][there_RL], table.labels[rows][there_RL]
 
@@ -232,30 +234,32 @@ def _check_positions(positions_RL: Any, there_RL: Tensor, numbers: Sequence[int]
     if positions_RL is None:
         return
     plain = torch.arange(there_RL.shape[1])
-    counted_RL = there_RL.cumsum(1) - 1  # of rows that are padded on the left
+    counted_RL = there_RL.cumsum(1) - 1  # positions for rows with padding on the left
     if positions_RL.shape != there_RL.shape:
-        raise UserError(f"position_ids has shape {tuple(positions_RL.shape)}, which bags cannot honour")
+        raise UserError(
+            f"position_ids has shape {tuple(positions_RL.shape)}, which bags do not support: remove the column"
+        )
     other_RL = there_RL & (positions_RL != plain) & (positions_RL != counted_RL)
     if other_RL.any():
         raise packed(numbers[int(other_RL.any(1).int().argmax())])
 
 
 def packed(number: int) -> UserError:
-    """What to raise for a row whose positions start again."""
+    """The error for a row whose positions start again."""
     return UserError(
-        f"row {number} of the training data: position_ids do not count 0, 1, 2, ... through the row, so the row holds "
-        "several packed documents, which bags cannot keep apart: give one document a row, or remove the column"
+        f"row {number} of the training data: position_ids do not count 0, 1, 2, ... through the row, so the row "
+        "has several packed documents, which bags cannot separate: use one document per row, or remove the column"
     )
 
 
 def num_ids(row: Any, column: str = "input_ids") -> int | None:
-    """The number of token ids of a row; None where it cannot be told."""
+    """The number of token ids of a row; None if it is unknown."""
     ids: Any = row.get(column) if isinstance(row, Mapping) else row
     return len(ids) if hasattr(ids, "__len__") else None
 
 
 def told(error: Exception) -> str:
-    """An error of another library in one short line."""
+    """An error of another library as one short line."""
     return one_line(f"{type(error).__name__}: {error}")[:300]
 
 

@@ -1,9 +1,9 @@
-"""Whether a Trainer's own loss is cross-entropy, so that superposition may replace it until the switch.
+"""A check that the loss of a Trainer is cross-entropy, so that superposition may replace it until the switch.
 
-Subclasses of Trainer override `compute_loss`, to log more (TRL's SFTTrainer) or to train with another loss. While bags
-are trained, the loss is computed by `Trainer.compute_loss` and by the model: what an override does besides is left out.
-This is right if the override returns the loss that it was given, and wrong if it returns another one. So both are
-computed before the first step and compared.
+Subclasses of Trainer override `compute_loss`, to log more values (TRL's SFTTrainer) or to train with another loss.
+During superposition, `Trainer.compute_loss` and the model compute the loss, and the override does not run. This is
+correct if the override returns the loss of Trainer, and wrong if it returns another loss. Both losses are therefore
+computed and compared before the first step.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ _OURS = "token_superposition.integrations.transformers"
 
 
 def check_settings(trainer: Any) -> None:
-    """Refuse what is known by name when the trainer is made.
+    """Check the settings of a trainer when it is made.
 
     Raises:
-        UserError: for noise on embeddings, a model with a loss of its own, or a class that makes its own batches.
+        UserError: for noise on embeddings, a model with its own loss, or a class that makes its own batches.
     """
     if trainer.args.neftune_noise_alpha is not None:
         raise UserError(
-            "neftune_noise_alpha: does not go with superposition, for the mean over a bag reduces the noise: leave it "
-            "away"
+            "neftune_noise_alpha: is not supported with superposition, because the mean over a bag reduces the noise: "
+            "remove it"
         )
     if not _is_cross_entropy(trainer.model):
         kind = getattr(trainer.model.config, "loss_type", None)
         raise UserError(
             f"{type(trainer.model).__name__}: its loss_function{f' (loss_type {kind})' if kind else ''} is not the "
-            "cross-entropy of next tokens, which superposition trains with: leave "
-            "loss_function and config.loss_type as transformers sets them"
+            "next-token cross-entropy that superposition needs: keep loss_function and config.loss_type as "
+            "transformers sets them"
         )
     mixin = next(index for index, found in enumerate(type(trainer).__mro__) if found.__module__ == _OURS)
     maker = who_overrides(trainer, "get_train_dataloader", after=mixin)
     if maker is not None:
         raise UserError(
-            f"{maker}: overrides get_train_dataloader, whose batches superposition would not use: give the rows as "
+            f"{maker}: overrides get_train_dataloader, but superposition would not use its batches: give the rows as "
             "train_dataset instead"
         )
 
 
 def check_loss(trainer: Any) -> None:
-    """Refuse a trainer whose `compute_loss` gives another loss than Trainer's; inside `bags_accepted`.
+    """Refuse a trainer whose `compute_loss` differs from that of Trainer; call this inside `bags_accepted`.
 
     Raises:
-        UserError: if a class, or the trainer itself, overrides `compute_loss` so that its loss is another one or fails.
+        UserError: if an override of `compute_loss`, in a class or in the trainer itself, fails or returns another loss.
     """
     vocab_size = trainer.model.get_input_embeddings().weight.shape[0]
     num_targets = Stage(trainer.superposition.bag_size, 1, trainer.superposition.mode).num_targets
@@ -65,11 +65,11 @@ def check_loss(trainer: Any) -> None:
     if who is None:
         return
     batches = {"a row of the training data": _plain_batch(trainer), "bags": {"input_ids": bags_BLs, "labels": bags_BLs}}
-    # A class behind the mixin in the MRO is given no bags.
-    advice = {"bags": f"; derive it from Trainer, and from it `class Mine(SuperpositionMixin, {who})`"}
-    probe = copy.copy(trainer)  # what an override counts for its logs is not counted for these batches
+    # A class after the mixin in the MRO gets no bags.
+    advice = {"bags": f"; derive {who} from Trainer, and define `class Mine(SuperpositionMixin, {who})`"}
+    probe = copy.copy(trainer)  # counters of an override for its logs must not include these batches
     vars(probe).update({name: _copied(value) for name, value in vars(trainer).items()})
-    # Its own flag alone: an override may look at it, and a dropout would give two losses.
+    # Set only the flag of the model: an override may read it, but dropout in the submodules would change the loss.
     with torch.no_grad(), torch.random.fork_rng(), evaluating(trainer.model):
         trainer.model.training = True
         for what, batch in batches.items():
@@ -79,13 +79,13 @@ def check_loss(trainer: Any) -> None:
                 found = torch.as_tensor(probe.compute_loss(trainer.model, dict(inputs))).to(expected)
             except Exception as error:
                 raise UserError(
-                    f"{who}: its compute_loss fails on {what} ({in_one_line(error)}), which superposition runs before "
+                    f"{who}: its compute_loss fails on {what} ({in_one_line(error)}); superposition calls it before "
                     f"the first step{advice.get(what, '')}"
                 ) from error
             if not torch.allclose(found, expected, rtol=1e-2, atol=0, equal_nan=True):
                 raise UserError(
-                    f"{who}: its compute_loss gives {found:.4g} on {what}, where Trainer's gives {expected:.4g}: "
-                    f"superposition trains with cross-entropy only{advice.get(what, '')}"
+                    f"{who}: its compute_loss gives {found:.4g} on {what}, but Trainer's gives {expected:.4g}: "
+                    f"superposition supports only cross-entropy{advice.get(what, '')}"
                 )
 
 
@@ -114,7 +114,7 @@ def _check_count(trainer: Any, bags: dict[str, Any]) -> None:
 
 
 def _plain_batch(trainer: Any) -> dict[str, Any]:
-    """The first row as recovery will get it; made up for a stream, which may be read only once."""
+    """The first row, collated as in the recovery phase; a made-up row for a stream, which may be readable once."""
     rows = trainer.train_dataset
     if isinstance(rows, IterableDataset) or rows is None or not len(rows):
         ids_BL = torch.arange(8).unsqueeze(0) % trainer.model.get_input_embeddings().weight.shape[0]
@@ -124,7 +124,7 @@ def _plain_batch(trainer: Any) -> dict[str, Any]:
 
 
 def who_overrides(trainer: Any, method: str, after: int = -1) -> str | None:
-    """The first class behind a place in the MRO, other than ours and Trainer, that defines a method."""
+    """The first class after a position in the MRO that defines a method, without this package and before Trainer."""
     for found in type(trainer).__mro__[after + 1 :]:
         if found is Trainer:
             break
@@ -134,7 +134,7 @@ def who_overrides(trainer: Any, method: str, after: int = -1) -> str | None:
 
 
 def _is_cross_entropy(model: Any) -> bool:
-    """Whether a model's loss function is that of next tokens, found out on a few logits."""
+    """Whether the loss function of a model is the next-token loss, tested on a few logits."""
     function = getattr(model, "loss_function", None)
     if function is None or function is ForCausalLMLoss:
         return True
@@ -145,13 +145,13 @@ def _is_cross_entropy(model: Any) -> bool:
     expected = F.cross_entropy(logits_BLV[0, :-1], labels_BL[0, 1:])
     try:
         found = function(logits=logits_BLV, labels=labels_BL, vocab_size=5)
-    except Exception:  # a loss of next tokens does not fail on logits and labels
+    except Exception:  # a next-token loss does not fail on logits and labels
         return False
     return bool(torch.allclose(torch.as_tensor(found).float(), expected, rtol=1e-2, atol=0))
 
 
 def _copied(value: Any) -> Any:
-    """A container with containers of its own, down to what is no container."""
+    """A copy of nested lists and dictionaries; other values are shared."""
     if type(value) is list:
         return [_copied(part) for part in value]
     if isinstance(value, dict):

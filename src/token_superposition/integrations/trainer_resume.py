@@ -1,8 +1,8 @@
-"""What a Trainer's checkpoint says of its superposition, and what a run that is resumed makes of it.
+"""The record of superposition in a Trainer's checkpoint, and how a resumed run uses it.
 
-It is an entry in the checkpoint's `trainer_state.json`: the stages as the run was started with, what the order of its
-rows depends on, and the counts of what was trained. A run that is resumed keeps the switch, however many steps it is
-given now: a schedule derived again from a ratio would go back into superposition, or leave it too early.
+The record is an entry in the checkpoint's `trainer_state.json`. It holds the stages at the start of the run, the values
+that determine the order of rows, and the counts of trained data. A resumed run keeps the switch step even if its number
+of steps changes: a schedule computed again from a ratio could return to superposition, or leave it too early.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from token_superposition.schedule import Schedule, Stage
 
 logger = logging.getLogger(__name__)
 
-KEY = "token_superposition"  # beside the states of callbacks
+KEY = "token_superposition"  # among the states of callbacks
 _STATE = "trainer_state.json"
 _FACTS = {
-    "rows_per_step": "rows a step (batch size, accumulation, processes)",
+    "rows_per_step": "rows per step (batch size, gradient accumulation, processes)",
     "num_rows": "rows of training data",
     "data_seed": "data_seed",
 }
@@ -30,11 +30,11 @@ _FACTS = {
 
 @dataclass(frozen=True)
 class Started:
-    """How the run of a checkpoint was started.
+    """The settings and counts of the run of a checkpoint.
 
     Attributes:
-        schedule: its stages.
-        facts: what the order of its rows depends on, by the keys of `_FACTS`; None for a stream's number of rows.
+        schedule: stages of the run.
+        facts: the values that determine the order of rows, by the keys of `_FACTS`; None for a stream's number of rows.
         positions, raw_tokens: trained so far, over all processes.
     """
 
@@ -44,7 +44,7 @@ class Started:
     raw_tokens: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-able; `started` reads it back."""
+        """The record as JSON values, which `started` reads."""
         return {
             "stages": self.schedule.as_dicts(),
             "facts": dict(self.facts),
@@ -54,10 +54,10 @@ class Started:
 
 
 def started(checkpoint: Path) -> Started | None:
-    """How the run of a checkpoint was started; None where the checkpoint does not say, or is not there.
+    """Read the record of a checkpoint; None if the checkpoint does not exist or has no record.
 
     Raises:
-        UserError: where the checkpoint's state is damaged.
+        UserError: if the state of the checkpoint is damaged.
     """
     path = checkpoint / _STATE
     if not path.is_file():
@@ -69,44 +69,44 @@ def started(checkpoint: Path) -> Started | None:
         facts = {name: kept["facts"].get(name) for name in _FACTS}
         return Started(Schedule.from_dicts(kept["stages"]), facts, int(kept["positions"]), int(kept["raw_tokens"]))
     except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: is damaged ({type(error).__name__}: {error}); take another checkpoint") from None
+        raise UserError(f"{path}: is damaged ({type(error).__name__}: {error}); use another checkpoint") from None
 
 
 def continued(before: Started, stage: Stage, wanted: Schedule | None, total_steps: int) -> Schedule:
-    """The schedule of a run that is resumed.
+    """The schedule of a resumed run.
 
     Args:
-        before: what the checkpoint says.
-        stage: how the arguments now ask for superposition; its number of steps does not count.
-        wanted: the schedule that a new run with the arguments would have; None where there is none.
-        total_steps: of the run now.
+        before: the record of the checkpoint.
+        stage: the superposition stage of the present arguments; its number of steps is ignored.
+        wanted: the schedule of a new run with the present arguments; None if they give no valid schedule.
+        total_steps: the present number of steps of the run.
 
     Raises:
-        UserError: where the arguments ask for other bags, or for an end before the switch.
+        UserError: if the arguments change the bags, or end the run before the switch.
     """
     first = before.schedule.stages[0]
     if first.bag_size > 1 and replace(first, steps=1) != replace(stage, steps=1):
         asked, was = (f"bag_size {s.bag_size}, mode {s.mode}, slot_weights {s.slot_weights}" for s in (stage, first))
-        raise UserError(f"the checkpoint's run was started with {was}, and cannot go on with {asked}: give the first")
+        raise UserError(f"the checkpoint's run was started with {was}, and cannot continue with {asked}")
     switch = before.schedule.switch_step
     try:
         schedule = before.schedule.with_total_steps(total_steps)
     except ValueError:
         raise UserError(
             f"the checkpoint's run leaves superposition after step {switch}, so it cannot end after step "
-            f"{total_steps}: give it more steps"
+            f"{total_steps}: use more steps"
         ) from None
     if wanted is None or wanted.switch_step != switch:
         logger.warning(
-            "the run leaves superposition after step %d, as it was started; superposition_ratio and "
-            "superposition_steps do not move this switch when a run is resumed",
+            "the run leaves superposition after step %d, as set at its start; superposition_ratio and "
+            "superposition_steps do not change the switch of a resumed run",
             switch,
         )
     return schedule
 
 
 def warn_of_other_rows(before: Started, facts: Mapping[str, int | None]) -> None:
-    """Say where the rows of the next steps are not those that the run would have read without the interruption."""
+    """Warn if the next rows differ from the rows that the run would have read without the interruption."""
     changed = [
         f"{words} were {before.facts[name]} and are {facts[name]}"
         for name, words in _FACTS.items()
@@ -114,6 +114,6 @@ def warn_of_other_rows(before: Started, facts: Mapping[str, int | None]) -> None
     ]
     if changed:
         logger.warning(
-            "%s: the phase is kept, but the data does not go on where it stopped: some rows are read again, others not",
+            "%s: the phase is kept, but the data does not continue at the same row: some rows are read again or never",
             "; ".join(changed),
         )

@@ -1,23 +1,23 @@
-"""Hugging Face Trainer with superposition: `SuperpositionTrainer`, a drop-in, and the mixin it is made of.
+"""The Hugging Face Trainer with superposition: the drop-in `SuperpositionTrainer`, and its mixin.
 
-What the Trainer does stays the Trainer's: optimizer, scheduler, accumulation, mixed precision, processes, evaluation,
-checkpoints, callbacks. Six things are ours, each at the latest place where it can be right:
+The Trainer does its usual work: optimizer, scheduler, gradient accumulation, mixed precision, processes, evaluation,
+checkpoints and callbacks. This module adds or changes six parts:
 
-- a look at the data before step 1: rows are collated and their next-token loss is computed as after the switch, so that
-  what would fail there fails at once (`integrations.dataset_checks`).
-- the training batches. A callback runs after the step's batch was fetched, and a collator does not know the
-  step, so the loader itself follows the schedule: the batches of step t are those of t's stage
-  (`integrations.bag_rows`). Every epoch's loader starts at the Trainer's `global_step`, and a run that is resumed
-  keeps the switch that it was started with, which its checkpoints hold (`integrations.trainer_resume`).
-- the forward. For the length of `train` the model takes bags, through a hook inside its own forward, so that what wraps
-  it (DDP, FSDP, torch.compile) sees an ordinary call (`models.patch`).
-- the count that the loss is divided by. The Trainer counts `labels[..., 1:]`, which on (B, L, s) labels cuts off a
-  slot of each bag and makes the loss s / (s - 1) too large.
-- the logs, which say phase, bag size and raw tokens, all counted from the batches that were trained.
-- the choice of the best model: evaluations of a model that predicts bags do not count.
+- Data checks before step 1: some rows are collated, and their next-token loss is computed, so that errors of the
+  recovery phase appear at once (`integrations.dataset_checks`).
+- Training batches: the loader follows the schedule, so the batches of step t have the stage of step t
+  (`integrations.bag_rows`). Neither a callback nor a collator could do this: a callback runs after the batch of its
+  step was fetched, and a collator does not know the step. The loader of every epoch starts at the Trainer's
+  `global_step`. A resumed run keeps its switch step, which its checkpoints record (`integrations.trainer_resume`).
+- Forward pass: during `train` the model accepts bags through a hook inside its forward, so wrappers (DDP, FSDP,
+  torch.compile) see an ordinary call (`models.patch`).
+- Divisor of the loss: the Trainer counts `labels[..., 1:]`. For labels (B, L, s), this would omit a slot of each bag
+  and make the loss larger by the factor s / (s - 1).
+- Logs: they include phase, bag size and raw tokens, counted from the batches that were trained.
+- Choice of the best model: evaluations of a model that predicts bags are ignored.
 
-Once the switch is past, every batch is the data set's own, collated as it always was, and the step is the
-Trainer's own. A run takes as many steps as it would without superposition: the same compute, more data.
+After the switch, every batch has the unchanged rows of the dataset from the unchanged collator, and the Trainer does
+the step. A run has as many steps as without superposition, so it uses the same compute and more data.
 """
 
 from __future__ import annotations
@@ -59,29 +59,31 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class SuperpositionArguments:
-    """What is added to `TrainingArguments`; `HfArgumentParser` takes both side by side.
+    """Arguments in addition to `TrainingArguments`; `HfArgumentParser` can parse both together.
 
-    Attributes are explained by their help texts below. Without a `bag_size` above 1 the Trainer is the stock one.
+    The help texts below explain the attributes. With `bag_size` 1 the Trainer behaves like the original Trainer.
 
     Example:
         >>> SuperpositionArguments(bag_size=6, superposition_ratio=0.25).schedule(total_steps=400).switch_step
         100
     """
 
-    bag_size: int = field(default=1, metadata={"help": "Tokens a bag; 1 is ordinary training."})
+    bag_size: int = field(default=1, metadata={"help": "Tokens per bag; 1 is ordinary training."})
     superposition_ratio: float = field(default=0.25, metadata={"help": "Share of the steps in superposition."})
-    superposition_steps: int | None = field(default=None, metadata={"help": "The same in steps; takes precedence."})
+    superposition_steps: int | None = field(
+        default=None, metadata={"help": "The same as a number of steps; has priority."}
+    )
     mode: Mode = field(default="full", metadata={"help": "full, output_only or input_only."})
     slot_weights: str = field(
         default="uniform",
         metadata={
             "help": "uniform, power_law[:1], exponential[:0.5], first_token or mutual_information:C0,a,k, "
-            "which fit_mutual_information(tokens, bag_size).slot_weights gives."
+            "which fit_mutual_information(tokens, bag_size).slot_weights returns."
         },
     )
 
     def schedule(self, total_steps: int) -> Schedule:
-        """The stages of a run of that many steps; raises ValueError for numbers out of range."""
+        """The stages of a run with `total_steps` steps; raises ValueError for numbers out of range."""
         ratio = self.superposition_ratio if self.superposition_steps is None else None
         return Schedule.two_phase(
             total_steps,
@@ -94,20 +96,21 @@ class SuperpositionArguments:
 
 
 class SuperpositionMixin:
-    """Put it before your own subclass of `transformers.Trainer`: `class Mine(SuperpositionMixin, YourTrainer)`.
+    """A mixin for your own subclass of `transformers.Trainer`: `class Mine(SuperpositionMixin, YourTrainer)`.
 
     Args:
-        superposition: what to do; not needed where the training arguments are themselves a
-            `SuperpositionArguments`, as those of `class Args(SuperpositionArguments, TrainingArguments)` are.
-        token_column: the training data's column of token ids that bags are made of. Steps after the switch use
-            `input_ids` and `labels` whatever it is.
+        superposition: settings of superposition; unnecessary if the training arguments are an instance of
+            `SuperpositionArguments`, as with `class Args(SuperpositionArguments, TrainingArguments)`.
+        token_column: column of the training data with the token ids for bags. Steps after the switch always use
+            `input_ids` and `labels`.
 
-    The training data is rows of token ids in the order of the text, of one length, or padded by the data collator.
+    The training data must be rows of token ids in the order of the text. The rows must have equal length, or the data
+    collator must pad them.
 
     Raises:
-        TypeError: for a model that cannot be superposed; see `SuperposedLM`.
-        UserError: for settings that exclude each other. `train` raises it for training data that cannot be used and
-            for a checkpoint that the run cannot go on from.
+        TypeError: if superposition does not support the model; see `SuperposedLM`.
+        UserError: for settings that exclude each other. `train` raises it for unusable training data, and for a
+            checkpoint that cannot be resumed.
     """
 
     def __init__(
@@ -124,7 +127,7 @@ class SuperpositionMixin:
         if superposition is None:
             raise UserError("superposition: give SuperpositionArguments(bag_size=..., superposition_ratio=...)")
         self.superposition = superposition
-        self.schedule: Schedule | None = None  # known when training starts, for only then are the steps
+        self.schedule: Schedule | None = None  # set when training starts, because the number of steps is unknown before
         self._token_column = token_column
         self._weights: Tensor | None = None
         self._run: TrainerProgress | None = None
@@ -136,21 +139,22 @@ class SuperpositionMixin:
             "label_smoothing_factor": trainer.label_smoother is not None,
             "compute_loss_func": trainer.compute_loss_func is not None,
             "model_init": trainer.model_init is not None,
-            "several GPUs in one process (start one a GPU: torchrun or accelerate launch)": trainer.args.n_gpu > 1,
+            "several GPUs in one process (start one per GPU with torchrun or accelerate launch)": trainer.args.n_gpu
+            > 1,
         }
         for name, given in refused.items():
             if given:
-                raise UserError(f"{name}: does not go with superposition")
+                raise UserError(f"{name}: is not supported with superposition")
         check_settings(trainer)
-        self._transform = SuperposedLM(trainer.model).transform  # and refuses what would be trained wrongly
+        self._transform = SuperposedLM(trainer.model).transform  # also refuses unsupported models
         trainer.add_callback(FollowSteps(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **options: Any) -> Any:
-        """As `Trainer.train`; the data is looked at before the first step.
+        """Like `Trainer.train`, with a check of the data before the first step.
 
         Raises:
-            UserError: for training data that would fail now or after the switch, and for a checkpoint whose run
-                cannot go on as it was started.
+            UserError: for training data that would fail before or after the switch, and for a checkpoint that cannot
+                be resumed with the present arguments.
         """
         trainer: Any = self
         if self.superposition.bag_size == 1:
@@ -160,14 +164,14 @@ class SuperpositionMixin:
             folder = get_last_checkpoint(trainer.args.output_dir)
         self._run = run = TrainerProgress(resumed=bool(folder), before=started(Path(folder)) if folder else None)
         if folder and run.before is None and Path(folder).is_dir():
-            logger.warning("%s does not say when its run leaves superposition: the arguments now decide", folder)
+            logger.warning("%s has no record of the end of superposition: the present arguments decide", folder)
         with bags_accepted(trainer.model, slot_weights=self._weights, transform=self._transform):
             check_loss(trainer)
             self._look_ahead()
             found = super().train(resume_from_checkpoint, *arguments, **options)  # type: ignore[misc]
         if self._superposed():
             logger.warning(
-                "training ended after step %d, before any step of next-token training (they begin after step %d): the "
+                "training ended after step %d, before any step of next-token training (it starts after step %d): the "
                 "model predicts bags of tokens, not the next token; resume the run to finish it",
                 trainer.state.global_step,
                 self.schedule.switch_step if self.schedule is not None else 0,
@@ -175,7 +179,7 @@ class SuperpositionMixin:
         return found
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """The batches of the run, each of the stage of its step."""
+        """The batches of the run, each with the stage of its step."""
         trainer: Any = self
         plain = super().get_train_dataloader()  # type: ignore[misc]
         if self.superposition.bag_size == 1:
@@ -208,7 +212,7 @@ class SuperpositionMixin:
         }
         if streamed:
             if args.dataloader_num_workers > 1:
-                logger.warning("a streaming data set is read by one worker here, for its order is its text's")
+                logger.warning("a streaming dataset is read by one worker, to keep the order of its text")
                 options["num_workers"] = 1
             run.order = stream = BagStream(
                 rows, schedule, rows_per_step=batch_size * batches_per_step, opened=run.opened
@@ -225,29 +229,29 @@ class SuperpositionMixin:
         passes = sampler.stream.coverage().epochs
         if passes > 1:
             logger.warning(
-                "the run reads its training data %.2f times: text repeats; mode output_only, a smaller bag size or "
-                "ratio, fewer steps or more text would read it less often",
+                "the run reads its training data %.2f times, so the text repeats; mode output_only, a smaller bag "
+                "size or ratio, fewer steps or more text would reduce this",
                 passes,
             )
         return trainer.accelerator.prepare(DataLoader(BagRows(rows), batch_sampler=sampler, **options))
 
     def _schedule(self, total_steps: int) -> Schedule:
-        """The stages of this run: of its checkpoint, where there is one that says."""
+        """The stages of this run: from the record of its checkpoint if there is one, else from the arguments."""
         before = self._run.before if self._run is not None else None
         if before is None:
             return self.superposition.schedule(total_steps)
         try:
             wanted = self.superposition.schedule(total_steps)
-        except ValueError:  # superposition_steps that do not fit: the checkpoint's count
+        except ValueError:  # invalid superposition_steps; the record of the checkpoint has priority
             wanted = None
         return continued(before, self._stage, wanted, total_steps)
 
     def _look_ahead(self) -> None:
-        """Collate some rows for both phases and compute their next-token loss; refuse what does not come out."""
+        """Collate some rows for both phases and compute their next-token loss; raises UserError if this fails."""
         trainer: Any = self
         rows, strategy = trainer.train_dataset, trainer.args.train_sampling_strategy
         if rows is None:
-            return  # the Trainer says so
+            return  # the Trainer reports this
         sampler = who_overrides(trainer, "_get_train_sampler")
         if strategy != "random" or sampler is not None:
             logger.warning(
@@ -265,7 +269,7 @@ class SuperpositionMixin:
             logger.warning("%s: %s; give rows in the order of the text", why, cost_of_disorder(self._stage, length))
 
     def _plain_collator(self) -> Any:
-        """What collates the data set's rows without superposition."""
+        """The collator for rows of the dataset without superposition."""
         trainer: Any = self
         return trainer._get_collator_with_removed_columns(trainer.data_collator, description="training")
 
@@ -278,17 +282,17 @@ class SuperpositionMixin:
         return Folding(self._plain_collator(), self._token_column, frozenset(known) - HONOURED | PACKED, pad_id)
 
     def _collate(self, features: Sequence[Any]) -> Any:
-        """A batch of bags, or the data set's own rows as they would be collated without us."""
+        """Collate a batch of bags, or a batch of unchanged rows of the dataset."""
         if isinstance(features[0], Group):
             return self._folding()(features)
         return self._plain_collator()(features)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> Any:
-        """As `Trainer.get_batch_samples`; what is fetched here is trained next, and counted for the logs."""
+        """Like `Trainer.get_batch_samples`; also counts the fetched batches, which are trained next, for the logs."""
         try:
             samples, count = super().get_batch_samples(epoch_iterator, num_batches, device)  # type: ignore[misc]
         except UserError as error:
-            _, of_worker, line = str(error).rpartition("UserError: ")  # a worker's comes with its traceback
+            _, of_worker, line = str(error).rpartition("UserError: ")  # an error of a worker includes its traceback
             if of_worker:
                 raise UserError(line.strip()) from None
             raise
@@ -312,7 +316,7 @@ class SuperpositionMixin:
         run.counts = counts if run.counts is None else run.counts + counts
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
-        """What a step's loss is divided by: of bags, the weights of all their targets."""
+        """The divisor of a step's loss: for bags, the sum of the weights of all targets."""
         trainer: Any = self
         if not batch_samples or not _holds_bags(batch_samples[0]):
             return super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
@@ -322,23 +326,23 @@ class SuperpositionMixin:
         total = total.to(device)
         if trainer.args.average_tokens_across_devices and trainer.args.world_size > 1:
             total = trainer.accelerator.gather(total).sum()
-        return torch.where(total > 0, total, 1)  # all targets of a step can be ignored: its loss is 0
+        return torch.where(total > 0, total, 1)  # if all targets of a step are ignored, its loss is 0
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *arguments: Any, **options: Any) -> Any:
-        """As `Trainer.compute_loss`; bags take the loss function that `train` put in place."""
+        """Like `Trainer.compute_loss`; for bags with the loss function that `train` has set."""
         if _holds_bags(inputs):
             there_BLs = inputs["input_ids"] >= 0
             if not there_BLs.all():
                 mask_BL = there_BLs.any(dim=-1).long()
-                mask_BL[:, 0] = 1  # a row without a token must not leave attention nothing to attend to
+                mask_BL[:, 0] = 1  # attention needs at least one visible position, even in a row without tokens
                 inputs = {**inputs, "attention_mask": mask_BL}
-            # An override behind us could not read bags; `check_loss` has compared its loss.
+            # An override after this mixin in the MRO could not read bags; `check_loss` has compared its loss.
             trainer: Any = self
             return Trainer.compute_loss(trainer, model, inputs, *arguments, **options)
         return super().compute_loss(model, inputs, *arguments, **options)  # type: ignore[misc]
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """FLOPs count positions, not the tokens that are averaged into them."""
+        """Count FLOPs per position, not per token of a bag."""
         if _holds_bags(inputs):
             inputs = {**inputs, "input_ids": inputs["input_ids"][..., 0]}
         return super().floating_point_ops(inputs)  # type: ignore[misc]
@@ -349,11 +353,11 @@ class SuperpositionMixin:
         super()._track_num_input_tokens(inputs)  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *arguments: Any, **options: Any) -> None:
-        """As `Trainer.log`; a training line also says phase, bag size, positions and raw tokens."""
+        """Like `Trainer.log`; a training line also has phase, bag size, positions and raw tokens."""
         if "loss" in logs and self._run is not None and self._run.phases:
             positions, raw_tokens = self._run.trained()
             more: dict[str, Any] = {
-                "phase": " and ".join(self._run.phases),  # of all steps that the loss is the mean of
+                "phase": " and ".join(self._run.phases),  # of all steps over which the loss is averaged
                 "bag_size": list(self._run.phases.values())[-1],
                 "positions": positions,
                 "raw_tokens": raw_tokens,
@@ -363,19 +367,19 @@ class SuperpositionMixin:
         super().log(logs, *arguments, **options)  # type: ignore[misc]
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As `Trainer.save_model`; a checkpoint's state says how the run was started and what was trained."""
+        """Like `Trainer.save_model`; the state of a checkpoint also gets the record of superposition."""
         self._note()
         super().save_model(output_dir, _internal_call)  # type: ignore[misc]
 
     def _note(self) -> None:
-        """Put into the Trainer's state what a run that is resumed needs."""
+        """Put the record that a resumed run needs into the state of the Trainer."""
         trainer: Any = self
         if self._run is not None and self.schedule is not None:
             noted = Started(self.schedule, self._run.facts, *self._run.trained())
             trainer.state.stateful_callbacks[KEY] = noted.as_dict()
 
     def _superposed(self) -> bool:
-        """Whether the model's last step was one of superposition."""
+        """Whether the last completed step was a superposition step."""
         trainer: Any = self
         return self.schedule is not None and 0 < trainer.state.global_step <= self.schedule.switch_step
 
@@ -385,12 +389,12 @@ class SuperpositionMixin:
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)  # type: ignore[misc]
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """As `Trainer._determine_best_metric`, but no evaluation of a model that predicts bags counts."""
+        """Like `Trainer._determine_best_metric`, but ignores evaluations of a model that predicts bags."""
         return not self._superposed() and super()._determine_best_metric(metrics, trial)  # type: ignore[misc]
 
 
 class SuperpositionTrainer(SuperpositionMixin, Trainer):
-    """`transformers.Trainer` with superposition; see `SuperpositionMixin` for the two arguments it adds.
+    """`transformers.Trainer` with superposition; `SuperpositionMixin` documents the two additional arguments.
 
     Example:
         >>> import torch

@@ -34,7 +34,7 @@ from token_superposition.study.tuning import tune
 from token_superposition.training.datasets import Corpora
 from token_superposition.training.init_from import InitialModel
 from token_superposition.training.preflight import check_run
-from token_superposition.training.resume import what_is_odd
+from token_superposition.training.resume import run_warnings
 
 __all__ = ["Study", "build_report", "check_request", "compare", "load_study", "make_study"]
 
@@ -180,7 +180,7 @@ def what_is_odd_in(trials: Sequence[Trial], sources: Mapping[str, InitialModel |
         config = trial.config
         stream = Corpora.open(config.data).stream(config, config.schedule())
         name = trial.arm if trial.alone else f"{trial.arm}, {trial.total_steps} steps"
-        said += [f"{name}: {text}" for text in what_is_odd(config, stream, sources[trial.arm])]
+        said += [f"{name}: {text}" for text in run_warnings(config, stream, sources[trial.arm])]
     return said
 
 

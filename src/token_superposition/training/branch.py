@@ -1,12 +1,12 @@
-"""A run that begins as another one did: its folder is made from the other's checkpoint.
+"""Runs that branch from the checkpoint of another run.
 
-Two runs that agree in everything up to a step need to be trained up to there once. The second one's folder gets the
-first one's checkpoint of that step (hard links: it costs no space), the metrics up to it, and a configuration and
-stages of its own. Nothing else is special about it: `tst train` goes on there as in any run that was interrupted, and
-comes to the same bits as if it had been trained from the start. That the two agree is for the caller to know.
+If two runs are equal up to a step, these steps need to be trained only once. The folder of the second run gets the
+first run's checkpoint of that step (as hard links, which need no space) and the metrics up to the step. The second run
+has its own configuration and stages. `tst train` continues such a folder like any interrupted run, with the same bits
+as a run that was trained from the start. The caller must ensure that the two runs are equal up to the step.
 
-The folder is filled under another name beside its own and then renamed: it is there whole or not at all. `run.json`
-says where the run comes from, so that steps are counted once.
+The folder is written under a temporary name and then renamed, so it is complete or absent. `run.json` records the
+parent run, so that shared steps are counted once.
 """
 
 from __future__ import annotations
@@ -29,24 +29,23 @@ from token_superposition.training.run_folder import RunFolder
 
 
 def make_branch(parent: RunFolder, path: Path, step: int, config: dict[str, Any], schedule: Schedule) -> None:
-    """Make the folder of a run that goes on from another's checkpoint.
+    """Make the folder of a run that starts from a checkpoint of another run.
 
     Args:
         parent: the other run, which may be training.
-        path: the new run's folder; what a kill left there is replaced.
-        step: the other's checkpoint, by its completed steps.
-        config: the new run's resolved configuration.
-        schedule: its stages, up to `step` those of the other.
+        path: folder of the new run; leftovers of a kill are replaced.
+        step: completed steps of the parent's checkpoint.
+        config: resolved configuration of the new run.
+        schedule: stages of the new run; up to `step` they equal the parent's.
 
     Raises:
-        UserError: where the place holds other things than a run, the other run has been edited, or its checkpoint is
-            damaged.
-        FileNotFoundError: where there is no such checkpoint.
-        FileExistsError: where a run has begun in the place.
+        UserError: if `path` has files that are not of a run, the parent was edited, or its checkpoint is damaged.
+        FileNotFoundError: if the checkpoint does not exist.
+        FileExistsError: if `path` already has a run.
     """
     source = checkpoint_path(parent.checkpoints, step)
     if source.exists() and not is_whole(source):
-        raise UserError(f"{source}: this checkpoint is damaged, and {path} would begin with it; remove it")
+        raise UserError(f"{source}: this checkpoint is damaged, and {path} needs it; delete the checkpoint")
     state = {**read_state(source), "stages": schedule.as_dicts(), "config": config}
     with _beside(path) as folder:
         lines = [line for line in read_metrics(parent.metrics_file) if line["step"] <= step and not line.get("final")]
@@ -61,14 +60,14 @@ def make_branch(parent: RunFolder, path: Path, step: int, config: dict[str, Any]
 def branch_diverged(
     parent: RunFolder, path: Path, step: int, config: dict[str, Any], schedule: Schedule, message: str
 ) -> None:
-    """The same where the other run diverged before that step, as this one then does too: a folder that says so."""
+    """Make the folder of a run whose parent diverged before `step`; it records that the new run diverges too."""
     with _beside(path) as folder:
         folder.write_diverged(message)
         _write_config(folder, parent, step, config, schedule)
 
 
 def branch_step(folder: RunFolder) -> int:
-    """The steps that a run has from another one; 0 where it began on its own, or has not begun."""
+    """Number of steps that a run has from its parent run; 0 without a parent, or for a run that has not started."""
     branch = (folder.read_fixed() or {}).get("branch")
     step = branch.get("step") if isinstance(branch, dict) else None
     return step if isinstance(step, int) and is_whole_number(step) else 0
@@ -91,10 +90,10 @@ def _write_config(folder: RunFolder, parent: RunFolder, step: int, config: dict[
 
 @contextlib.contextmanager
 def _beside(path: Path) -> Iterator[RunFolder]:
-    """A folder to fill, which takes the place of `path` when the block ends, and is gone when it raises."""
+    """Yield a temporary folder that replaces `path` when the block ends, and is deleted when the block raises."""
     RunFolder(path).check_place()
     if RunFolder(path).config_file.exists():
-        raise FileExistsError(errno.EEXIST, "a run has begun here", str(path))
+        raise FileExistsError(errno.EEXIST, "this folder already has a run", str(path))
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     make_folder(temporary)

@@ -1,12 +1,13 @@
-"""Checkpoints that are whole or not there.
+"""Atomic checkpoints with checksums.
 
-Tensors go through torch's distributed checkpoint (DCP), which needs no process group on one process and
-reshards on several. A checkpoint is filled in a folder with a temporary name; last comes `manifest.json`
-with every file's size and checksum, then the folder takes its name. No manifest, no checkpoint; a file
-that does not fit its manifest (DCP itself would load a flipped bit silently) makes the checkpoint damaged,
-and the one before it is used.
+The tensors are saved with torch's distributed checkpoint (DCP), which needs no process group for one process, and
+reshards for several processes. A checkpoint is written to a folder with a temporary name. The last file is
+`manifest.json`, with the size and checksum of every file. The folder is then renamed. A checkpoint without a manifest
+is incomplete. A checkpoint with a file that does not match the manifest is damaged (DCP alone would load a flipped bit
+silently). Instead of an incomplete or damaged checkpoint, the previous checkpoint is used.
 
-DCP's metadata is a pickle: run folders are trusted state. What people exchange is the safetensors export.
+The metadata of DCP is a pickle, so a run folder must come from a trusted source. Use the safetensors export to share a
+model.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ _ALWAYS = {"state.json", "tensors/.metadata"}
 
 
 class DamagedCheckpointError(Exception):
-    """A checkpoint that is incomplete or does not fit its manifest; the message says where."""
+    """A checkpoint is incomplete or does not match its manifest; the message names the file."""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint after `step` completed steps lies."""
+    """The folder of the checkpoint after `step` completed steps."""
     return folder / f"step-{step:07d}"
 
 
@@ -49,23 +50,23 @@ def save_checkpoint(
     keep: int,
     keep_steps: Collection[int] = (),
 ) -> Path:
-    """Write a checkpoint, then remove all but the newest `keep` and those of `keep_steps`.
+    """Write a checkpoint, then delete all checkpoints except the newest `keep` and those of `keep_steps`.
 
     Args:
         folder: the run's checkpoint folder.
         step: completed optimizer steps.
         tensors: nested dictionaries of tensors, for DCP.
-        state: everything else, JSON-able.
-        keep: how many checkpoints stay, this one included.
-        keep_steps: steps whose checkpoints stay besides.
+        state: all other state, which must be serializable as JSON.
+        keep: number of newest checkpoints to keep, including this one.
+        keep_steps: steps whose checkpoints are also kept.
 
     Raises:
-        CheckpointError: where it cannot be written; what was there before stays as it was.
+        CheckpointError: if the checkpoint cannot be written; earlier checkpoints do not change.
     """
     final = checkpoint_path(folder, step)
     try:
         _write(folder, final, step, tensors, state)
-    except CheckpointException as error:  # DCP's own, no Exception; wraps whatever was raised, a Ctrl-C too
+    except CheckpointException as error:  # DCP's, no Exception; wraps also KeyboardInterrupt
         causes = [cause for cause, _ in error.failures.values()]
         if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
             raise KeyboardInterrupt from None
@@ -103,16 +104,16 @@ def _write(folder: Path, final: Path, step: int, tensors: dict[str, Any], state:
 
 
 def branch_checkpoint(source: Path, target: Path, state: dict[str, Any]) -> None:
-    """The checkpoint `source` for another run: the same files (hard links where the disk has them), another state.
+    """Copy a checkpoint for another run, with another state; files are hard links if the file system has them.
 
     Args:
-        source: a whole checkpoint; it may go while the other stays.
-        target: where the other is to be; nothing is there yet.
-        state: what takes the place of its state.
+        source: an intact checkpoint; it may be deleted later without an effect on the copy.
+        target: the folder of the copy, which must not exist.
+        state: the state of the copy.
     """
     shutil.copytree(source, target, copy_function=_link)
     manifest = json.loads((source / _MANIFEST).read_text(encoding="utf-8"))
-    # Both are written anew under a name of their own and renamed: the links' other ends stay as they are.
+    # write_json replaces these two files instead of changing them, so the files of `source` do not change.
     file = target / "state.json"
     write_json(file, state)
     manifest["files"][file.name] = {"bytes": file.stat().st_size, "blake2b": _digest(file)}
@@ -120,12 +121,12 @@ def branch_checkpoint(source: Path, target: Path, state: dict[str, Any]) -> None
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """The steps that there are checkpoints of, whole or not."""
+    """The steps of all checkpoints, including damaged ones."""
     return [_step_of(path) for path in _all_checkpoints(folder)]
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether a checkpoint is there and fits its manifest; it is read to find out."""
+    """Whether a checkpoint exists and matches its manifest; this reads all its files."""
     try:
         _check(checkpoint)
     except DamagedCheckpointError:
@@ -134,7 +135,7 @@ def is_whole(checkpoint: Path) -> bool:
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and what is wrong with those newer than it."""
+    """The newest intact checkpoint, or None, and messages about newer checkpoints that are damaged."""
     complaints = []
     for path in reversed(_all_checkpoints(folder)):
         try:
@@ -147,9 +148,9 @@ def newest_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def discard_old(folder: Path, keep: int, keep_steps: Collection[int] = ()) -> None:
-    """Remove all checkpoints but the newest `keep` and those of `keep_steps`.
+    """Delete all checkpoints except the newest `keep` and those of `keep_steps`.
 
-    One that cannot be removed stays: it is older than a good one, and is removed with the next.
+    Errors are ignored: a newer checkpoint exists, and the next call tries the deletion again.
     """
     for old in _all_checkpoints(folder)[:-keep]:
         if _step_of(old) not in keep_steps:
@@ -157,9 +158,9 @@ def discard_old(folder: Path, keep: int, keep_steps: Collection[int] = ()) -> No
 
 
 def discard_newer(folder: Path, step: int) -> None:
-    """Remove the checkpoints after `step`: damaged ones, which would count among the newest that are kept.
+    """Delete the checkpoints after `step`; they are damaged, and would count among the newest that are kept.
 
-    What a kill left of checkpoints that were being written or replaced is removed too.
+    Temporary folders that a kill left behind are deleted too.
     """
     for path in (*folder.glob(".step-*.tmp"), *folder.glob(".step-*.replaced")):
         shutil.rmtree(path, ignore_errors=True)
@@ -169,10 +170,10 @@ def discard_newer(folder: Path, step: int) -> None:
 
 
 def load_checkpoint(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint's tensors into `tensors`, in place, and return its state.
+    """Read the tensors of a checkpoint into `tensors`, in place, and return the checkpoint's state.
 
     Raises:
-        UserError: where they are of another model.
+        UserError: if the checkpoint belongs to another model.
     """
     state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
     try:
@@ -181,21 +182,21 @@ def load_checkpoint(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
     except CheckpointException as error:
         causes = "; ".join(str(cause) for cause, _ in error.failures.values())
         raise UserError(
-            f"{path}: does not fit the model of the run's config.yaml ({' '.join(causes.split())[:200]}); "
-            "put that file back as it was"
+            f"{path}: does not match the model in the run's config.yaml ({' '.join(causes.split())[:200]}); "
+            "restore config.yaml"
         ) from error
     return state
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """A checkpoint's state, without its tensors."""
+    """The state of a checkpoint, without its tensors."""
     state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
     return state
 
 
 @contextlib.contextmanager
 def _one_process() -> Iterator[None]:
-    """Without DCP's warning that there is no process group: that is what we ask for."""
+    """Suppress DCP's warning that there is no process group, because this package uses one process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
         yield
@@ -216,7 +217,7 @@ def _check(path: Path) -> None:
         manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
         files = {name: (entry["bytes"], entry["blake2b"]) for name, entry in manifest["files"].items()}
         if not files.keys() >= _ALWAYS:
-            raise ValueError("it does not name what every checkpoint has")
+            raise ValueError("the manifest lacks files that every checkpoint has")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise DamagedCheckpointError(f"{path}: has no readable {_MANIFEST}, so it is incomplete") from None
     for name, (num_bytes, digest) in files.items():
@@ -224,15 +225,15 @@ def _check(path: Path) -> None:
         if not file.is_file():
             raise DamagedCheckpointError(f"{file}: is missing")
         if file.stat().st_size != num_bytes:
-            raise DamagedCheckpointError(f"{file}: has {file.stat().st_size} bytes, its manifest says {num_bytes}")
+            raise DamagedCheckpointError(f"{file}: has {file.stat().st_size} bytes, but {num_bytes} in its manifest")
         if _digest(file) != digest:
-            raise DamagedCheckpointError(f"{file}: its content does not fit its checksum")
+            raise DamagedCheckpointError(f"{file}: its content does not match its checksum")
 
 
 def _link(source: str, target: str) -> None:
     try:
         os.link(source, target)
-    except OSError:  # another file system, or one that knows no links
+    except OSError:  # the target is on another file system, or the file system has no hard links
         shutil.copyfile(source, target)
         _sync_file(Path(target))
 
@@ -251,7 +252,7 @@ def _sync_file(file: Path) -> None:
 
 
 def no_whole_checkpoint(folder: Path, complaints: list[str]) -> UserError:
-    """What to say where a run's every checkpoint is damaged."""
+    """The error for a run whose checkpoints are all damaged."""
     return UserError(
-        f"{folder}: every checkpoint is damaged ({complaints[0]}); remove the run folder to train again from the start"
+        f"{folder}: every checkpoint is damaged ({complaints[0]}); delete the run folder to train again from the start"
     )

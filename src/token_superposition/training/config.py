@@ -1,9 +1,19 @@
-"""The configuration of a run: one YAML file, every key overridable by its dotted path.
+"""The configuration of a run.
 
-The classes below and those of `data_config` are the reference of all keys. Unknown keys, wrong types and values
-out of range are a `UserError` of one line that names the file, the line, the key and, for a misspelt key, the
-nearest known one (`complaints` writes it, `yaml_keys` reads files and dotted paths). `auto` stands for "decide on
-this machine"; the run folder keeps what was decided.
+A run is configured by one YAML file. The command line can override each key by its dotted path. The classes in this
+module, one per section, define all keys:
+
+    data            DataConfig: the datasets for training and validation
+    model           ModelConfig
+    superposition   SuperpositionConfig
+    train           TrainConfig: optimizer, batch, schedule and machine
+    logging         LoggingConfig: metrics, validation and checkpoints
+
+An unknown key, a wrong type or a value out of range raises a `UserError` of one line. The line names the file, the line
+number and the key; for an unknown key it suggests the most similar key. `config_errors` writes this message, and
+`yaml_files` reads files and dotted paths.
+
+The value `auto` is resolved on the machine when the run starts. The run folder keeps the resolved value.
 """
 
 from __future__ import annotations
@@ -65,7 +75,7 @@ __all__ = [
     "with_keys",
 ]
 
-# Of a study's file, which is a run's but for them.
+# Keys that only the file of a study has; all other keys of that file are those of a run.
 STUDY_KEYS = {"arms": "are", "budgets": "are", "equal_data": "is", "seeds": "are"}
 _MOST_RAW_TOKENS = 10**18
 _MODE = "full: bags in, bags out; output_only: tokens in, bags out; input_only: bags in, the next token out"
@@ -96,7 +106,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _fresh_or_trained(self) -> ModelConfig:
         if self.init_from is not None and self.scale_residual_init is True:
-            raise ValueError("scale_residual_init is for fresh weights, and init_from brings others: leave it out")
+            raise ValueError("scale_residual_init is for new weights, but init_from loads trained weights: remove it")
         return self
 
 
@@ -112,7 +122,7 @@ class StageConfig(Section):
     @model_validator(mode="after")
     def _one_length(self) -> StageConfig:
         if (self.ratio is None) == (self.steps is None):
-            raise ValueError("a stage takes one of ratio and steps")
+            raise ValueError("a stage needs either ratio or steps")
         return self
 
 
@@ -137,18 +147,18 @@ class SuperpositionConfig(Section):
     @model_validator(mode="after")
     def _no_contradiction(self) -> SuperpositionConfig:
         if self.ratio is not None and self.superposition_steps is not None:
-            raise ValueError("give one of ratio and superposition_steps; null takes the other out")
+            raise ValueError("give either ratio or superposition_steps; set the other to null")
         if self.stages is not None and self.model_fields_set - {"stages"}:
             other = ", ".join(sorted(self.model_fields_set - {"stages"}))
-            raise ValueError(f"stages replaces {other}: give one of the two")
+            raise ValueError(f"stages replaces {other}: remove one of the two")
         if self.stages is None and self.model_fields_set and "bag_size" not in self.model_fields_set:
             given = ", ".join(sorted(self.model_fields_set))
-            raise ValueError(f"{given} without bag_size means nothing: give bag_size too (1 turns superposition off)")
+            raise ValueError(f"{given} has no effect without bag_size: give bag_size too (1 turns superposition off)")
         return self
 
     @model_serializer(mode="wrap")
     def _without_what_stages_replace(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """So that what is written, such as a run's `config.yaml`, can be given again."""
+        """Leave out the keys that `stages` replaces, so that a written configuration can be read again."""
         values = dump(self)
         return values if self.stages is None else {"stages": values["stages"]}
 
@@ -220,31 +230,31 @@ class TrainConfig(Section):
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size {self.micro_batch_size}"
             )
         if self.warmup_ratio is not None and self.warmup_steps is not None:
-            raise ValueError("give one of warmup_ratio and warmup_steps; null takes the other out")
+            raise ValueError("give either warmup_ratio or warmup_steps; set the other to null")
         if self.warmup_steps is None and self._warmup_share + self.decay_ratio > 1:
-            raise ValueError("warmup_ratio and decay_ratio together are above 1")
+            raise ValueError("the sum of warmup_ratio and decay_ratio is above 1; lower one of them")
         if self.warmup_steps is not None and self.warmup_steps + self.decay_steps > self.total_steps:
             raise ValueError(
-                f"warmup_steps {self.warmup_steps} reach into the decay, the last {self.decay_steps} of "
+                f"warmup_steps {self.warmup_steps} overlaps the decay, which is the last {self.decay_steps} of "
                 f"{self.total_steps} steps; lower warmup_steps or decay_ratio"
             )
         if self.loss_backend == "torch" and self.z_loss:
-            raise ValueError("loss_backend torch has no z-loss; take auto")
+            raise ValueError("loss_backend torch does not support z_loss; use auto")
         return self
 
     @property
     def num_warmup_steps(self) -> int:
-        """Steps of rising learning rate."""
+        """Number of steps with a rising learning rate."""
         return round(self._warmup_share * self.total_steps) if self.warmup_steps is None else self.warmup_steps
 
     @property
     def decay_steps(self) -> int:
-        """Steps of falling learning rate, the run's last."""
+        """Number of steps with a falling learning rate, at the end of the run."""
         return round(self.decay_ratio * self.total_steps)
 
     @property
     def positions_per_step(self) -> int:
-        """Latent positions an optimizer step."""
+        """Latent positions per optimizer step."""
         return self.batch_size * self.sequence_length
 
     @property
@@ -289,16 +299,16 @@ class RunConfig(Section):
             raise ValueError(f"the run would read {raw_tokens:.0e} tokens; lower train.total_steps or train.batch_size")
         if self.train.loss_backend == "liger" and self.data.bag_boundary == "document":
             raise ValueError(
-                "train.loss_backend liger takes bags that are all full, and data.bag_boundary document leaves some "
-                "short; take auto"
+                "train.loss_backend liger supports only full bags, but data.bag_boundary document makes some bags "
+                "shorter; use auto"
             )
         return self
 
     def schedule(self) -> Schedule:
-        """The run's stages.
+        """The stages of the run.
 
         Raises:
-            ValueError: where the superposition phase leaves no step for recovery.
+            ValueError: if the superposition phase leaves no step for recovery.
         """
         part, total = self.superposition, self.train.total_steps
         if part.stages is None:
@@ -325,20 +335,20 @@ class RunConfig(Section):
 
 
 def load_config(path: Path, overrides: Mapping[str, Any] | None = None) -> RunConfig:
-    """Read a run's YAML file and lay overrides over it.
+    """Read the YAML file of a run and apply overrides.
 
     Args:
         path: the file.
         overrides: values by dotted path, such as `{"train.learning_rate": 1e-3}`.
 
     Raises:
-        UserError: for a file that cannot be read, is not YAML, or a key or value that does not fit.
+        UserError: if the file cannot be read or is not YAML, or if a key or value is invalid.
     """
     values, lines = read_yaml(path)
     for key in STUDY_KEYS:
         if key in values:
             number = line_of(lines, [key])
-            raise UserError(f"{path}, line {number}: {key}: {STUDY_KEYS[key]} for tst compare; a run has none of them")
+            raise UserError(f"{path}, line {number}: {key}: {STUDY_KEYS[key]} only for tst compare; remove the key")
     return parse_config(values, overrides or {}, source=str(path), lines=lines)
 
 
@@ -355,7 +365,7 @@ def parse_config(
     Args:
         values: the dictionaries.
         overrides: values by dotted path.
-        source, prefix, lines: the file's name, what stands before a key in it, and its nodes, for messages.
+        source, prefix, lines: name of the file, prefix of its keys, and its nodes, for messages.
     """
     merged = with_keys(values, overrides or {})
     try:
@@ -363,9 +373,6 @@ def parse_config(
     except ValidationError as error:
         line = complaint(error, RunConfig, merged, source=source, prefix=prefix, lines=lines, overrides=overrides or {})
         raise UserError(line) from None
-
-
-# The section `data` of a run's configuration: what is trained on and validated on.
 
 
 class SourceConfig(Section):
@@ -404,8 +411,8 @@ class DataConfig(Section):
     def _weights(cls, sources: dict[str, SourceConfig]) -> dict[str, SourceConfig]:
         for name in sources:
             if not re.fullmatch(r"[\w+-][\w+ -]{0,99}", name):
-                raise ValueError(f"a source's name has at most 100 letters, digits and + - _, not {name[:100]!r}")
-        return dict(sorted(sources.items()))  # the order in the file is none of the run's
+                raise ValueError(f"the name of a source has at most 100 letters, digits and + - _, not {name[:100]!r}")
+        return dict(sorted(sources.items()))  # the order in the file must not change the run
 
     @field_validator("path")
     @classmethod
@@ -413,29 +420,29 @@ class DataConfig(Section):
         if "sources" in info.data and (path is None) != bool(info.data["sources"]):
             if path is None:
                 raise PydanticCustomError("missing", "is missing")
-            raise ValueError("sources stands in its place: give one of the two")
+            raise ValueError("give either path or sources, not both")
         return path
 
     @model_validator(mode="after")
     def _fits(self) -> DataConfig:
         if self.attention_boundary == "document" and self.bag_boundary != "document":
             raise ValueError(
-                "attention_boundary: document needs bag_boundary: document, or bags would see two documents at once"
+                "attention_boundary: document needs bag_boundary: document; otherwise a bag can span two documents"
             )
         twice = sorted(self.sources.keys() & self.validation_sets.keys())
         if twice:
-            raise ValueError(f"validation_sets.{twice[0]}: a source has this name, and is validated anyway")
+            raise ValueError(f"validation_sets.{twice[0]}: a source has this name, and is always validated")
         return self
 
     @property
     def mixture(self) -> dict[str, SourceConfig]:
-        """The sources by name; of one folder, a single one without a name."""
+        """The sources by name; a single folder is one source with an empty name."""
         if self.path is None:
             return self.sources
         return {"": SourceConfig(path=self.path, weight=1.0)}
 
     @property
     def folders(self) -> list[str]:
-        """Every folder that the run reads, each once."""
+        """All dataset folders that the run reads, without duplicates."""
         paths = [source.path for source in self.mixture.values()]
         return list(dict.fromkeys([*paths, *self.validation_sets.values()]))

@@ -1,7 +1,7 @@
-"""From what pydantic finds wrong with a configuration to one line: where, which key, what, how to mend it.
+"""One line for an invalid configuration, from pydantic's errors: the place, the key, the problem and the fix.
 
-Of several errors the first is said, but a key that does not exist comes before one that is missing: it is
-usually the same one, misspelt.
+If there are several errors, the line reports the first one. An unknown key has priority over a missing key, because
+both usually come from the same misspelt key.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def complaint(
     lines: yaml.Node | None = None,
     overrides: Mapping[str, Any],
 ) -> str:
-    """The line to say.
+    """The error message, without a line break.
 
     Args:
-        error: pydantic's.
-        model: what was checked against.
-        values: what was checked.
-        source: the file's name.
-        prefix: before the key, where the values are a part of the file.
-        lines: the file's nodes.
-        overrides: keys that were given on the command line.
+        error: the error of pydantic.
+        model: the class that defines the keys.
+        values: the invalid configuration.
+        source: name of the file.
+        prefix: prefix of the keys, if the values are a part of the file.
+        lines: nodes of the file.
+        overrides: keys from the command line.
     """
     errors = error.errors(include_url=False)
     first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
@@ -48,7 +48,7 @@ def complaint(
     what = _what(first, path, model)
     given = [key for key in overrides if f"{key}.".startswith(f"{dotted}.") or f"{dotted}.".startswith(f"{key}.")]
     if path and given:
-        named = [key for key in given if key.rpartition(".")[2] in re.findall(r"\w+", what)]  # of several in a section
+        named = [key for key in given if key.rpartition(".")[2] in re.findall(r"\w+", what)]  # keys in the message
         place = f"--{dotted}" if dotted in given else f"--{(named or given)[-1]}: {dotted}"
     else:
         number = line_of(lines, path)
@@ -58,14 +58,14 @@ def complaint(
 
 
 def _path(error: ErrorDetails, values: Mapping[str, Any]) -> list[str]:
-    """The key that is wrong. pydantic's path goes on into the members of a union: those are cut off."""
+    """The path of the invalid key, without the parts that pydantic adds for the members of a union."""
     path: list[str] = []
     place: Any = values
     for part in error["loc"]:
         in_list = isinstance(place, list | tuple) and isinstance(part, int) and part < len(place)
         if in_list or (isinstance(place, dict) and part in place):
             place = place[part]
-        elif error["type"] == "missing":  # it is in the path, but not in the values
+        elif error["type"] == "missing":  # the missing key is in the path, but not in the values
             place = None
         else:
             break
@@ -81,12 +81,12 @@ def _what(error: ErrorDetails, path: Sequence[str], model: type[BaseModel]) -> s
         known = _known(model)
         inner = [key for key in known if key.startswith(".".join(path) + ".")]
         meaning = known.get(_general(path, known)) or next((f"{key}, {known[key]}" for key in inner if known[key]), "")
-        return f"is missing{f'; it takes {meaning}' if meaning else ''}"
+        return f"is missing{f'; expected: {meaning}' if meaning else ''}"
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         what = "is empty" if given is None else "is not a section of keys"
-        return f"{what}; give it keys of its own, or leave it out{_shown(given)}"
+        return f"{what}; add keys to the section, or remove it{_shown(given)}"
     if "[key]" in error["loc"] or kind == "invalid_key":
-        return f"a key in it is not a text{_shown(given)}; put it into quotes"
+        return f"a key in this section is not a text{_shown(given)}; put the key in quotes"
     if kind == "recursion_loop":
         return "contains itself"
     message = error["msg"].removeprefix("Value error, ")
@@ -98,27 +98,27 @@ def _shown(value: Any) -> str:
         return ""
     try:
         text = repr(value) if isinstance(value, str | bool) else as_text(value)
-    except ValueError:  # an integer of more digits than Python writes
+    except ValueError:  # an integer with more digits than Python converts to text
         return " (given: a number of thousands of digits)"
     return f" (given: {shortened(text)})"
 
 
 def _nearest(path: Sequence[str], model: type[BaseModel]) -> str:
-    """The nearest key there is: in the same section, else of that name elsewhere, else all of the section."""
+    """Suggest a similar key of the section, or of another section; otherwise list all keys of the section."""
     known = list(_known(model))
     section, leaf = _general(path[:-1], known), path[-1][:80]
     beside = [key.rpartition(".")[2] for key in known if key.rpartition(".")[0] == section]
-    elsewhere = {key.rpartition(".")[2]: key for key in reversed(known)}  # the first of several of a name
+    elsewhere = {key.rpartition(".")[2]: key for key in reversed(known)}  # the first of equal names
     for names, cutoff in ((beside, 0.6), (list(elsewhere), 0.75), (beside, 0.4)):
         near = difflib.get_close_matches(leaf, names, n=1, cutoff=cutoff)
         if near:
             here = ".".join([*path[:-1], near[0]])
             return f"; did you mean '{here if near[0] in beside else elsewhere[near[0]]}'?"
-    return f"; there {'are' if len(beside) > 1 else 'is'} {', '.join(beside)}"
+    return f"; the section has the key{'s' if len(beside) > 1 else ''} {', '.join(beside)}"
 
 
 def _general(path: Sequence[str], known: Sequence[str] | Mapping[str, str]) -> str:
-    """The path as the keys name it: a number in a list, and a name in a dictionary, is 0."""
+    """The path in the notation of `_known`: an index of a list, or a name in a dictionary, becomes 0."""
     general = ""
     for part in path:
         longer = f"{general}.{part}" if general else part
@@ -127,7 +127,7 @@ def _general(path: Sequence[str], known: Sequence[str] | Mapping[str, str]) -> s
 
 
 def _known(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
-    """Every dotted path and what it means; the items of a list of sections have the number 0."""
+    """All dotted paths with their descriptions; items of lists and dictionaries of sections have the name 0."""
     known: dict[str, str] = {}
     for name, field in model.model_fields.items():
         known[f"{prefix}{name}"] = field.description or ""
@@ -138,7 +138,7 @@ def _known(model: type[BaseModel], prefix: str = "") -> dict[str, str]:
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
-    """The sections in a type: itself, or what is in it, as in `list[StageConfig] | None`."""
+    """The section classes in a type: the type itself, or its arguments, as in `list[StageConfig] | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for part in get_args(annotation) for section in _sections(part)]

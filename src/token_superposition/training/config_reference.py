@@ -1,9 +1,9 @@
 """The reference of every configuration key, generated from the classes of `training.config`.
 
-The same rows appear in `tst train --help` and in docs/configuration.md; `tst train --schema` prints the JSON schema
-for editors. The help text is kept in the package as a file, because importing pydantic takes longer than `--help` may
-take. `python -m token_superposition.training.config_reference` writes the file and the page; a test compares both with
-the classes.
+`tst train --help` and docs/configuration.md show the same rows. `tst train --schema` prints the JSON schema for
+editors. The package contains the help text as a file, because the import of pydantic is too slow for `--help`.
+`python -m token_superposition.training.config_reference` writes the file and the page. A test compares both with the
+classes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class KeyRow(NamedTuple):
 
     Attributes:
         key: its dotted path, such as `train.learning_rate`.
-        kind: the values that it takes, in words.
-        default: as YAML writes it; empty for a required key.
+        kind: the values that it accepts, as text.
+        default: the default in JSON notation; empty for a required key.
         description: what it does.
     """
 
@@ -36,14 +36,14 @@ class KeyRow(NamedTuple):
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a run's YAML file, for editors that complete and check it."""
+    """The JSON schema of a run's YAML file, with which editors complete and check the file."""
     from token_superposition.training.config import RunConfig
 
     return {"$schema": SCHEMA_URL, "title": "token-superposition run", **RunConfig.model_json_schema()}
 
 
 def sections() -> list[tuple[str, str, list[KeyRow]]]:
-    """Every section of the configuration: its name, its description and its keys in the order of the classes."""
+    """The name, the description and the keys of each section of the configuration, in the order of the classes."""
     schema = json_schema()
     found = []
     for name, value in schema["properties"].items():
@@ -88,7 +88,7 @@ def _rows(prefix: str, section: dict[str, Any], schema: dict[str, Any]) -> Itera
 
 
 def _inner_section(value: dict[str, Any], schema: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
-    """The section that the values of a key hold: of a mapping or of a list."""
+    """The section inside a mapping or list of sections, and its notation in a path; (None, "") for other values."""
     for option in value.get("anyOf", [value]):
         for key, place in (("additionalProperties", ".NAME"), ("items", "[]")):
             inner = option.get(key)
@@ -128,7 +128,7 @@ def _kind(value: dict[str, Any], schema: dict[str, Any]) -> str:
 
 
 def _bounds(value: dict[str, Any]) -> str:
-    """The bounds that a user can meet; those that only keep numbers within int64 are left out."""
+    """The bounds of a number as text, without the large bounds that only keep numbers within int64."""
     words = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
     bounds = [f"{sign} {value[key]:g}" for key, sign in words.items() if key in value and value[key] < 10**9]
     return f" {', '.join(bounds)}" if bounds else ""

@@ -1,4 +1,4 @@
-"""The kinds of values that a configuration's keys take, and what its sections share."""
+"""Types of configuration values, and the base class of the sections."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from token_superposition.files import user_path
 from token_superposition.schedule import parse_slot_weights
 from token_superposition.yaml_values import as_text, boolean_word, plain
 
-_MOST = 10**12  # of anything that is counted: nobody needs more, and int64 holds it
+_MOST = 10**12  # largest value of any count; fits in int64
 
 
 def _number(value: Any) -> Any:
-    """YAML's `true` and `"3"` are no numbers, though Python would take them for 1 and 3."""
+    """Refuse `true` and `"3"`, which pydantic would convert to 1 and 3."""
     if isinstance(value, bool):
         raise ValueError("a number is needed, not true or false")
     if isinstance(value, str):
@@ -32,7 +32,7 @@ def _device(value: str) -> str:
 
 
 def _path(value: str) -> str:
-    """Checked here, and not where the folder is opened, because the line of the key is known here."""
+    """Check a path here, because here the error message can include the line of the key."""
     try:
         path = user_path(value)
     except UserError as error:
@@ -41,7 +41,7 @@ def _path(value: str) -> str:
 
 
 def _model_values(value: Any) -> Any:
-    """A model's own keys, whose types are not known here: `yes` and `no` have to mean true and false."""
+    """Convert `yes` and `no` to true and false in a model's own keys, whose types are unknown here."""
     if isinstance(value, dict):
         return {key: _model_values(below) for key, below in value.items()}
     if isinstance(value, list):
@@ -56,12 +56,12 @@ def _slot_weights(value: Any) -> Any:
 
 
 def stages_in_short(value: Any) -> Any:
-    """`8:0.1,4:0.1`, bags of 8 for a tenth of the steps and then of 4 for another, as the list it stands for."""
+    """Convert the short form of stages to a list: `8:0.1,4:0.1` is 10% of the steps with bags of 8, then 10% of 4."""
     if not isinstance(value, str):
         return value
     found = [re.fullmatch(r"\s*(\d+)\s*:\s*(\d*\.?\d+)\s*", stage) for stage in value.split(",")]
     if None in found:
-        raise ValueError("a list of bag sizes and shares of the steps is needed, such as 8:0.1,4:0.1")
+        raise ValueError("give a list of bag sizes and shares of the steps, such as 8:0.1,4:0.1")
     return [{"bag_size": int(each[1]), "ratio": float(each[2])} for each in found if each]
 
 
@@ -73,7 +73,7 @@ Ratio = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False), BeforeValidator
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), BeforeValidator(_number)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(_number)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_number)]
-Text = Annotated[str, BeforeValidator(as_text)]  # `2024` and `010` are names of folders and projects too
+Text = Annotated[str, BeforeValidator(as_text)]  # `2024` and `010` can be names of folders and projects
 Device = Annotated[Text, AfterValidator(_device)]
 FolderPath = Annotated[Text, AfterValidator(_path)]
 ModelValues = Annotated[dict[str, JsonValue], BeforeValidator(_model_values)]
@@ -81,6 +81,6 @@ SlotWeights = Annotated[str, BeforeValidator(_slot_weights)]
 
 
 class Section(BaseModel):
-    """A section of a configuration: no other keys than its own."""
+    """Base class of the sections of a configuration; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())

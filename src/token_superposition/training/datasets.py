@@ -1,7 +1,15 @@
-"""What a run trains and validates on: one prepared folder, or a mixture of several by weight.
+"""The datasets of a run: training data, validation data and measured slot weights.
 
-A mixture's validation loss is the mean of its sources', each on its own validation split, by the weights that it is
-trained with; each source's own figures stand beside it, by its name.
+Training data is one dataset folder, or a weighted mixture of several folders (`Corpora`).
+
+Validation measures each source on its own validation split (`Validators`). The validation loss of a mixture is the
+mean over its sources, with the weights of the training. The results of each source are also reported by name.
+
+With `slot_weights: mutual_information`, the weights are measured on the training data once, when the run starts
+(`measure_slot_weights`). One measurement covers all stages, up to twice the largest bag size, because the decay law
+belongs to the corpus; a bag of size s uses the first s values. `config.yaml` and the stages of the run store the result
+as `mutual_information:C0,a,k`, and `run.json` stores the estimates. A resumed run, another machine and an export
+therefore need no corpus to know the weights.
 """
 
 from __future__ import annotations
@@ -25,17 +33,17 @@ from token_superposition.training.validation import ValidationResult, Validator
 
 
 class Corpora(NamedTuple):
-    """A run's training data, by the sources' names; the name is empty where there is one."""
+    """The training data of a run by source name; the name of a single source is empty."""
 
     datasets: dict[str, TokenDataset]
     weights: dict[str, float]
 
     @classmethod
     def open(cls, data: DataConfig) -> Corpora:
-        """The training split of every source.
+        """Open the training split of every source.
 
         Raises:
-            UserError: where one is missing or damaged, or two are of different tokenizers.
+            UserError: if a source is missing or damaged, or if sources have different tokenizers.
         """
         datasets = {name: TokenDataset.open(source.path, "train") for name, source in data.mixture.items()}
         first, *others = datasets.values()
@@ -45,29 +53,29 @@ class Corpora(NamedTuple):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of all of them."""
+        """The tokenizer of all sources."""
         return self._all[0].tokenizer
 
     @property
     def num_tokens(self) -> int:
-        """Of all of them."""
+        """Number of training tokens of all sources."""
         return sum(dataset.num_tokens for dataset in self._all)
 
     @property
     def num_bytes(self) -> int:
-        """Of text, of all of them."""
+        """Number of bytes of training text of all sources."""
         return sum(dataset.num_bytes for dataset in self._all)
 
     @property
     def fingerprint(self) -> str:
-        """Hex; equal for equal data wherever it lies."""
+        """A hash of the data in hex; the location of the data does not change it."""
         if len(self._all) == 1:
             return self._all[0].fingerprint
         return hashlib.sha256("".join(dataset.fingerprint for dataset in self._all).encode()).hexdigest()
 
     @property
     def place(self) -> str:
-        """Where it lies, for messages."""
+        """The folders of the data, for messages."""
         return ", ".join(str(dataset.folder) for dataset in self._all)
 
     @property
@@ -75,7 +83,7 @@ class Corpora(NamedTuple):
         return list(self.datasets.values())
 
     def stream(self, config: RunConfig, schedule: Schedule) -> TokenStream:
-        """The run's stream over it; UserError where a source is shorter than a row."""
+        """The token stream of the run over the training data; UserError if a source is shorter than a row."""
         return TokenStream(
             [Source(name, dataset, self.weights[name]) for name, dataset in self.datasets.items()],
             schedule,
@@ -92,15 +100,15 @@ class Corpora(NamedTuple):
         )
 
     def measure_mutual_information(self, bag_size: int) -> MutualInformation:
-        """What tokens share with those up to two bags on, of each source by its weight; UserError as there."""
+        """The mutual information of tokens at distances up to two bags, weighted by source; see `measure_corpora`."""
         return measure_corpora(self._all, list(self.weights.values()), bag_size, place=self.place)
 
 
 class Validators:
-    """A run's validation: its own figure, and by name those of its sources and of the further sets.
+    """Validation of a run on its sources and on the additional validation sets.
 
     Raises:
-        UserError: where a split is missing, shorter than a row, or of another tokenizer than the training data.
+        UserError: if a split is missing, is shorter than a row, or has another tokenizer than the training data.
     """
 
     def __init__(self, config: RunConfig, corpora: Corpora) -> None:
@@ -118,13 +126,16 @@ class Validators:
         self.further = {name: make(path) for name, path in config.data.validation_sets.items()}
 
     def num_tokens(self, max_tokens: int) -> int:
-        """How many tokens the run's own figure is taken on where at most `max_tokens` are asked for."""
+        """Number of tokens on which the run's validation loss is measured, for a limit of `max_tokens`."""
         return sum(each.num_tokens(int(max_tokens * self.shares[name])) for name, each in self.sources.items())
 
     def run(
         self, model: nn.Module, max_tokens: int, device: torch.device, dtype: torch.dtype
     ) -> tuple[ValidationResult, dict[str, ValidationResult]]:
-        """Next-token loss on the first `max_tokens` tokens of a set; of a mixture's, in all."""
+        """Next-token loss on the first tokens of each set; returns the run's result, and other results by name.
+
+        `max_tokens` is the limit per set; the sources of a mixture share one limit.
+        """
         further = {name: each.run(model, max_tokens, device, dtype) for name, each in self.further.items()}
         parts = {
             name: each.run(model, int(max_tokens * self.shares[name]), device, dtype)
@@ -136,13 +147,13 @@ class Validators:
 
 
 def mixed_result(parts: list[ValidationResult], shares: list[float]) -> ValidationResult:
-    """The figures of a text whose tokens are of several sources, in these shares."""
+    """The validation result of a mixture, from the results of its sources and their shares of the tokens."""
     loss = sum(share * part.loss for share, part in zip(shares, parts, strict=True))
     lost = [part.text_lost for part in parts]
-    bytes_a_token = sum(share * part.num_bytes / part.num_tokens for share, part in zip(shares, parts, strict=True))
+    bytes_per_token = sum(share * part.num_bytes / part.num_tokens for share, part in zip(shares, parts, strict=True))
     return ValidationResult(
         loss,
-        bits_per_byte(loss, bytes_a_token),
+        bits_per_byte(loss, bytes_per_token),
         sum(part.num_tokens for part in parts),
         sum(part.num_bytes for part in parts),
         None if None in lost else sum(share * (part or 0.0) for share, part in zip(shares, lost, strict=True)),
@@ -150,28 +161,23 @@ def mixed_result(parts: list[ValidationResult], shares: list[float]) -> Validati
 
 
 def check_tokenizer(dataset: TokenDataset, reference: TokenDataset) -> None:
-    """Refuse data of another tokenizer than the training data's."""
+    """Raise UserError if a dataset has another tokenizer than the reference dataset."""
     if dataset.tokenizer.fingerprint != reference.tokenizer.fingerprint:
         raise UserError(
-            f"{dataset.folder}: was prepared with tokenizer {dataset.tokenizer.name!r}, the training data in "
-            f"{reference.folder} with another, {reference.tokenizer.name!r}; prepare both with the same"
+            f"{dataset.folder}: was prepared with tokenizer {dataset.tokenizer.name!r}, but the training data in "
+            f"{reference.folder} with tokenizer {reference.tokenizer.name!r}; prepare both with the same tokenizer"
         )
 
 
-# `slot_weights: mutual_information` in a run: measured on its data once, when it starts, and the same from then on.
-#
-# One measurement serves every stage, out to twice the largest bag: the law is of the corpus, and a bag of s takes its
-# first s values. What came out stands in the run's `config.yaml` and stages as `mutual_information:C0,a,k`, and the
-# estimates in its `run.json`, so that a run that goes on, another machine and an export need no corpus to know it.
-
-
 def measure_slot_weights(config: RunConfig) -> tuple[RunConfig, MutualInformation | None]:
-    """The configuration with the numbers of the weights that are to be measured, and the measurement, if any was.
+    """Measure the slot weights if a superposition stage needs this, which takes seconds.
 
-    Takes seconds where a superposition stage asks for it.
+    Returns:
+        The configuration with measured slot weights, and the measurement; the unchanged configuration and None if no
+        stage needs a measurement.
 
     Raises:
-        UserError: where the data is too short for it, or shows no decay.
+        UserError: if the data is too short for the measurement, or shows no decay.
     """
     bag_sizes = [stage.bag_size for stage in config.schedule().stages if stage.slot_weights == MEASURED]
     if max(bag_sizes, default=1) == 1:
@@ -190,13 +196,13 @@ def measure_slot_weights(config: RunConfig) -> tuple[RunConfig, MutualInformatio
 
 
 def take_measured(settled: dict[str, Any], stored: dict[str, Any]) -> None:
-    """Put the numbers that a run measured when it started where its configuration asks for them again.
+    """Replace `mutual_information` in a given configuration by the values that the run measured at its start.
 
     Args:
-        settled: the `superposition` section that was given; changed in place.
-        stored: that of the run.
+        settled: the given `superposition` section; changed in place.
+        stored: the `superposition` section of the run.
     """
     givens, before = (part.get("stages") or [part] for part in (settled, stored))
-    for given, old in zip(givens, before, strict=False):  # of other stages the run is refused anyway
+    for given, old in zip(givens, before, strict=False):  # a run with other stages is refused elsewhere
         if given["slot_weights"] == MEASURED and old["slot_weights"].startswith(f"{MEASURED}:"):
             given["slot_weights"] = old["slot_weights"]

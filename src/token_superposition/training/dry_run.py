@@ -1,7 +1,7 @@
-"""`tst train --dry-run`: what a run would be, without training it or writing anything.
+"""`tst train --dry-run`: describe a run without training and without writing files.
 
-Configuration, data and folder are checked as the run would check them, but nothing of the model's size is
-allocated, so that the answer for a model of any size comes in seconds on any machine.
+The configuration, the data and the folder get the same checks as in the run. No memory is allocated for the model, so
+the answer takes seconds for a model of any size on any machine.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from token_superposition.training.datasets import Corpora, Validators, measure_s
 from token_superposition.training.init_from import InitialModel, open_source
 from token_superposition.training.optim import states_kept
 from token_superposition.training.preflight import check_attention, check_data
-from token_superposition.training.resume import check_unchanged, settle_config, what_is_odd
+from token_superposition.training.resume import check_unchanged, run_warnings, settle_config
 from token_superposition.training.run_folder import RunFolder
 
 _BAGS_SHOWN = 12
 
 
 def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
-    """What the run would be.
+    """Check and describe a run.
 
     Returns:
         `config` (resolved), `parameters`, `stages`, `switch_step`, `flops_per_position`, `flops`, `positions`,
-        `raw_tokens`, `unique_raw_tokens`, `epochs`, `padding_tokens`, `sources` (these of each source), `memory`
+        `raw_tokens`, `unique_raw_tokens`, `epochs`, `padding_tokens`, `sources` (these counts per source), `memory`
         (bytes; see `MemoryEstimate`), `first_batch` (its shapes, and the first bags of its first row as pairs of input
         and target text) and `warnings`.
 
     Raises:
-        UserError: for what the run itself would be refused for.
+        UserError: if the run itself would raise it.
     """
     config, source = settled_ahead(config, RunFolder(path))
     check_data(config)
@@ -83,15 +83,15 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
                 for ids, targets in zip(batch.ids[0, :_BAGS_SHOWN], batch.targets[0, :_BAGS_SHOWN], strict=True)
             ],
         },
-        "warnings": what_is_odd(config, stream, source),
+        "warnings": run_warnings(config, stream, source),
     }
 
 
 def settled_ahead(config: RunConfig, folder: RunFolder) -> tuple[RunConfig, InitialModel | None]:
-    """The configuration as the run would settle it when it is started, and what it would go on from, if anything.
+    """The resolved configuration of the run, and the model that it would start from, or None.
 
     Raises:
-        UserError: for a place that holds other things, or a run that was started with another configuration.
+        UserError: if the folder has files that are not of a run, or a run with another configuration.
     """
     folder.check_place()
     check_unchanged(config, folder)
@@ -102,12 +102,12 @@ def settled_ahead(config: RunConfig, folder: RunFolder) -> tuple[RunConfig, Init
 def step_memory(
     model: nn.Module, train: TrainConfig, bag_size: int, num_targets: int, dtype: torch.dtype
 ) -> MemoryEstimate:
-    """What a step of a run takes; call it inside `abstract()`, with the model sketched there.
+    """Estimate the memory of a step; call this inside `abstract()`, with a model from `sketch`.
 
     Args:
-        model, train: the run's.
-        bag_size, num_targets: tokens that a position reads and predicts.
-        dtype: of the computation.
+        model, train: the run's model and `train` section.
+        bag_size, num_targets: tokens that a position reads, and tokens that it predicts.
+        dtype: data type of the computation.
     """
     return estimate_memory(
         model,
@@ -121,7 +121,7 @@ def step_memory(
 
 
 def describe(result: dict[str, Any]) -> str:
-    """The result of `dry_run` in words."""
+    """The result of `dry_run` as text."""
     memory, batch = result["memory"], result["first_batch"]
     stages = "; ".join(
         f"{stage['steps']:,} steps with bags of {stage['bag_size']} ({stage['mode']}, "
@@ -138,17 +138,17 @@ def describe(result: dict[str, Any]) -> str:
             f"parameters    {result['parameters']:,}",
             f"stages        {stages}",
             f"positions     {result['positions']:,}",
-            f"raw tokens    {result['raw_tokens']:,}, {result['unique_raw_tokens']:,} of them different: "
+            f"raw tokens    {result['raw_tokens']:,} ({result['unique_raw_tokens']:,} unique): "
             f"{result['epochs']:.2f} epochs of {result['train_tokens']:,}"
             + (f"; {result['padding_tokens']:,} slots are padding" if result["padding_tokens"] else ""),
             *(
                 f"              {name}: {each['raw_tokens']:,}, {each['epochs']:.2f} epochs"
                 for name, each in result["sources"].items()
             ),
-            f"FLOPs         {result['flops']:.3g} ({result['flops_per_position']:,} a position)",
+            f"FLOPs         {result['flops']:.3g} ({result['flops_per_position']:,} per position)",
             f"memory        about {_size(memory['total'])}"
             f"{' without activations' if memory['activations'] is None else ''}: {parts}",
-            f"first batch   {batch['ids_shape']} ids, {batch['targets_shape']} targets; its first row:",
+            f"first batch   {batch['ids_shape']} ids, {batch['targets_shape']} targets; the start of its first row:",
             bags,
             *(f"warning: {text}" for text in result["warnings"]),
             "nothing was trained or written",

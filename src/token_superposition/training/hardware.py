@@ -1,4 +1,4 @@
-"""The machine a run is on: its peak, its memory."""
+"""The hardware of a run: its peak speed, its name and its memory."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ import torch
 
 
 def make_deterministic(wanted: bool) -> None:
-    """Let torch use only algorithms that give the same bits every time (or whichever are fastest again)."""
+    """Restrict torch to deterministic algorithms, or lift the restriction."""
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it
     torch.use_deterministic_algorithms(wanted)
 
 
 def matrix_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
-    """FLOPs a second of a large matrix product, measured here and now: what MFU is a fraction of.
+    """Measure the FLOPs per second of a large matrix product, which is the peak for the MFU.
 
-    The best of several runs, with the threads this process has.
+    The result is the best of several products, with the present number of threads.
     """
     best = max(matrix_speeds(device, dtype, 1024 if device.type == "cpu" else 8192, seconds))
-    if device.type == "cuda":  # what was needed here is not the run's memory
+    if device.type == "cuda":  # exclude this measurement from the memory of the run
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     return best
 
 
 def matrix_speeds(device: torch.device, dtype: torch.dtype, size: int, seconds: float) -> list[float]:
-    """FLOPs a second of each of several products of square matrices, one after the other.
+    """Measure the FLOPs per second of several products of square matrices, one after the other.
 
     Args:
-        device, dtype: of the matrices.
-        size: their rows and columns.
-        seconds: how long to go on; one product is always done, after one that warms up.
+        device, dtype: device and data type of the matrices.
+        size: number of rows and of columns.
+        seconds: duration of the measurement; at least one product is measured, after one for warm-up.
     """
-    own = torch.Generator().manual_seed(0)  # the global generator belongs to the run: dropout resumes from it
+    own = torch.Generator().manual_seed(0)  # the global generator belongs to the run, whose dropout uses it
     left, right = (torch.randn(size, size, generator=own).to(device, dtype) for _ in range(2))
     product = left @ right
     wait_for(device)
@@ -55,7 +55,7 @@ def matrix_speeds(device: torch.device, dtype: torch.dtype, size: int, seconds: 
 
 
 def machine_name(device: torch.device) -> str:
-    """The hardware that computes, so that the seconds of two runs can be compared: the GPU, or the processor."""
+    """The name of the GPU or processor, which shows whether the seconds of two runs are comparable."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError):
@@ -67,19 +67,19 @@ def machine_name(device: torch.device) -> str:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory used so far: of the GPU on CUDA, else the process's resident set."""
+    """Peak memory in bytes: of the GPU for CUDA, otherwise the peak resident set of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    with contextlib.suppress(OSError):  # getrusage would count what the parent had before it started this process
+    with contextlib.suppress(OSError):  # getrusage includes the memory of the parent before it started this process
         _, found, rest = Path("/proc/self/status").read_text().partition("VmHWM:")
-        if found:  # not every sandbox says
+        if found:  # some sandboxes lack this line
             return 1024 * int(rest.split()[0])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until everything that was asked of a device is done."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

@@ -1,9 +1,9 @@
-"""What a run writes: its metrics, its checkpoints, its summary.
+"""The records of a run: metrics, checkpoints and summary.
 
-The loop says when; a `Recorder` knows what stands in a line, and keeps the counts that are not a function of the
-step: time spent and steps skipped. A step is skipped where its loss or gradient was no number; the device
-knows that at once, the host when it next waits for the device (`look`), so the results of the steps since are kept
-until then.
+The training loop decides when to record. A `Recorder` builds the content of each line, and keeps the counts that do not
+follow from the step: the time spent and the skipped steps. A step is skipped if its loss or gradient is NaN or
+infinite. The device knows this at once. The host learns it when it next waits for the device (`look`), so the recorder
+keeps the results of all steps since the last `look`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from token_superposition.training.validation import ValidationResult
 
 
 class _Done(NamedTuple):
-    """A step that was done, and whose result the host has not seen yet."""
+    """A completed step with a result that the host has not read yet."""
 
     step: int
     span: Span
@@ -39,14 +39,14 @@ class _Done(NamedTuple):
 
 
 class Recorder:
-    """A run's records.
+    """Writes the records of a run.
 
     Args:
-        trainer: what is trained.
-        folder: where; held open by the caller.
-        state: of the checkpoint gone on from, or of a start.
-        run_id: the run's own, for trackers.
-        quiet: no progress on standard error.
+        trainer: the trainer of the run.
+        folder: the run folder, which the caller has locked.
+        state: the state of the loaded checkpoint, or of a new run (`Trainer.start`).
+        run_id: the id of the run, for trackers.
+        quiet: print no progress on standard error.
     """
 
     def __init__(self, trainer: Trainer, folder: RunFolder, state: dict[str, Any], *, run_id: str, quiet: bool) -> None:
@@ -84,13 +84,13 @@ class Recorder:
         self.progress = ProgressSink(self.schedule.total_steps, self.done, quiet=quiet, superposed=superposed)
 
     def _recomputed(self, line: dict[str, Any]) -> dict[str, Any]:
-        """A line that was read, with what follows from its step computed again: the file has no checksum."""
+        """A line from the file, with the values that follow from its step computed again: the file has no checksum."""
         trained = self.schedule.lookup(max(line["step"] - 1, 0))
         known = {"phase": trained.phase, "bag_size": trained.bag_size, **self.trainer.counters(line["step"])}
         return {key: known.get(key, value) for key, value in line.items()}
 
     def close(self) -> None:
-        """Close the progress bar and the trackers; the metrics close with the folder."""
+        """Close the progress bar and the trackers; the run folder closes the metrics file."""
         self.progress.close()
         self._close_trackers()
 
@@ -101,23 +101,23 @@ class Recorder:
 
     @contextlib.contextmanager
     def _tracker(self, name: str) -> Iterator[MetricsSink]:
-        """A tracker that fails, on a full disk or without its server, is dropped: the run goes on."""
+        """Drop a tracker that fails, for example on a full disk or without its server; the run continues."""
         try:
             yield self.trackers[name]
         except Exception as error:
-            warn(f"logging.trackers: {name} failed and is left out from here: {' '.join(str(error).split())}")
+            warn(f"logging.trackers: {name} failed and is no longer used: {' '.join(str(error).split())}")
             del self.trackers[name]
 
     def add(self, batch: Batch, result: StepResult) -> None:
-        """A step was done."""
+        """Record that a step is done."""
         self.done = batch.step + 1
         self.unseen.append(_Done(self.done, batch.span, result))
 
     def look(self) -> dict[str, Any] | None:
-        """Wait for the steps done since the last look; the last one's figures, None if it was skipped.
+        """Wait for the steps since the last call; returns the values of the last step, or None if it was skipped.
 
         Raises:
-            TrainingDivergedError: where more steps were skipped than the run bears.
+            TrainingDivergedError: if more than `train.max_skipped_steps` steps were skipped.
         """
         skipped = torch.stack([done.result.skipped for done in self.unseen]).tolist()
         for done, was_skipped in zip(self.unseen, skipped, strict=True):
@@ -131,7 +131,7 @@ class Recorder:
         return values if last.expert_loads is None else {**values, "expert_load": _expert_load(last.expert_loads)}
 
     def note_skipped(self, done: _Done) -> None:
-        """Say that a step was skipped, and where its batch lies in the corpus."""
+        """Log and report a skipped step, with the position of its batch in the corpus."""
         self.skipped += 1
         stage = self.schedule.stages[done.span.stage]
         rows = np.arange(done.span.first_row, done.span.first_row + done.span.num_rows)
@@ -157,23 +157,25 @@ class Recorder:
         limit = self.trainer.config.train.max_skipped_steps
         text = (
             f"step {done.step} of {self.folder.path}: loss {loss}, gradient norm {grad_norm}: skipped "
-            f"({self.skipped} of at most {limit}); its {len(starts)} rows are {length} tokens each, from "
+            f"({self.skipped} of at most {limit}); its {len(starts)} rows of {length} tokens each start at "
             f"{', '.join(f'token {place.start} of {folders[place.source].folder}' for place in places[:3])}"
             f"{', ...' * (len(starts) > 3)}"
         )
         if self.skipped > limit:
             raise TrainingDivergedError(
-                f"{text}; that is more than train.max_skipped_steps: the run has diverged (a lower "
-                "train.learning_rate is the usual mend); its checkpoints are good"
+                f"{text}; this exceeds train.max_skipped_steps: the run has diverged (the usual fix is a lower "
+                "train.learning_rate); its checkpoints are usable"
             )
         warn(text)
 
     def log(self, values: dict[str, Any] | None, steps: int, seconds: float, waited: float) -> None:
-        """A line for the step just done; speeds are over the steps since the last line.
+        """Write the line of the last step; its speeds are averages over the steps since the last line.
 
         Args:
-            values: what `look` said; a step that was skipped has its own line already.
-            steps, seconds, waited: since the last line; the last is what of it was spent waiting for batches.
+            values: the result of `look`; for a skipped step, None, and no line is written.
+            steps: number of steps since the last line.
+            seconds: duration of these steps.
+            waited: seconds of this duration that were spent waiting for batches.
         """
         if values is None:
             return
@@ -215,26 +217,26 @@ class Recorder:
         if others:
             line["validation_sets"] = {name: _validation(other) for name, other in others.items()}
         if not math.isfinite(result.loss):
-            raise self.diverged("the validation loss is no number")
+            raise self.diverged("the validation loss is NaN or infinite")
         self.emit(line)
         return line
 
     def diverged(self, what: str) -> TrainingDivergedError:
         return TrainingDivergedError(
             f"{what} after step {self.done} of {self.folder.path}: the run has diverged "
-            "(a lower train.learning_rate is the usual mend); its earlier checkpoints are good"
+            "(the usual fix is a lower train.learning_rate); its earlier checkpoints are usable"
         )
 
     def checkpoint(self, span: Span) -> None:
-        """Everything that going on needs; the stream's state is a stage and a row number.
+        """Save a checkpoint with everything that a resumed run needs; the stream's state is a stage and a row number.
 
         Raises:
-            TrainingDivergedError: before weights that are no numbers take the place of good ones.
-            CheckpointError: where it cannot be written and that is to end the run, or the run ends here: what
-                was trained would be lost.
+            TrainingDivergedError: if a weight is NaN or infinite; no checkpoint is then written.
+            CheckpointError: if the checkpoint cannot be written, and either `logging.fail_on_checkpoint_error` is set
+                or this is the last step, whose weights would be lost.
         """
         if not self.trainer.weights_are_finite():
-            raise self.diverged("a weight is no finite number")
+            raise self.diverged("a weight is NaN or infinite")
         state = {
             "step": self.done,
             "phase": self.schedule.lookup(self.done - 1).phase,
@@ -253,12 +255,12 @@ class Recorder:
         except CheckpointError as error:
             if logging.fail_on_checkpoint_error or self.done == self.schedule.total_steps:
                 raise CheckpointError(
-                    f"step {self.done}: {error}; start the run again to go on from the checkpoint before it"
+                    f"step {self.done}: {error}; start the run again to continue from the previous checkpoint"
                 ) from error
-            warn(f"step {self.done}: {error}; training goes on, the checkpoints before it are good")
+            warn(f"step {self.done}: {error}; the training continues, and the earlier checkpoints are usable")
 
     def finish(self) -> dict[str, Any]:
-        """Validate once more, on more tokens, and write the summary, which says that the run is done."""
+        """Run the final validation, and write the summary, which marks the run as finished."""
         trainer = self.trainer
         validation = self.validate(self.logging.validation_tokens, final=True)
         summary = {
@@ -290,12 +292,12 @@ class Recorder:
                 tracker.write(line)
 
     def wall_seconds(self) -> float:
-        """Seconds trained, earlier starts included."""
+        """Seconds of training, including the time before the run was resumed."""
         return self.seconds_before + time.perf_counter() - self.started
 
 
 def _expert_load(loads: Tensor) -> dict[str, dict[str, float]]:
-    """By layer: the busiest and the idlest expert's share of the choices, over an equal share; 1 is balance."""
+    """Per layer, the largest and smallest share of an expert in the choices, relative to an equal share of 1."""
     shares = (loads * loads.shape[1] / loads.sum(dim=1, keepdim=True)).tolist()
     return {f"layer_{n}": {"most": max(layer), "least": min(layer)} for n, layer in enumerate(shares)}
 
@@ -305,5 +307,5 @@ def _validation(result: ValidationResult) -> dict[str, Any]:
         "validation_loss": result.loss,
         "bits_per_byte": result.bits_per_byte,
         "validation_tokens": result.num_tokens,
-        **({"text_lost": result.text_lost} if result.text_lost else {}),  # bits per byte are too low then
+        **({"text_lost": result.text_lost} if result.text_lost else {}),  # the bits per byte are then too low
     }

@@ -1,9 +1,9 @@
-"""The training loop, top to bottom.
+"""The training loop.
 
-`train` opens the run's folder, settles its configuration, takes up the newest whole checkpoint, then does
-one optimizer step for every batch of the stream, and now and then a line of metrics, a validation, a
-checkpoint. Lines of a step are written before its checkpoint, so that a run that goes on from there lacks
-none and repeats none.
+`train` opens the run folder, resolves the configuration and loads the newest intact checkpoint. It then does one
+optimizer step per batch of the stream. At the intervals of the configuration it writes a line of metrics, validates
+and saves a checkpoint. The metrics of a step are written before the step's checkpoint, so that a resumed run neither
+lacks nor repeats a line.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from token_superposition.training.resume import (
     check_unchanged,
     first_total_steps,
     rounding_changes,
+    run_warnings,
     settle_config,
     settle_schedule,
     stored_config,
-    what_is_odd,
 )
 from token_superposition.training.run_folder import RunFolder
 from token_superposition.training.threads import choose_threads
@@ -48,9 +48,9 @@ from token_superposition.training.trainer import Trainer
 
 _LOSS = {
     "plain": "from full logits",
-    "chunked": "in chunks, so that its logits are never all in memory",
-    "liger": "by Liger's kernel",
-    "torch": "by torch's kernel",
+    "chunked": "in chunks, so that memory never holds all logits",
+    "liger": "with the kernel of Liger",
+    "torch": "with the kernel of torch",
 }
 
 
@@ -65,24 +65,25 @@ def train(config: RunConfig, path: Path, *, quiet: bool = False, stop_after: int
 def train(
     config: RunConfig, path: Path, *, quiet: bool = False, stop_after: int | None = None
 ) -> dict[str, Any] | None:
-    """Train a run in its folder, from its start or from where it stopped; a run that is done stays as it is.
+    """Start a run in its folder, or continue it; a finished run does not change.
 
-    It is done with the steps that it has: given more of them it goes on, if its learning rate has not fallen yet.
+    A finished run continues if `train.total_steps` is now higher and the decay of its learning rate had not started.
 
     Args:
         config: the run's configuration.
         path: the run's folder.
-        quiet: no progress on standard error.
-        stop_after: stop once so many steps are done, with a checkpoint, as an interrupted run does.
+        quiet: print no progress on standard error.
+        stop_after: stop after this many completed steps, with a checkpoint, like an interrupted run.
 
     Returns:
-        The run's summary, as in `summary.json`; None where it stopped before its end, or had come so far already.
+        The run's summary, as in `summary.json`; None if `stop_after` ended the run, in this call or before it.
 
     Raises:
-        UserError: for what the user can mend.
-        TrainingDivergedError: where the run comes to no numbers any more; the folder says so from then on.
-        CheckpointError: where the last checkpoint cannot be written, or any and `logging.fail_on_checkpoint_error`.
-        KeyboardInterrupt: after a signal of `interrupts.STOP_SIGNALS`, once a checkpoint is written.
+        UserError: if the user can fix the problem.
+        TrainingDivergedError: if the run diverges; `diverged.json` in the folder then holds the reason.
+        CheckpointError: if the last checkpoint cannot be written, or any checkpoint with
+            `logging.fail_on_checkpoint_error`.
+        KeyboardInterrupt: after a signal of `interrupts.STOP_SIGNALS`, when a checkpoint has been written.
     """
     with losable_stderr(), RunFolder(path) as folder:
         check_unchanged(config, folder)
@@ -97,7 +98,7 @@ def train(
         if checkpoint is not None:
             check_trained_with(folder, checkpoint, config.model_dump(mode="json"))
             check_stages(checkpoint, schedule, folder)
-        # A run whose last checkpoint is damaged lacks its weights, so its last steps are trained again.
+        # If the last checkpoint is damaged, the final weights are lost, so the last steps are trained again.
         if summary is not None and summary["steps"] == schedule.total_steps and not damaged:
             return summary
         if stop_after is not None and steps_done >= stop_after:
@@ -127,9 +128,9 @@ def train(
         folder.write_config(config.model_dump(mode="json"), fixed_now)
         state = trainer.load(checkpoint) if checkpoint else trainer.start()
         if source is not None:
-            tell(f"continues from {source.words}")
+            tell(f"starting from {source.words}")
         _clear(folder, config, steps_done)
-        for text in (*what_is_odd(config, trainer.stream, source), *rounding_changes(config, stored)):
+        for text in (*run_warnings(config, trainer.stream, source), *rounding_changes(config, stored)):
             warn(text)
         record = Recorder(trainer, folder, state, run_id=run_id, quiet=quiet)
         record.progress.say(f"the loss is computed {_LOSS[trainer.loss_backend]} (train.loss_backend)")
@@ -137,17 +138,17 @@ def train(
 
 
 def _newest_checkpoint(folder: RunFolder) -> tuple[Path | None, bool]:
-    """The newest whole checkpoint, if there is one, and whether there is a newer one that is damaged."""
+    """The newest intact checkpoint, or None, and whether a newer checkpoint is damaged."""
     checkpoint, complaints = newest_checkpoint(folder.checkpoints)
     if checkpoint is None and complaints:
         raise no_whole_checkpoint(folder.checkpoints, complaints)
     for complaint in complaints:
-        warn(f"{complaint}; continuing from the checkpoint before it")
+        warn(f"{complaint}; continuing from the previous checkpoint")
     return checkpoint, bool(complaints)
 
 
 def _clear(folder: RunFolder, config: RunConfig, steps_done: int) -> None:
-    """Take back what was said of the run's end, and remove what a kill left behind and what is not kept any more."""
+    """Remove the record of an earlier end of the run, temporary files of a kill, and checkpoints that are not kept."""
     folder.clear_end()
     folder.clear_leftovers()
     discard_newer(folder.checkpoints, steps_done)
@@ -155,7 +156,7 @@ def _clear(folder: RunFolder, config: RunConfig, steps_done: int) -> None:
 
 
 def _run(trainer: Trainer, record: Recorder, stop_after: int | None) -> dict[str, Any] | None:
-    """Every step that is left, and the summary; or those up to `stop_after`."""
+    """Do the remaining steps and return the summary; or stop after `stop_after` steps and return None."""
     schedule, logging, total = trainer.schedule, trainer.config.logging, trainer.schedule.total_steps
     first_step = record.done
     batches = prefetch(trainer.batches(first_step))
@@ -171,7 +172,7 @@ def _run(trainer: Trainer, record: Recorder, stop_after: int | None) -> dict[str
                 record.add(batch, trainer.step(batch))
                 step = record.done
                 last_of_stage = step == total or schedule.index_at(step) != batch.span.stage
-                stopping = stop_wanted()  # asked once: a request from here on waits for the next step
+                stopping = stop_wanted()  # read once: a later request takes effect after the next step
                 log = step % logging.log_interval == 0 or last_of_stage
                 kept = step in logging.keep_checkpoint_steps
                 far_enough = step == stop_after
@@ -187,7 +188,7 @@ def _run(trainer: Trainer, record: Recorder, stop_after: int | None) -> dict[str
                     record.validate(logging.interim_validation_tokens)
                 if save:
                     record.checkpoint(batch.span)
-                mark += time.perf_counter() - pause  # speeds are of training
+                mark += time.perf_counter() - pause  # the speed excludes validation and checkpoints
                 if stopping:
                     raise KeyboardInterrupt
                 if far_enough:
@@ -202,20 +203,20 @@ def _run(trainer: Trainer, record: Recorder, stop_after: int | None) -> dict[str
         raise
     except Exception as error:
         if is_out_of_memory(error):
-            raise UserError(_less_memory(trainer.config, record, error)) from error
+            raise UserError(_out_of_memory(trainer.config, record, error)) from error
         raise
     finally:
         batches.close()  # type: ignore[attr-defined]
         record.close()
 
 
-def _less_memory(config: RunConfig, record: Recorder, error: Exception) -> str:
-    """What to do after an out-of-memory error: the run may continue with fewer rows at once."""
+def _out_of_memory(config: RunConfig, record: Recorder, error: Exception) -> str:
+    """The message for an out-of-memory error; the run may continue with a smaller micro-batch."""
     rows = config.train.micro_batch_size or config.train.batch_size
     fewer = max((n for n in range(1, rows) if config.train.batch_size % n == 0), default=None)
     advice = f"continue with: tst train {record.folder.path} --train.micro_batch_size {fewer}"
-    if record.done == 0:  # the folder of a run that has not begun is removed
+    if record.done == 0:  # the folder of a run that has not started is removed
         advice = f"start it again with --train.micro_batch_size {fewer}"
     if fewer is None:
-        advice = "one row at a time is too much: a smaller train.sequence_length or model needs less, in a new run"
+        advice = "one row per micro-batch is too large: start a new run with a smaller train.sequence_length or model"
     return f"out of memory ({first_line(error)}); {advice}"

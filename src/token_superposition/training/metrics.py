@@ -1,8 +1,9 @@
-"""`metrics.jsonl`: a line for whatever a run has to say, there for a reader at once.
+"""Reading and writing `metrics.jsonl`.
 
-A full disk must not end a run that only wanted to log. What cannot be written stays in memory and goes out
-before the next line, so that nothing is lost and nothing stands twice: a line cut in the middle is completed
-when there is room again. Only at the run's end is a line that cannot be written an error.
+Each line is written at once, so that other programs can follow a run. A full disk must not end the training because of
+a log line. Text that cannot be written stays in memory and is written before the next line. A line that was written in
+part is completed when the disk has space again, so no line is lost or repeated. A line that cannot be written is an
+error only in `sync`, before a checkpoint and at the end of the run.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ class MetricsFile:
 
     Args:
         path: the file.
-        step: lines after this completed step are cut off first, and so is the final validation's: a run that
-            goes on from a checkpoint writes them again.
-        mend: what to make of each line that is kept; nothing if not given.
+        step: lines after this completed step are removed first, and so is the line of the final validation, because a
+            resumed run writes these lines again.
+        recompute: function that maps each kept line to the line to write.
     """
 
     def __init__(
-        self, path: Path, step: int, mend: Callable[[dict[str, Any]], dict[str, Any]] = lambda line: line
+        self, path: Path, step: int, recompute: Callable[[dict[str, Any]], dict[str, Any]] = lambda line: line
     ) -> None:
         kept = [
-            json.dumps(mend(line)) + "\n"
+            json.dumps(recompute(line)) + "\n"
             for line in read_metrics(path)
             if line["step"] <= step and not line.get("final")
         ]
@@ -41,7 +42,7 @@ class MetricsFile:
         self._pending = b""
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append a line; where the disk refuses it, keep it for later."""
+        """Append a line; if the disk refuses, keep the line in memory for the next write."""
         self._pending += json.dumps(line).encode() + b"\n"
         try:
             self._drain()
@@ -49,10 +50,10 @@ class MetricsFile:
             return
 
     def sync(self) -> None:
-        """Put every line on the disk.
+        """Flush all lines to the disk.
 
         Raises:
-            CheckpointError: where a line cannot be written; lines stand before their step's checkpoint.
+            CheckpointError: if a line cannot be written; a step's lines must be on the disk before its checkpoint.
         """
         try:
             self._drain()
@@ -70,12 +71,12 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a metrics file.
+    """Read the lines of a metrics file.
 
-    What cannot be read at its end was being written when the process or the machine died, and is left out.
+    Unreadable lines at the end of the file are ignored: the process or the machine died during the write.
 
     Raises:
-        UserError: at a line that cannot be read and has one after it that can.
+        UserError: if a line is unreadable and a later line is readable.
     """
     if not path.exists():
         return
@@ -85,18 +86,18 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
         if line is None:
             damaged = damaged or number
         elif damaged is not None:
-            raise UserError(f"{path}, line {damaged}: is damaged; delete this line to go on without it")
+            raise UserError(f"{path}, line {damaged}: is damaged; delete this line to continue without it")
         else:
             yield line
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a number, as figures are; true and false are none."""
+    """Whether a value is a number; true and false are not numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _metrics_line(text: bytes) -> dict[str, Any] | None:
-    """A line's values; None where it is not a line that a run writes."""
+    """The values of a line; None if no run writes such a line."""
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,14 +1,15 @@
-"""The optimizer and its learning rate, which run straight through the switch.
+"""The optimizers and the learning rate schedule, which do not change at the switch between the phases.
 
-Nothing here knows of phases: in a test at 100M parameters a reset at the switch lost superposition's whole gain.
+The code has no phases on purpose: in a test at 100M parameters, a reset at the switch lost the whole gain of
+superposition.
 
-With `muon`, torch's Muon takes the matrices between embedding and head, and AdamW the rest: embeddings, the
-head, norms, biases, and experts that are stored as one tensor of three dimensions. Muon's update is scaled to the
-size of AdamW's ("Muon is scalable for LLM training", arXiv 2502.16982), so both share one learning rate and
-weight decay.
+With `muon`, torch's Muon trains the matrices between embedding and head. AdamW trains all other parameters: embeddings,
+the head, norms, biases, and experts that are stored as one tensor of three dimensions. The update of Muon is scaled to
+the size of AdamW's update ("Muon is scalable for LLM training", arXiv 2502.16982), so both use the same learning rate
+and weight decay.
 
-A step whose loss or gradient is no number is skipped whole. Fused AdamW does that on the device, so that
-nothing has to wait for the answer; where an optimizer cannot, the host asks.
+A step with a NaN or infinite loss or gradient is skipped completely. Fused AdamW skips the step on the device, so the
+host does not wait. For optimizers without this feature, the host reads the flag.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from token_superposition.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class WarmupStableDecay:
-    """A learning rate that rises linearly, stays, and falls linearly over the last steps.
+    """A learning rate that rises linearly, stays constant, and falls linearly over the last steps.
 
     Attributes:
         peak: the learning rate between warm-up and decay.
         total_steps, warmup_steps, decay_steps: optimizer steps.
-        final_ratio: where the decay is heading, over the peak.
+        final_ratio: the learning rate at the end of the decay, divided by the peak.
     """
 
     peak: float
@@ -40,7 +41,7 @@ class WarmupStableDecay:
     final_ratio: float = 0.0
 
     def at(self, step: int) -> float:
-        """The learning rate of a step (they count from 0)."""
+        """The learning rate of a step; steps count from 0."""
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
         left = self.total_steps - step
@@ -50,38 +51,38 @@ class WarmupStableDecay:
 
     @property
     def steps_before_decay(self) -> int:
-        """Steps from the start whose learning rate would be the same without a decay, however long the run."""
+        """Number of first steps whose learning rate does not depend on the decay or on the length of the run."""
         if self.decay_steps <= 1 or self.final_ratio == 1:
             return self.total_steps
         return max(self.warmup_steps, self.total_steps - self.decay_steps + 1)
 
     def shared_steps(self, other: WarmupStableDecay) -> int:
-        """Steps from the start that have the same learning rate in both."""
+        """Number of first steps that have the same learning rate in both schedules."""
         if (self.peak, self.warmup_steps) != (other.peak, other.warmup_steps):
             return 0
         return self.total_steps if self == other else min(self.steps_before_decay, other.steps_before_decay)
 
 
 class Optimizers:
-    """Torch optimizers that step as one, or not at all.
+    """One or two torch optimizers that step together, or skip a step together.
 
     Attributes:
-        parts: one or two of them, for DCP.
-        parameters: all that they train.
+        parts: the optimizers, for DCP.
+        parameters: all parameters that they train.
     """
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
         self.parts = list(parts)
         self.parameters: list[nn.Parameter] = [p for part in parts for g in part.param_groups for p in g["params"]]
-        # What torch's GradScaler asks too: whether `found_inf` makes a step a skipped one.
+        # GradScaler of torch checks the same attribute: whether the optimizer skips a step if `found_inf` is set.
         self._skips_on_device = all(getattr(part, "_step_supports_amp_scaling", False) for part in parts)
 
     def step(self, learning_rate: float, skip: Tensor) -> None:
-        """One step with the gradients that are there, which are dropped afterwards.
+        """Do one step with the present gradients, and then delete the gradients.
 
         Args:
-            learning_rate: of every group.
-            skip: scalar bool on the device; where it is true, weights and state stay as they are.
+            learning_rate: learning rate of every parameter group.
+            skip: scalar bool on the device; if it is true, weights and optimizer state do not change.
         """
         if self._skips_on_device or not skip.item():
             for part in self.parts:
@@ -95,7 +96,7 @@ class Optimizers:
 
 
 def build_optimizers(model: nn.Module, config: TrainConfig, device: torch.device) -> Optimizers:
-    """The optimizers that a run's configuration asks for, over a Hugging Face model's parameters."""
+    """Build the optimizers of a configuration for the parameters of a Hugging Face model."""
     hidden = _hidden_matrices(model) if config.optimizer == "muon" else []
     others = list(model.parameters())
     parts: list[torch.optim.Optimizer] = []
@@ -124,14 +125,14 @@ def build_optimizers(model: nn.Module, config: TrainConfig, device: torch.device
 
 
 def states_kept(model: nn.Module, config: TrainConfig) -> int:
-    """Numbers that the optimizers keep besides the weights: two for each that AdamW trains, one for each of Muon's."""
+    """Size of the optimizer state in numbers: two per parameter of AdamW, and one per parameter of Muon."""
     hidden = _hidden_matrices(model) if config.optimizer == "muon" else []
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     return 2 * trained - sum(parameter.numel() for parameter in hidden)
 
 
 def build_learning_rate(config: TrainConfig) -> WarmupStableDecay:
-    """The learning rate that a run's configuration asks for."""
+    """Build the learning rate schedule of a configuration."""
     return WarmupStableDecay(
         peak=config.learning_rate,
         total_steps=config.total_steps,
@@ -142,7 +143,7 @@ def build_learning_rate(config: TrainConfig) -> WarmupStableDecay:
 
 
 def _decay_groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices with weight decay, norms and biases (fewer than two dimensions) without."""
+    """Parameter groups: matrices with weight decay; norms and biases (fewer than two dimensions) without."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
@@ -152,7 +153,7 @@ def _decay_groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> li
 
 
 def _hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The matrices that are neither an embedding nor the head: what Muon is for."""
+    """The matrices that Muon trains: all except embeddings and the head."""
     outside = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     outside.add(id(model.get_output_embeddings().weight))  # type: ignore[operator]
     return [p for p in model.parameters() if p.requires_grad and p.dim() == 2 and id(p) not in outside]

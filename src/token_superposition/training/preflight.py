@@ -1,6 +1,6 @@
-"""What can be found wrong with a run before it starts: before its folder is filled or its model is built.
+"""Checks of a run before it starts, that is before its folder is written and its model is built.
 
-`tst train` asks about its own run, a study about every arm before it starts the first.
+`tst train` checks its own run. A study checks every arm before it starts the first run.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from token_superposition.training.datasets import Corpora, Validators, measure_s
 from token_superposition.training.init_from import InitialModel, open_source, settle_model
 
 _ID_BYTES = 8
-_AHEAD = 3  # batches in memory: one is trained on, two are made ready
+_AHEAD = 3  # batches in memory: one in training, two prefetched
 
 
 def check_data(config: RunConfig, say: Callable[[str], None] | None = None) -> None:
-    """Verify the data, unless the configuration says not to, and that a step's batch fits into memory.
+    """Verify the data if `data.verify` is set, and check that the batch of a step fits into memory.
 
     Args:
         config: the run's configuration.
-        say: takes a line now and then, where it takes long.
+        say: function that prints progress lines of a long verification.
 
     Raises:
-        UserError: for data that is damaged, or a batch larger than this machine.
+        UserError: if the data is damaged, or if a batch exceeds the memory of this machine.
     """
     check_batch(config)
     if config.data.verify:
@@ -41,7 +41,7 @@ def check_data(config: RunConfig, say: Callable[[str], None] | None = None) -> N
 
 
 def check_batch(config: RunConfig) -> None:
-    """Compare a step's token ids with the memory there is; UserError says both."""
+    """Raise UserError if the token ids of a step exceed the available memory."""
     train = config.train
     row, bag_size = max(
         (stage.input_bag_size * train.sequence_length + stage.bag_size, stage.bag_size)
@@ -51,16 +51,16 @@ def check_batch(config: RunConfig) -> None:
     memory = available_memory()
     if num_bytes > memory:
         raise UserError(
-            f"train.batch_size: {train.batch_size} rows of {train.sequence_length} positions of {bag_size} tokens take "
-            f"{gigabytes(num_bytes)} for their token ids alone, and this machine has {gigabytes(memory)} free; "
+            f"train.batch_size: {train.batch_size} rows of {train.sequence_length} positions of {bag_size} tokens need "
+            f"{gigabytes(num_bytes)} for their token ids alone, but this machine has only {gigabytes(memory)} free; "
             "lower train.batch_size, train.sequence_length or the bag size"
         )
 
 
 def check_attention(config: RunConfig, architecture: str, keys: Mapping[str, Any]) -> None:
-    """Refuse a model whose attention cannot be kept within documents where it is to be, before it is built.
+    """Refuse `attention_boundary: document` for a model that does not support it, before the model is built.
 
-    A family of which that cannot be told in small is asked once more when its own model is there.
+    If a small model of the family cannot answer this, the trainer repeats the check with the full model.
     """
     if config.data.attention_boundary == "document":
         reason = refuses_documents_apart(architecture, keys)
@@ -69,31 +69,31 @@ def check_attention(config: RunConfig, architecture: str, keys: Mapping[str, Any
 
 
 def attention_refusal(reason: object) -> UserError:
-    """What is said of such a model."""
+    """The error for such a model."""
     return UserError(
-        f"data.attention_boundary: document: {reason}; leave it out (data.bag_boundary: document keeps bags "
-        "and targets within documents all the same), or take another model.architecture"
+        f"data.attention_boundary: document: {reason}; remove the key (data.bag_boundary: document still keeps bags "
+        "and targets within documents), or use another model.architecture"
     )
 
 
 def check_run(
     config: RunConfig, say: Callable[[str], None] | None = None
 ) -> tuple[RunConfig, InitialModel | None, MutualInformation | None]:
-    """All of it: device, data, lengths, model.
+    """Check device, data, lengths and model of a run.
 
     Returns:
-        The configuration with its slot weights measured, where they are to be; what it goes on from, if anything; and
-        what was measured, if anything.
+        The configuration, with measured slot weights if it needs them; the model that the run starts from, or None;
+        and the measurement of the slot weights, or None.
 
     Raises:
-        UserError: where the data, the model and the configuration do not fit each other or this machine.
+        UserError: if data, model and configuration do not match each other or this machine.
     """
     train = config.train
     device = resolve_device(train.device)
     corpora = Corpora.open(config.data)
     check_data(config, say)
     config, found = measure_slot_weights(config)
-    corpora.stream(config, config.schedule())  # refuses what is too short
+    corpora.stream(config, config.schedule())  # raises UserError for data that is too short
     Validators(config, corpora)
     source, part = open_source(config), config.model
     if source is not None:

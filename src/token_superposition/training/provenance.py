@@ -1,9 +1,9 @@
-"""What is known of how a model was trained; an export carries it as `token_superposition.json`.
+"""The record of how a model was trained, which an export contains as `token_superposition.json`.
 
     {"format": "token_superposition.export", "version": 1, "origin": {...}, "figures": {...}}
 
-A model from the superposition phase predicts bags. Scored or sampled as if it predicted next tokens it looks
-merely bad, so it is refused wherever it is used, until the user insists.
+A model from the superposition phase predicts bags of tokens. If it is evaluated or sampled as a next-token model, its
+results are bad without an error. The package therefore refuses such a model unless the user allows it.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ EXPORT_VERSION = 1
 
 @dataclass(frozen=True)
 class Origin:
-    """A trained model's past.
+    """How a model was trained.
 
     Attributes:
-        step, total_steps: optimizer steps completed, of the whole run.
-        phase: of the last step trained, "superposition" or "recovery".
-        stages: of the run, as `Schedule.as_dicts` gives them.
-        sequence_length: latent positions of a training row.
-        tokenizer, fingerprint: of the data it was trained on.
-        init_from: the model that its run went on from: `path` as it was given, and its own `origin` where that is
-            known; None for a run that began with fresh weights.
+        step, total_steps: completed optimizer steps, and steps of the whole run.
+        phase: phase of the last completed step, "superposition" or "recovery".
+        stages: stages of the run, in the form of `Schedule.as_dicts`.
+        sequence_length: latent positions per training row.
+        tokenizer, fingerprint: name and fingerprint of the tokenizer of the training data.
+        init_from: the model that the run started from: the given `path`, and the `origin` of that model if it is known;
+            None for a run that started with new weights.
     """
 
     step: int
@@ -47,7 +47,7 @@ class Origin:
 
     @property
     def words(self) -> str:
-        """For people, such as `step 300 of 2,000`."""
+        """The training progress as text, such as `step 300 of 2,000`."""
         return f"step {self.step:,} of {self.total_steps:,}"
 
 
@@ -56,42 +56,42 @@ def check_usable(
     origin: Origin,
     *,
     allow_superposed: bool = False,
-    mend: str = "train it into recovery, or insist with --allow-superposed",
+    advice: str = "train it into the recovery phase, or use --allow-superposed",
 ) -> list[str]:
-    """What a user of this model should know.
+    """Check that a model is ready for use; returns warnings.
 
     Args:
-        path: where the model is from.
-        origin: its past.
-        allow_superposed: a model of the superposition phase is what the user wants.
-        mend: what to do about one.
+        path: folder of the model.
+        origin: how the model was trained.
+        allow_superposed: accept a model from the superposition phase.
+        advice: end of the error message for such a model.
 
     Raises:
-        UserError: for a model of the superposition phase, unless it is allowed.
+        UserError: for a model from the superposition phase, unless it is allowed.
     """
     if origin.phase == "superposition":
         if not allow_superposed:
             raise UserError(
                 f"{path}: this model ({origin.words}) is still in the superposition phase: it predicts bags of tokens, "
-                f"not the next one; {mend}"
+                f"not the next token; {advice}"
             )
-        return [f"{path}: {origin.words} is in the superposition phase; what it says of the next token means little"]
+        return [f"{path}: {origin.words} is in the superposition phase; its next-token predictions are not meaningful"]
     if origin.step < origin.total_steps:
-        return [f"{path}: this model is not trained to its end ({origin.words})"]
+        return [f"{path}: the training of this model is not finished ({origin.words})"]
     return []
 
 
 def write_origin(folder: Path, origin: Origin, figures: dict[str, Any]) -> None:
-    """Put `token_superposition.json` into an export that is being written."""
+    """Write `token_superposition.json` into the folder of an export."""
     content = {"format": EXPORT_FORMAT, "version": EXPORT_VERSION, "origin": asdict(origin), "figures": figures}
     (folder / ORIGIN_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_origin(folder: Path) -> Origin | None:
-    """The past of an exported model; None for a folder that is not an export of ours.
+    """Read how an exported model was trained; None for a folder that is not an export of this package.
 
     Raises:
-        UserError: where the file is there but cannot be read: it may say that the model is superposed.
+        UserError: if the file exists but is unreadable, because the model might be from the superposition phase.
     """
     file = folder / ORIGIN_FILE
     if not file.exists():
@@ -108,7 +108,7 @@ def read_origin(folder: Path) -> Origin | None:
 
 
 def _checked(values: dict[str, Any]) -> Origin:
-    """The past that a file tells, and those that it tells of in turn; ValueError and others where it is none."""
+    """Convert and check the content of a file, including nested origins; raises ValueError and others."""
     origin = Origin(**values)
     Schedule.from_dicts(origin.stages)
     numbers, texts = (origin.step, origin.total_steps, origin.sequence_length), (origin.tokenizer, origin.fingerprint)

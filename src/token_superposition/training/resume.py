@@ -1,13 +1,21 @@
-"""Starting a run in its folder, or going on with it there.
+"""Resolving the configuration of a run that starts, and checking the configuration of a run that resumes.
 
-A run is fixed when it starts: `config.yaml` keeps the configuration with every `auto` decided, `run.json`
-keeps the stages and the fingerprint of the data. Going on with another configuration would give a result
-that neither configuration stands for, so a changed key is refused by name. These may change: how a
-run is logged and validated besides, how many skipped steps it bears, where its data lies (the fingerprint
-says that it is the same), how it uses the machine (threads, rows at once, which device of a kind; a warning says that
-the last bits may differ), and `train.total_steps` before the decay, and after a warm-up that is a share of it: the
-recovery gets longer or shorter, and switch and warm-up stay what they were. `run.json` keeps the steps that the run was
-started with, or nobody could tell its warm-up later.
+The settings of a run are fixed when it starts: `config.yaml` holds the configuration with every `auto` resolved.
+`run.json` holds the stages and the fingerprint of the data. To resume with another configuration would give a result
+that belongs to neither configuration, so a changed key is refused by name. These keys may change:
+
+    logging                     except the numbers of validation tokens
+    data.validation_sets
+    data.verify
+    train.max_skipped_steps
+    paths of the data           the fingerprint shows that the data is the same
+    threads, micro-batch size   a warning says that the last bits may differ
+    train.device                only to a device of the same kind; with the same warning
+    train.total_steps           only before the decay of the learning rate, and only after a warm-up that is a share of
+                                the steps; the recovery gets longer or shorter, the switch and the warm-up do not change
+
+`run.json` also holds the number of steps at the start of the run, because a warm-up that is a share of the steps is
+computed from this number.
 """
 
 from __future__ import annotations
@@ -32,26 +40,26 @@ from token_superposition.training.optim import WarmupStableDecay, build_learning
 from token_superposition.training.run_folder import RunFolder
 from token_superposition.training.threads import choose_threads
 
-# What changes the order of additions, and what to say besides.
+# Keys that change the order of additions, and an addition to the warning.
 _ROUNDING = {
     "train.micro_batch_size": "; router losses of experts are averages over a micro-batch, so they differ more",
     "train.num_threads": "",
     "train.device": "",
 }
-_RESULT = ("logging.validation_tokens", "logging.interim_validation_tokens")  # what figures are taken on
+_RESULT = ("logging.validation_tokens", "logging.interim_validation_tokens")  # the tokens on which results are measured
 
 
 def settle_config(config: RunConfig, folder: RunFolder, source: InitialModel | None = None) -> RunConfig:
-    """The configuration with every `auto` decided: as the folder's run has it, else for this machine.
+    """The configuration with every `auto` resolved: to the value of the run in the folder, or for this machine.
 
     Args:
-        config: what the user gave.
-        folder: the run's.
-        source: what a run without a checkpoint goes on from; its architecture and configuration become the run's.
+        config: the user's configuration.
+        folder: the run folder.
+        source: model from which a run without a checkpoint starts; the run gets its architecture and configuration.
 
     Raises:
-        UserError: where the folder's run was started with another configuration, or keys contradict the source; names
-            the key.
+        UserError: if the run in the folder was started with another configuration, or if keys contradict the source;
+            names the key.
     """
     run = stored_config(folder)
     stored = None if run is None else run.model_dump(mode="json")
@@ -75,18 +83,18 @@ def settle_config(config: RunConfig, folder: RunFolder, source: InitialModel | N
             old, new = (value_at(values, key) for values in (stored, settled))
             if not may_change(key, old, new):
                 raise UserError(
-                    f"{folder.path}: this run was started with {key} {old!r}, and is now given {new!r}; "
-                    "give the old value to go on, or name another folder for a new run"
+                    f"{folder.path}: this run was started with {key} {old!r}, but the value is now {new!r}; "
+                    "use the old value to continue, or use another folder for a new run"
                 )
     return parse_config(settled)
 
 
 def settle_device(config: RunConfig, stored: RunConfig | None) -> dict[str, Any]:
-    """The keys of `train` that say where and in what precision a run computes, decided.
+    """The resolved values of `train.device` and `train.dtype`.
 
     Args:
-        config: what the user gave.
-        stored: what a run that has begun was started with; what it has is not decided again.
+        config: the user's configuration.
+        stored: configuration of a run that has started; its values are not resolved again.
     """
     settled = {key: _given(config, stored, key) for key in ("device", "dtype")}
     if settled["device"] == "auto":
@@ -97,7 +105,7 @@ def settle_device(config: RunConfig, stored: RunConfig | None) -> dict[str, Any]
 
 
 def settle_machine(config: RunConfig, stored: RunConfig | None) -> dict[str, Any]:
-    """The same, and the number of CPU threads, for which the machine may be tried out for a moment."""
+    """The same as `settle_device`, and the number of CPU threads, which may need a short measurement."""
     settled = settle_device(config, stored)
     threads = _given(config, stored, "num_threads")
     if threads == "auto":
@@ -111,18 +119,18 @@ def _given(config: RunConfig, stored: RunConfig | None, key: str) -> Any:
 
 
 def rounding_changes(config: RunConfig, stored: RunConfig | None) -> list[str]:
-    """What to say where a run that has begun continues with keys that change the order of additions.
+    """Warnings for a resumed run with changed keys that change the order of additions.
 
     Args:
-        config: the settled configuration.
-        stored: what the run had until here; None for a new run.
+        config: the resolved configuration.
+        stored: the configuration of the run until now; None for a new run.
     """
     if stored is None:
         return []
     old, new = stored.model_dump(mode="json"), config.model_dump(mode="json")
     return [
-        f"{key} is {_word(value_at(new, key))} from here on and was {_word(value_at(old, key))}: results differ in "
-        f"rounding from those of a run that was not changed{_ROUNDING[key]}"
+        f"{key} changes from {_word(value_at(old, key))} to {_word(value_at(new, key))}: results differ in rounding "
+        f"from those of an unchanged run{_ROUNDING[key]}"
         for key in changed_keys(old, new)
         if key in _ROUNDING
     ]
@@ -133,19 +141,18 @@ def _word(value: Any) -> Any:
 
 
 def check_stages(checkpoint: Path, schedule: Schedule, folder: RunFolder) -> None:
-    """Refuse a `run.json` with other superposition stages than a checkpoint was trained with; UserError says so."""
+    """Raise UserError if the superposition stages in `run.json` differ from those of a checkpoint."""
     if Schedule.from_dicts(read_state(checkpoint)["stages"]).stages[:-1] != schedule.stages[:-1]:
         raise UserError(
-            f"{folder.run_file}: its stages are not those that {checkpoint.name} was trained with; put the file back "
-            "as it was"
+            f"{folder.run_file}: the stages differ from those that {checkpoint.name} was trained with; restore the file"
         )
 
 
 def branch_config(config: RunConfig, parent: RunFolder) -> RunConfig:
-    """The configuration of a run that begins as another one did: what is decided for that holds for this one.
+    """The configuration of a run whose first steps equal those of another run, with that run's resolved values.
 
     Args:
-        config: what was asked for; it differs from the other run's in what it will do later, and in nothing else.
+        config: the given configuration; it differs from the other run's only in settings of later steps.
         parent: the other run.
     """
     settled, run = config.model_dump(mode="json"), stored_config(parent)
@@ -157,15 +164,15 @@ def branch_config(config: RunConfig, parent: RunFolder) -> RunConfig:
 
 
 def settle_schedule(config: RunConfig, fixed: dict[str, Any] | None, steps_done: int) -> Schedule:
-    """The run's stages: as they were fixed at its start, but for a new `train.total_steps`.
+    """The run's stages: those fixed at its start, adjusted to a new `train.total_steps`.
 
     Args:
-        config: the settled configuration.
-        fixed: what `run.json` holds; None for a new run.
+        config: the resolved configuration.
+        fixed: the content of `run.json`; None for a new run.
         steps_done: completed steps.
 
     Raises:
-        UserError: where the total may no longer change.
+        UserError: if the total can no longer change, or `run.json` is damaged.
     """
     if fixed is None:
         return config.schedule()
@@ -182,15 +189,19 @@ def settle_schedule(config: RunConfig, fixed: dict[str, Any] | None, steps_done:
     if old == new:
         return schedule
     before, after = (build_learning_rate(config.train.model_copy(update={"total_steps": it})) for it in (old, new))
-    # A warm-up that is a share of the steps has another length now; what it has done is let be.
+    # The length of a warm-up that is a share of the steps changes, so the total may change only after the warm-up.
     earliest = 0 if before.warmup_steps == after.warmup_steps else max(before.warmup_steps, after.warmup_steps)
     latest = min(before.steps_before_decay, after.steps_before_decay)
     if not earliest <= steps_done <= latest:
-        when = f"they agree from step {earliest} to step {latest} only" if earliest <= latest else "they agree nowhere"
+        when = (
+            f"the two schedules agree only from step {earliest} to step {latest}"
+            if earliest <= latest
+            else "the two schedules agree at no step"
+        )
         raise UserError(
-            f"train.total_steps: this run was started with {old}, and {steps_done} of them are done: with {new} the "
-            f"learning rate would have been another until here ({when}); give {old}, or name another folder (--out) "
-            "for a new run"
+            f"train.total_steps: this run was started with {old} steps, and {steps_done} are done; with {new} steps, "
+            f"the learning rate of the completed steps would have differed ({when}); use {old}, or use another "
+            "folder (--out) for a new run"
         )
     try:
         return schedule.with_total_steps(new)
@@ -199,26 +210,26 @@ def settle_schedule(config: RunConfig, fixed: dict[str, Any] | None, steps_done:
 
 
 def first_total_steps(fixed: dict[str, Any]) -> int:
-    """The steps that a run was started with, by its `run.json`, whatever it was given since."""
+    """The `train.total_steps` at the start of a run, from its `run.json`, even if the total has changed since."""
     return int(fixed.get("first_total_steps", Schedule.from_dicts(fixed["stages"]).total_steps))
 
 
 def trained_learning_rate(stored: RunConfig, fixed: dict[str, Any]) -> WarmupStableDecay:
-    """The learning rate of a run that has begun: a warm-up that is a share of the steps is one of its first total.
+    """The learning rate schedule of a run that has started; its warm-up depends on the total at its start.
 
     Args:
-        stored: the configuration in the run's folder.
-        fixed: what its `run.json` holds.
+        stored: the configuration in the run folder.
+        fixed: the content of its `run.json`.
     """
     first = stored.train.model_copy(update={"total_steps": first_total_steps(fixed)})
     return replace(build_learning_rate(stored.train), warmup_steps=first.num_warmup_steps)
 
 
 def check_unchanged(config: RunConfig, folder: RunFolder) -> None:
-    """Refuse a configuration under which a folder's run, if there is one, would have another result.
+    """Refuse a configuration that would change the result of the run in the folder, if there is a run.
 
     Raises:
-        UserError: where a key, a total that can no longer change, or the data is not what it was.
+        UserError: if a key, the data, or a total that can no longer change, differs.
     """
     fixed, summary = folder.read_fixed(), folder.read_summary()
     if folder.read_config() is None or fixed is None:
@@ -230,16 +241,18 @@ def check_unchanged(config: RunConfig, folder: RunFolder) -> None:
     if summary is not None and steps_done != asked and steps_done not in there:
         raise UserError(
             f"train.total_steps: the run in {folder.path} ended after {steps_done} steps, and the checkpoint that it "
-            f"would go on from to {asked} is gone; give {steps_done}, or name another folder (--out) for a new run"
+            f"would continue from to {asked} is missing; use {steps_done}, or use another folder (--out) for a new run"
         )
     corpora = Corpora.open(settled.data)
     if corpora.fingerprint != fixed["data_fingerprint"]:
         key = "data.path" if settled.data.path is not None else "data.sources"
-        raise UserError(f"{key}: {corpora.place} is not the data that the run in {folder.path} started with")
+        raise UserError(
+            f"{key}: {corpora.place} is not the data that the run in {folder.path} started with; use that data"
+        )
 
 
-def what_is_odd(config: RunConfig, stream: TokenStream, source: InitialModel | None = None) -> list[str]:
-    """What to say before a run starts: of what it goes on from, of data that repeats, of superposition at odd times."""
+def run_warnings(config: RunConfig, stream: TokenStream, source: InitialModel | None = None) -> list[str]:
+    """Warnings before a run starts: about the initial model, repeated data and the superposition phase."""
     schedule = stream.schedule
     said = [] if source is None else list(source.warnings)
     if config.model.init_from is not None and schedule.switch_step > 0:
@@ -252,30 +265,32 @@ def what_is_odd(config: RunConfig, stream: TokenStream, source: InitialModel | N
     for name, coverage in stream.coverages().items():
         if coverage.epochs <= 1:
             continue
-        advice = "more text or fewer steps would avoid that"
+        advice = "use more text or fewer steps to avoid this"
         if plain < 1:
             advice = (
-                f"superposition reads more: mode output_only would come to {plain * coverage.epochs:.2f} epochs, "
-                "and a smaller bag_size or ratio to fewer than now; or take more text"
+                f"superposition reads more tokens per step: mode output_only would need {plain * coverage.epochs:.2f} "
+                "epochs, and a smaller bag_size or ratio also needs fewer epochs; or use more text"
             )
         said.append(
             f"the run reads {coverage.raw_tokens:,} raw tokens{f' of source {name}' if name else ''}, "
             f"{coverage.epochs:.2f} epochs of the {coverage.corpus_tokens:,} in {config.data.mixture[name].path}: "
-            f"text repeats; {advice}"
+            f"the text repeats; {advice}"
         )
     if schedule.switch_step == 0 and (config.superposition.bag_size > 1 or config.superposition.stages):
-        said.append("superposition lasts no step: its ratio is under half a step; raise it, or take bag_size 1")
+        said.append(
+            "superposition has no step, because its ratio is under half a step; use a higher ratio, or bag_size 1"
+        )
     decay = schedule.total_steps - config.train.decay_steps
     if schedule.switch_step > decay:
         said.append(
-            f"superposition lasts until step {schedule.switch_step}, into the learning rate's decay from step "
-            f"{decay}: recovery will be short of learning rate; lower the ratio"
+            f"superposition lasts until step {schedule.switch_step}, but the learning rate decays from step {decay}: "
+            "the learning rate will be low during recovery; use a lower ratio"
         )
     return said
 
 
 def _keep_spelling(settled: dict[str, Any], config: RunConfig, stored: dict[str, Any], run: RunConfig) -> None:
-    """Leave as the run has it what is given in other words now and means the same: stages, cuts or not; warm-up."""
+    """Keep the run's own notation for stages and warm-up if the given notation differs but means the same."""
     if config.schedule().merged() == run.schedule().merged():
         settled["superposition"] = stored["superposition"]
     totals = (config.train.total_steps, run.train.total_steps)
@@ -288,11 +303,11 @@ def _keep_spelling(settled: dict[str, Any], config: RunConfig, stored: dict[str,
 
 
 def stored_config(folder: RunFolder) -> RunConfig | None:
-    """The configuration that the folder's run was started with; None for a new one, UserError where it is damaged."""
+    """The configuration that the run was started with; None for a new run, UserError if it is damaged."""
     values = folder.read_config()
     if values is None:
         return None
     try:
         return parse_config(values, source=str(folder.config_file))
     except UserError as error:
-        raise UserError(f"{error}; it was edited or damaged: put it right, or name another folder") from None
+        raise UserError(f"{error}; the file was edited or damaged: fix it, or use another folder") from None

@@ -1,16 +1,16 @@
-"""The run folder, the interface of a run to everything above it.
+"""The run folder, which other parts of the package use to read a run.
 
     config.yaml             the resolved configuration
-    run.json                what was fixed when the run started: its stages, its steps, its data
-    tokenizer.json          the data's tokenizer, so that the run can be used without its data;
-                            of a subword tokenizer there is tokenizer_config.json too
-    metrics.jsonl           a line per logged step and per validation
+    run.json                settings fixed at the start of the run: stages, number of steps, fingerprint of the data
+    tokenizer.json          the tokenizer of the data, so that the run can be used without its data
+    tokenizer_config.json   only for a subword tokenizer
+    metrics.jsonl           one line per logged step and per validation
     summary.json            the result, written when the run is done
-    diverged.json           instead of a result: why the run stopped, where it came to no numbers any more
+    diverged.json           the reason why the run diverged; a diverged run has no summary.json
     checkpoints/step-NNNNNNN/
 
-In every file `step` is the number of optimizer steps completed. One process at a time holds the folder's
-lock (the operating system drops it when the process dies, however it dies).
+In every file, `step` is the number of completed optimizer steps. Only one process at a time can hold the lock of the
+folder. The operating system releases the lock when the process ends for any reason.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from token_superposition.training.metrics import MetricsFile, is_number
 from token_superposition.yaml_files import read_yaml
 from token_superposition.yaml_values import plain
 
-# What is written when a run starts; a kill before config.yaml, which comes last of these, may leave the others.
+# Files that are written before config.yaml when a run starts; a kill during the start may leave some of them.
 _BEFORE_CONFIG = ("lock", "run.json", "tokenizer.json", "tokenizer_config.json")
-_NEW = "name another folder for a new run"
-# The numbers that every summary has.
+_NEW = "use another folder for a new run"
+# The numbers in every summary.
 FIGURES = (
     "steps",
     "positions",
@@ -60,12 +60,12 @@ FIGURES = (
 
 
 class RunFolder:
-    """A run's folder: made if it is not there, locked from `open` to `close`.
+    """A run folder; as a context manager, it creates the folder if necessary and locks it.
 
-    A run that is refused or fails before it has logged anything leaves nothing behind.
+    A new run that fails before its first line of metrics leaves no files.
 
     Raises:
-        UserError: where the folder holds other things than a run, or another process uses it.
+        UserError: if the folder has files that are not of a run, or if another process uses the folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,15 +76,15 @@ class RunFolder:
         self.diverged_file = path / "diverged.json"
         self.run_file = path / "run.json"
         self.checkpoints = path / "checkpoints"
-        self._new = False  # no run was started here before
+        self._new = False  # whether the folder has no earlier run
         self._made: list[Path] = []
         self._lock: TextIO | None = None
         self._metrics: MetricsFile | None = None
 
     def check_place(self) -> None:
-        """Refuse a path that is a file, or a folder that holds other things than a run; UserError says what."""
+        """Raise UserError if the path is a file, or a folder with files that are not of a run."""
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"{self.path}: is a file, not a run folder")
+            raise UserError(f"{self.path}: is a file, not a run folder; use another path")
         if not self.config_file.exists():
             self._refuse_strangers()
 
@@ -96,10 +96,10 @@ class RunFolder:
             self._lock = (self.path / "lock").open("a+")
         except OSError as error:
             remove_empty(self._made)
-            raise UserError(f"{self.path}: cannot be written to ({error.strerror}); name another folder") from None
+            raise UserError(f"{self.path}: cannot be written to ({error.strerror}); use another folder") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A run that was refused removes its lock: what was opened may be no more the file of that name.
+            # A refused run deletes its lock file, so the opened file may differ from the present file of that name.
             ours = os.path.samestat(os.fstat(self._lock.fileno()), (self.path / "lock").stat())
         except (BlockingIOError, FileNotFoundError):
             ours = False
@@ -107,7 +107,9 @@ class RunFolder:
             self._lock.seek(0)
             owner = self._lock.read().strip()
             self._lock.close()
-            raise UserError(f"{self.path}: another process{f' (pid {owner})' if owner else ''} is using this run")
+            raise UserError(
+                f"{self.path}: another process{f' (pid {owner})' if owner else ''} is using this run; wait for it"
+            )
         try:
             with naming(self.path / "lock"):
                 self._lock.truncate(0)
@@ -122,7 +124,7 @@ class RunFolder:
         metrics, self._metrics = self._metrics, None
         if metrics is not None:
             metrics.close()
-        if self._new and (kind is not None or not self.config_file.exists()) and not self._has_begun():
+        if self._new and (kind is not None or not self.config_file.exists()) and not self._has_started():
             for name in ("metrics.jsonl", "config.yaml", *_BEFORE_CONFIG):
                 (self.path / name).unlink(missing_ok=True)
             for name in ("tensorboard", "wandb"):
@@ -132,92 +134,92 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 self._lock.close()
 
-    def _has_begun(self) -> bool:
-        """Whether there is anything that was trained or measured."""
+    def _has_started(self) -> bool:
+        """Whether the folder has metrics or checkpoints."""
         logged = self.metrics_file.exists() and self.metrics_file.stat().st_size > 0
         return logged or any(self.checkpoints.glob("*"))
 
     def _refuse_strangers(self) -> None:
-        """A folder without a configuration must be empty, but for what a kill leaves while a run starts."""
+        """Refuse a folder without a configuration, unless it is empty or has only files of an interrupted start."""
         if self.summary_file.exists() or any(self.checkpoints.glob("step-*")):
-            raise UserError(f"{self.config_file}: is missing from this run; put it back, or {_NEW}")
+            raise UserError(f"{self.config_file}: is missing from this run; restore the file, or {_NEW}")
         ours = (*_BEFORE_CONFIG, "checkpoints")
         strangers = sorted(p.name for p in self.path.glob("*") if p.name not in ours and p.suffix != ".tmp")
         if strangers:
-            raise UserError(f"{self.path}: is not a run folder (it holds {strangers[0]!r}); name an empty one")
+            raise UserError(f"{self.path}: is not a run folder (it contains {strangers[0]!r}); use an empty folder")
 
     def read_config(self) -> dict[str, Any] | None:
-        """The configuration the run was started with; None for a new folder."""
+        """The configuration that the run was started with; None for a new folder."""
         if not self.config_file.exists():
             return None
         try:
             values: dict[str, Any] = plain(read_yaml(self.config_file)[0])
             return values
         except UserError as error:
-            raise UserError(f"{error}; it was edited or damaged: put it right, or {_NEW}") from None
+            raise UserError(f"{error}; the file was edited or damaged: fix it, or {_NEW}") from None
 
     def read_fixed(self) -> dict[str, Any] | None:
-        """What was fixed when the run started; None for a new folder."""
+        """The content of `run.json`; None for a new folder."""
         if not self.config_file.exists():
-            return None  # a kill between the two files: the run has not started
-        mend = f"put it back as it was, or {_NEW}"
+            return None  # a kill before config.yaml was written: the run has not started
+        fix = f"restore the file, or {_NEW}"
         try:
-            fixed = read_object(self.run_file, mend)
+            fixed = read_object(self.run_file, fix)
         except FileNotFoundError:
-            raise UserError(f"{self.run_file}: is missing from this run; {mend}") from None
+            raise UserError(f"{self.run_file}: is missing from this run; {fix}") from None
         try:
             Schedule.from_dicts(fixed["stages"])
         except (ValueError, TypeError, LookupError) as error:
-            raise UserError(f"{self.run_file}: is damaged (stages: {error}); {mend}") from None
+            raise UserError(f"{self.run_file}: is damaged (stages: {error}); {fix}") from None
         for key in ("id", "data_fingerprint"):
             if not isinstance(fixed.get(key), str):
-                raise UserError(f"{self.run_file}: is damaged (no {key}); {mend}")
+                raise UserError(f"{self.run_file}: is damaged (no {key}); {fix}")
         if not is_whole_number(fixed.get("first_total_steps", 1), 1):
-            raise UserError(f"{self.run_file}: is damaged (first_total_steps is no number of steps); {mend}")
+            raise UserError(f"{self.run_file}: is damaged (first_total_steps is not a number of steps); {fix}")
         return fixed
 
     def write_config(self, config: dict[str, Any], fixed: dict[str, Any]) -> None:
-        """Keep the resolved configuration, and what is fixed from now on."""
+        """Write the resolved configuration to `config.yaml` and the fixed settings to `run.json`."""
         write_json(self.run_file, fixed)
         write_text(self.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
     def read_summary(self) -> dict[str, Any] | None:
-        """The result of a run that is done; None before that."""
-        mend = "remove it, and the run will end again from its last checkpoint"
+        """The result of a finished run; None for an unfinished run."""
+        fix = "delete it and start the run again to get the result from the last checkpoint"
         try:
-            summary = read_object(self.summary_file, mend)
+            summary = read_object(self.summary_file, fix)
         except FileNotFoundError:
             return None
         for key in FIGURES:
             if not is_number(summary.get(key)):
-                raise UserError(f"{self.summary_file}: is damaged ({key} is not a number); {mend}")
+                raise UserError(f"{self.summary_file}: is damaged ({key} is not a number); {fix}")
         return summary
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Say that the run is done, and with what result."""
+        """Write the result, which marks the run as finished."""
         write_json(self.summary_file, summary)
 
     def write_diverged(self, message: str) -> None:
-        """Say that the run has diverged, for who would otherwise train it again to find out."""
+        """Record that the run has diverged, so that a study does not train the run again."""
         write_json(self.diverged_file, {"message": message})
 
     def clear_end(self) -> None:
-        """Take back what was said of the run's end, good or bad: it is being trained on."""
+        """Delete the records of the end of the run, because its training continues."""
         self.summary_file.unlink(missing_ok=True)
         self.diverged_file.unlink(missing_ok=True)
 
     def clear_leftovers(self) -> None:
-        """Remove what a kill left of files that were being written; call it under the lock."""
+        """Delete temporary files that a kill left behind; call this function while the lock is held."""
         for path in self.path.glob(".*.tmp"):
             if path.is_file():
                 path.unlink(missing_ok=True)
 
-    def resume_metrics(self, step: int, mend: Callable[[dict[str, Any]], dict[str, Any]]) -> MetricsFile:
-        """The metrics, cut back to the lines of completed step `step` and before; closed with the folder.
+    def resume_metrics(self, step: int, recompute: Callable[[dict[str, Any]], dict[str, Any]]) -> MetricsFile:
+        """The metrics, truncated to the lines of step `step` and before; the folder closes the file.
 
         Args:
             step: completed steps.
-            mend: what to make of each line that is kept.
+            recompute: function that maps each kept line to the line to write.
         """
-        self._metrics = MetricsFile(self.metrics_file, step, mend)
+        self._metrics = MetricsFile(self.metrics_file, step, recompute)
         return self._metrics

@@ -1,7 +1,7 @@
-"""How many CPU threads a new run computes with, where `train.num_threads` is `auto`.
+"""The number of CPU threads of a new run with `train.num_threads: auto`.
 
-Torch takes a thread for every core. On a machine that others use too, threads wait for each other at the end of every
-operation, and one thread alone can be several times faster. A short trial tells.
+Torch uses one thread per core. On a machine that also runs other work, threads wait for each other at the end of every
+operation, and a single thread can be several times faster. A short measurement decides.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from typing import NamedTuple
 import torch
 
 _ROUNDS = 5
-_SECONDS = 0.04  # of each round with each number of threads
+_SECONDS = 0.04  # duration of a round with one number of threads
 _CLEARLY = 1.2
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class ThreadChoice(NamedTuple):
-    """The number of threads to compute with.
+    """The chosen number of threads.
 
     Attributes:
         num_threads: the number.
-        speedup: how many times faster one thread was than all; None if it was not tried.
+        speedup: speed of one thread divided by the speed of all threads; None if it was not measured.
     """
 
     num_threads: int
     speedup: float | None = None
 
     def remarks(self) -> list[str]:
-        """What to tell the user: nothing where all cores are used, as expected."""
+        """Messages for the user; empty if all cores are used, as expected."""
         if self.speedup is None or self.speedup < _CLEARLY:
             return []
         return [
-            f"this machine is busy: one CPU thread is {self.speedup:.1f} times faster than all of them, so the run "
-            "uses one (--train.num_threads gives another number)"
+            f"this machine is busy: one CPU thread is {self.speedup:.1f} times as fast as all threads, so the run uses "
+            "one thread (--train.num_threads sets another number)"
         ]
 
 
 @functools.cache
 def choose_threads() -> ThreadChoice:
-    """One thread if it is clearly faster than all of them, otherwise all; tried once per process.
+    """One thread if it is clearly faster than all threads, otherwise all; measured once per process.
 
-    Nothing is tried where the environment says how many threads there are to be, as a study does for its runs.
+    Nothing is measured if the environment sets the number of threads, as a study does for its runs.
     """
     most = torch.get_num_threads()
     if most == 1 or any(name in os.environ for name in _VARIABLES):
@@ -54,9 +54,9 @@ def choose_threads() -> ThreadChoice:
 
 
 def _work_done(one: int, most: int) -> float:
-    """How many times more work is done with `one` thread than with `most` in the same time.
+    """The speed with `one` thread, divided by the speed with `most` threads.
 
-    Rounds alternate, so that both meet the same load of the machine.
+    Rounds alternate, so that both measurements see the same load of the machine.
     """
     left, right = torch.ones(256, 512), torch.ones(512, 512)
     product = torch.empty(256, 512)

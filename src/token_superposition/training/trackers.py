@@ -1,9 +1,9 @@
-"""Experiment trackers: the numbers of metrics.jsonl, sent to where people look at them.
+"""Experiment trackers, which receive the numbers of metrics.jsonl.
 
-One small protocol, `MetricsSink`, and a class for each tracker, each an optional extra that is imported when a
-run asks for it (`logging.trackers`). The trackers' own environment variables and settings hold, such as
-WANDB_MODE=offline and TRACKIO_DIR. A run that goes on appends to the same tracked run; what it repeats from its
-checkpoint is logged again at the same step.
+Each tracker is a class with the protocol `MetricsSink`. Each tracker is an optional extra, and is imported only if
+`logging.trackers` names it. The environment variables and settings of the trackers apply, such as WANDB_MODE=offline
+and TRACKIO_DIR. A resumed run appends to the same tracked run. Steps that the run repeats after its checkpoint are
+logged again with the same step number.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from token_superposition.errors import UserError
 
 
 class MetricsSink(Protocol):
-    """Something that takes the lines of metrics.jsonl as they are written."""
+    """A receiver of the lines of metrics.jsonl."""
 
     def write(self, line: dict[str, Any]) -> None: ...
 
@@ -28,18 +28,18 @@ class MetricsSink(Protocol):
 def open_tracker(
     name: str, *, folder: Path, run_id: str, project: str, config: Mapping[str, Any], first_step: int
 ) -> MetricsSink:
-    """A tracker by its name.
+    """Open a tracker by its name.
 
     Args:
         name: `tensorboard`, `wandb` or `trackio`.
-        folder: the run's folder; its name is the tracked run's.
-        run_id: the run's own, the same when it goes on.
-        project: what wandb and trackio file the run under.
-        config: the run's configuration.
+        folder: the run folder; the tracked run gets its name.
+        run_id: id of the run; a resumed run has the same id.
+        project: project name for wandb and trackio.
+        config: configuration of the run.
         first_step: completed steps at the start.
 
     Raises:
-        UserError: where the extra of that name is not installed, or the tracker refuses.
+        UserError: if the extra is not installed, or the tracker cannot be opened.
     """
     try:
         if name == "tensorboard":
@@ -51,12 +51,12 @@ def open_tracker(
         raise UserError(
             f"logging.trackers: {name} needs an extra: pip install 'token-superposition[{name}]' ({error})"
         ) from None
-    except Exception as error:  # a missing key, a name it does not take: each tracker has errors of its own
+    except Exception as error:  # such as a missing key or an invalid name; each tracker has its own errors
         raise UserError(f"logging.trackers: {name} cannot be opened: {' '.join(str(error).split())}") from error
 
 
 def numbers(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, int | float]]:
-    """The numbers of a line, nested ones by their path; without the step, which stands beside them."""
+    """The numbers of a line with their names; nested names are paths. The step is left out."""
     for name, value in line.items():
         if isinstance(value, Mapping):
             yield from numbers(value, f"{prefix}{name}/")
@@ -65,7 +65,7 @@ def numbers(line: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, in
 
 
 class _TensorBoard:
-    """Event files under the run's folder."""
+    """Event files of TensorBoard in the run folder."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -81,7 +81,7 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
-    """A run of Weights & Biases, its files under the run's folder."""
+    """A run of Weights & Biases, with its files in the run folder."""
 
     def __init__(self, folder: Path, run_id: str, project: str, config: Mapping[str, Any]) -> None:
         import wandb
@@ -89,7 +89,7 @@ class _WeightsAndBiases:
         self._run = wandb.init(
             project=project, name=folder.name, id=run_id, resume="allow", dir=str(folder), config=dict(config)
         )
-        # A step of its own: wandb's must never fall, but a run that goes on repeats a few.
+        # wandb's own step must never decrease, but a resumed run repeats some steps; so use a separate step.
         self._run.define_metric("*", step_metric="step")
 
     def write(self, line: dict[str, Any]) -> None:
@@ -105,8 +105,8 @@ class _Trackio:
     def __init__(self, folder: Path, run_id: str, project: str, config: Mapping[str, Any]) -> None:
         import trackio
 
-        self._finish = trackio.finish  # the run's own would leave its farewell to the process's end
-        with contextlib.redirect_stdout(sys.stderr):  # it greets, where our result will stand
+        self._finish = trackio.finish  # the run's own method would print its last message at the end of the process
+        with contextlib.redirect_stdout(sys.stderr):  # standard output is reserved for the result
             self._run = trackio.init(
                 project=project, name=f"{folder.name}-{run_id}", config=dict(config), resume="allow", embed=False
             )

@@ -1,8 +1,7 @@
-"""What a run has trained so far: the model of its newest whole checkpoint, and how it came to be.
+"""The trained model of a run, from its newest intact checkpoint.
 
-A run is opened without its lock: it may be training. Of its checkpoint only the model's tensors are read. What the
-checkpoint does not say stands beside it in the run's folder, so neither the data nor the model that the run went
-on from is needed any more.
+A run is opened without its lock, because it may still be training. Only the model tensors of the checkpoint are read.
+All other information is in the run folder, so the data and the model of `model.init_from` are not needed.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ from token_superposition.training.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run's model, its weights still on the disk.
+    """The model of a run; its weights are not loaded yet.
 
     Attributes:
-        path: the run's folder.
-        config: its resolved configuration.
-        architecture, keys: of the model, from it.
-        dtype: that it computes in; its weights are float32.
-        checkpoint: its newest whole checkpoint.
-        tokenizer: of its data.
+        path: the run folder.
+        config: the resolved configuration of the run.
+        architecture, keys: architecture and configuration of the model, from `config`.
+        dtype: data type of the computation; the weights are float32.
+        checkpoint: the newest intact checkpoint.
+        tokenizer: the tokenizer of the data.
         origin: how the model was trained.
-        warnings: damaged checkpoints that are newer.
+        warnings: messages about damaged newer checkpoints.
     """
 
     path: Path
@@ -53,24 +52,24 @@ class TrainedRun:
     warnings: list[str]
 
     def build(self) -> nn.Module:
-        """The model with its weights, in float32 on the CPU."""
+        """Build the model with its weights, in float32 on the CPU."""
         model = ModelSpec.for_tokenizer(self.architecture, self.keys, self.tokenizer).build(seed=0)
         self.fill(model)
         return model
 
     def fill(self, model: nn.Module) -> None:
-        """Give a model of this run's configuration the run's weights."""
-        wrapped = SuperposedLM(model, verify=False)  # as the trainer saved it
+        """Load the weights of the run into a model with the configuration of the run."""
+        wrapped = SuperposedLM(model, verify=False)  # the trainer saved this wrapper
         tensors = {"model": get_model_state_dict(wrapped)}
         load_checkpoint(self.checkpoint, tensors)
         set_model_state_dict(wrapped, tensors["model"])
 
 
 def open_trained(path: Path) -> TrainedRun:
-    """What the run in a folder has trained.
+    """Open the trained model of the run in a folder.
 
     Raises:
-        UserError: where the folder is no run or has been edited, or has no whole checkpoint.
+        UserError: if the folder is not a run, was edited, or has no intact checkpoint.
     """
     folder = RunFolder(path)
     config = folder.read_config()
@@ -82,10 +81,10 @@ def open_trained(path: Path) -> TrainedRun:
             raise no_whole_checkpoint(folder.checkpoints, complaints)
         raise UserError(f"{path}: this run has no checkpoint yet; train it further")
     if not (path / TOKENIZER_FILE).exists():
-        raise UserError(f"{path}: has no {TOKENIZER_FILE}; copy it here from the data the run was trained on")
+        raise UserError(f"{path}: has no {TOKENIZER_FILE}; copy this file from the dataset that the run was trained on")
     tokenizer, state = load_tokenizer(path), read_state(checkpoint)
     check_trained_with(folder, checkpoint, config)
-    warnings = [f"{complaint}; using the checkpoint before it" for complaint in complaints]
+    warnings = [f"{complaint}; using the previous checkpoint" for complaint in complaints]
     try:
         return TrainedRun(
             path=path,
@@ -99,7 +98,9 @@ def open_trained(path: Path) -> TrainedRun:
             warnings=warnings,
         )
     except (LookupError, TypeError, ValueError):
-        raise UserError(f"{folder.config_file}: is not a run's configuration; was it edited?") from None
+        raise UserError(
+            f"{folder.config_file}: is not the configuration of a run; restore the file if it was edited"
+        ) from None
 
 
 def _origin(config: dict[str, Any], state: dict[str, Any], tokenizer: Tokenizer) -> Origin:

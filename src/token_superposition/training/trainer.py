@@ -1,10 +1,10 @@
-"""A run's parts, and one optimizer step.
+"""The parts of a run, and one optimizer step.
 
-The trainer does not know about phases: a batch carries its stage, and the model takes what it is given.
+The trainer has no code for phases: each batch holds its stage, and the model takes bags of any size.
 
-One normalisation. A step's loss is one sum of weighted cross-entropies over one sum of weights, across all
-its micro-batches: each micro-batch's mean counts by its share of the weights, which is known from the
-targets before the first forward.
+The loss of a step is the sum of the weighted cross-entropies divided by the sum of the weights, both over all
+micro-batches. The targets determine the sum of the weights before the first forward pass. The mean loss of each
+micro-batch is multiplied by the micro-batch's share of this sum.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ from token_superposition.training.validation import ValidationResult
 
 
 class StepResult(NamedTuple):
-    """What a step came to; scalars on the device, so that nothing waits for them.
+    """The result of a step, as scalars on the device, so that the host does not wait for the device.
 
     Attributes:
-        loss: the batch's.
-        grad_norm: the gradient's norm before clipping.
-        skipped: true where one of the two was no number and the weights stay as they were.
+        loss: loss of the batch.
+        grad_norm: norm of the gradient before clipping.
+        skipped: true if the loss or the norm is NaN or infinite; the weights then do not change.
         expert_loads: (layers, experts), summed over micro-batches; None without experts. See `SuperposedOutput`.
     """
 
@@ -63,15 +63,15 @@ class StepResult(NamedTuple):
 
 
 class Trainer:
-    """What a run is made of, built from its settled configuration.
+    """The data, model and optimizers of a run, built from its resolved configuration.
 
     Args:
-        config: the run's configuration, no value of it `auto`.
+        config: the run's configuration, without any value `auto`.
         schedule: the run's stages.
-        source: the trained model whose weights it begins with; without it they are fresh, or `load` brings them.
+        source: trained model with the initial weights; None for new weights, or for weights that `load` will restore.
 
     Raises:
-        UserError: where the data, the model and the configuration do not fit each other.
+        UserError: if the data, the model and the configuration do not match.
     """
 
     def __init__(self, config: RunConfig, schedule: Schedule, source: InitialModel | None = None) -> None:
@@ -80,7 +80,7 @@ class Trainer:
         self.schedule = schedule
         self.device = resolve_device(train.device)
         self.dtype = DTYPES[train.dtype]
-        self.pinned = self.device.type == "cuda"  # elsewhere an asynchronous copy may read freed memory
+        self.pinned = self.device.type == "cuda"  # on other devices an asynchronous copy may read freed memory
         if self.pinned:
             torch.cuda.set_device(self.device)
         if isinstance(train.num_threads, int):
@@ -113,7 +113,7 @@ class Trainer:
         self.model.train()
         if train.activation_checkpointing:
             checkpoint_activations(model)
-        if train.compile:  # after the checks, whose shapes are others
+        if train.compile:  # after the checks, which use other shapes and would cause recompilation
             compile_layers(model)
         self.optimizers = build_optimizers(model, train, self.device)
         self.learning_rate = build_learning_rate(train)
@@ -121,10 +121,10 @@ class Trainer:
             stage: slot_weights(stage.slot_weights, stage.num_targets) if stage.bag_size > 1 else None
             for stage in schedule.stages
         }
-        seed_torch(train.seed)  # dropout, where a model has any
+        seed_torch(train.seed)  # for dropout, if the model has dropout
 
     def batches(self, first_step: int) -> Iterator[Batch]:
-        """The run's batches from a step on, pinned for CUDA."""
+        """The run's batches from `first_step` on; in pinned memory for CUDA."""
         for batch in self.stream.batches(first_step):
             if self.pinned:
                 names = ("ids", "targets", "position_ids")
@@ -134,7 +134,7 @@ class Trainer:
                 yield batch
 
     def step(self, batch: Batch) -> StepResult:
-        """One optimizer step, skipped where the loss or the gradient is no number."""
+        """Do one optimizer step; the step is skipped if the loss or the gradient is NaN or infinite."""
         weights = self._slot_weights[batch.stage]
         weight_sum = self._moved(target_weights(batch.targets, weights).sum())
         if weights is not None:
@@ -158,20 +158,20 @@ class Trainer:
         return StepResult(loss, norm, skipped, torch.stack(loads).sum(0) if loads else None)
 
     def _moved(self, tensor: Tensor) -> Tensor:
-        """On the device; on CUDA nothing waits until it is there, for a copy waits for all that was asked before it."""
+        """Copy to the device; on CUDA asynchronously, because a blocking copy would wait for all earlier kernels."""
         return tensor.to(self.device, non_blocking=self.pinned)
 
     def weights_are_finite(self) -> bool:
-        """Whether every weight is a finite number."""
+        """Whether every weight is finite."""
         return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
 
     def validate(self, max_tokens: int) -> tuple[ValidationResult, dict[str, ValidationResult]]:
-        """Next-token loss on the first tokens of the validation set, whatever the phase, and of others by name."""
+        """Next-token loss on the first tokens of the validation set, in every phase; and of other sets by name."""
         with eager():
             return self.validators.run(self.model.model, max_tokens, self.device, self.dtype)
 
     def counters(self, steps_done: int) -> dict[str, Any]:
-        """Positions, tokens and FLOPs of the first `steps_done` steps; of a mixture, each source's tokens too."""
+        """Positions, tokens and FLOPs of the first `steps_done` steps; for a mixture also the tokens per source."""
         positions = self.schedule.positions(self.config.train.positions_per_step, steps_done)
         sources = self.stream.coverages(steps_done)
         return {
@@ -189,11 +189,11 @@ class Trainer:
 
     @property
     def flops_per_position(self) -> int:
-        """Forward and backward FLOPs of a latent position; the same in both phases."""
+        """Forward and backward FLOPs per latent position; the same in both phases."""
         return self.cost.flops_per_position(self.config.train.sequence_length)
 
     def tensors(self) -> dict[str, Any]:
-        """Everything of the run that is a tensor, as a checkpoint holds it."""
+        """All tensors of the run, in the structure of a checkpoint."""
         generators = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             generators["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -206,11 +206,11 @@ class Trainer:
         }
 
     def start(self) -> dict[str, Any]:
-        """What a run that begins has beside its tensors, as `load` returns it of one that goes on."""
+        """The state of a new run other than its tensors, in the form that `load` returns."""
         return {"step": 0, "wall_seconds": 0.0, "skipped_steps": 0, "init_from": self.init_from}
 
     def load(self, checkpoint: Path) -> dict[str, Any]:
-        """Take up a checkpoint's tensors; returns the rest of its state."""
+        """Load the tensors of a checkpoint; returns the rest of its state."""
         tensors = self.tensors()
         state = load_checkpoint(checkpoint, tensors)
         set_model_state_dict(self.model, tensors["model"])

@@ -1,4 +1,4 @@
-"""Validation: next-token loss at bag size 1, in both phases, on the same tokens every time."""
+"""Validation: the next-token loss at bag size 1, in both phases, always on the same tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MOST_LOGITS = 2**27  # half a gigabyte of float32
 
 
 class ScoredTokens(Protocol):
-    """A sequence of tokens that knows what text they stand for; a `TokenDataset` is one."""
+    """A sequence of tokens with the size of its text, such as a `TokenDataset`."""
 
     @property
     def num_tokens(self) -> int: ...
@@ -33,15 +33,16 @@ class ScoredTokens(Protocol):
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """What a validation found.
+    """The result of a validation.
 
     Attributes:
-        loss: nats a token.
-        bits_per_byte: summed loss over the bytes of text that the targets stand for; end tokens have none.
-        num_tokens: targets scored.
-        num_bytes: of text that they stand for.
-        text_lost: the share of the text's characters that the tokenizer lost; None where it is not known. Above
-            `data.manifest.LOST_TEXT` the bits per byte are given with a warning.
+        loss: nats per token.
+        bits_per_byte: sum of the losses in bits, divided by the bytes of the text of the targets; end-of-document
+            tokens have no bytes.
+        num_tokens: number of targets.
+        num_bytes: bytes of the text of the targets.
+        text_lost: share of the characters of the text that the tokenizer lost; None if it is unknown. Above
+            `data.manifest.LOST_TEXT`, the bits per byte are reported with a warning.
     """
 
     loss: float
@@ -52,15 +53,15 @@ class ValidationResult:
 
 
 class Validator:
-    """Scores a model on the first tokens of a validation set, in rows of L positions that do not overlap.
+    """Measures the loss on the first tokens of a validation set, in rows of L positions without overlap.
 
     Args:
         dataset: the validation set.
         sequence_length: L.
-        batch_size: rows a forward; fewer where their logits would be many.
+        batch_size: rows per forward pass; reduced if the logits would be too large.
 
     Raises:
-        UserError: where the split is shorter than one row.
+        UserError: if the split is shorter than one row.
     """
 
     def __init__(self, dataset: ScoredTokens, *, sequence_length: int, batch_size: int) -> None:
@@ -75,12 +76,12 @@ class Validator:
             )
 
     def num_tokens(self, max_tokens: int) -> int:
-        """How many tokens are scored where at most `max_tokens` are asked for: whole rows, one at least."""
+        """Number of tokens that are scored for a limit of `max_tokens`: whole rows, at least one."""
         return min(self.num_rows, max(1, max_tokens // self.sequence_length)) * self.sequence_length
 
     @torch.no_grad()
     def run(self, model: nn.Module, max_tokens: int, device: torch.device, dtype: torch.dtype) -> ValidationResult:
-        """Score a causal language model in evaluation mode; its mode is put back afterwards."""
+        """Measure the loss of a causal language model in evaluation mode; the mode is restored afterwards."""
         num_rows = self.num_tokens(max_tokens) // self.sequence_length
         nats, num_tokens = torch.zeros((), dtype=torch.float64), num_rows * self.sequence_length
         was_training = model.training
@@ -99,6 +100,7 @@ class Validator:
             nats += losses.sum(dtype=torch.float64 if device.type != "mps" else None).cpu()
         model.train(was_training)
         total = float(nats)
-        num_bytes = self.dataset.count_bytes(1, num_tokens)  # at once: what is rounded row by row does not add up
+        # Count all rows at once: the sum of rounded counts per row would differ.
+        num_bytes = self.dataset.count_bytes(1, num_tokens)
         bits = bits_per_byte(total, num_bytes)
         return ValidationResult(total / num_tokens, bits, num_tokens, num_bytes, self.dataset.text_lost)
