@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import ConcatDataset, IterableDataset, Subset
+from transformers import Trainer
 
 from token_superposition.errors import UserError
 from token_superposition.integrations.folding import num_ids, packed, told
@@ -84,7 +85,8 @@ def check_next_token_loss(trainer: Any, batch: Mapping[str, Any], numbers: list[
     where = f"rows {', '.join(map(str, numbers))} of the training data in next-token training"
     try:
         with evaluating(model), torch.no_grad(), trainer.compute_loss_context_manager():
-            loss = trainer.compute_loss(model, there)
+            # Not an override, which may count the batches that it sees; `loss_check` checks it.
+            loss = Trainer.compute_loss(trainer, model, there)
     except torch.OutOfMemoryError:
         raise
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

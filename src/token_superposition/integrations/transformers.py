@@ -166,8 +166,8 @@ class SuperpositionMixin:
         if folder and run.before is None and Path(folder).is_dir():
             logger.warning("%s has no record of the end of superposition: the present arguments decide", folder)
         with bags_accepted(trainer.model, slot_weights=self._weights, transform=self._transform):
+            self._look_ahead()  # first, because its messages name the row of the data
             check_loss(trainer)
-            self._look_ahead()
             found = super().train(resume_from_checkpoint, *arguments, **options)  # type: ignore[misc]
         if self._superposed():
             logger.warning(
