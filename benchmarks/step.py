@@ -28,7 +28,7 @@ from torch import Tensor
 
 from token_superposition.data.prepare import prepare
 from token_superposition.data.stream import Batch
-from token_superposition.models.build import build_model
+from token_superposition.models.spec import ModelSpec
 from token_superposition.training.config import parse_config
 from token_superposition.training.hardware import peak_memory_bytes
 from token_superposition.training.trainer import Trainer
@@ -74,7 +74,7 @@ def batch_of(trainer: Trainer, size: Size, step: int) -> Batch:
 
 def bare_loop(size: Size) -> Callable[[Tensor, Tensor], None]:
     """An ordinary training step around the same Hugging Face model, as one would write it by hand."""
-    model = build_model("llama", size.model, vocab_size=size.vocab_size, end_of_document_id=0, seed=0)
+    model = ModelSpec("llama", size.model, vocab_size=size.vocab_size, eos_id=0).build(seed=0)
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 

@@ -27,7 +27,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from token_superposition.data.dataset import TokenDataset
 from token_superposition.data.stream import TokenStream
-from token_superposition.models.build import build_model
+from token_superposition.models.spec import ModelSpec
 from token_superposition.schedule import Schedule
 from token_superposition.training.config import parse_config
 from token_superposition.training.loop import train
@@ -127,7 +127,7 @@ class _Clock(TrainerCallback):
 def hugging_face(data: Path, size: Size, steps: int, threads: int, *, best: bool) -> float:
     """Seconds of transformers.Trainer on the same rows."""
     torch.set_num_threads(threads)
-    model = build_model("llama", size.model, vocab_size=size.vocab_size, end_of_document_id=0, seed=0)
+    model = ModelSpec("llama", size.model, vocab_size=size.vocab_size, eos_id=0).build(seed=0)
     examples = [{"input_ids": row[:-1], "labels": row[:-1]} for row in rows_of(data, size, steps)]
     clock = _Clock()
     settings: dict[str, Any] = {"max_steps": steps, "per_device_train_batch_size": size.rows, "use_cpu": True}

@@ -81,6 +81,8 @@ def test_what_is_wrong_is_told_without_torch(tmp_path: Path, small_run: dict[str
         (["plan", good, "--mfu", "2", "--hardware", "h100"], "--mfu"),
         (["plan", good, "--hardware", "h1000"], "--hardware"),
         (["plan", good, "--out", folder], "is a folder"),
+        (["train", good, "--out", bad_key], "is a file"),
+        (["train", good, "--out", str(small_data)], "is not a run folder"),
         (["train", good, "--guard", missing], missing),
         (["train", good, "--guard-at", "0.1"], "--guard"),
         (["compare", study], "superposition.bag_size"),

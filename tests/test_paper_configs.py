@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tests.conftest import SHARED
-from token_superposition.models.build import model_cost, sketch_model
+from token_superposition.models.build import model_cost
+from token_superposition.models.spec import ModelSpec
 from token_superposition.training.config import RunConfig, load_config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -25,7 +26,7 @@ def build(name: str) -> Any:
     """The model without storage."""
     config = load(name)
     with torch.device("meta"):
-        return sketch_model(config.model.architecture, config.model.config, vocab_size=128_256, end_of_document_id=0)
+        return ModelSpec(config.model.architecture, config.model.config, vocab_size=128_256, eos_id=0).build_unchecked()
 
 
 def parameters(model: Any) -> int:

@@ -126,6 +126,7 @@ _MANY = 2**18 - 40
         ("a: !!int x", "line 1"),
         ("a: !!null x", "line 1"),
         ("a: !!float yes", "line 1"),
+        ("a: !local x", "tag !local"),
         ("a: !!python/object/apply:os.getcwd []", "line 1"),
         ("a: !!timestamp 2001-01-01", "line 1"),
         ("a: !!set {x, y}", "line 1"),
@@ -137,7 +138,7 @@ _MANY = 2**18 - 40
         ("a: {on: 1, 'on': 2}", "given twice"),
         ('data: {path: "\\ud800"}', ""),
     ],
-    ids=range(28),
+    ids=range(29),
 )  # fmt: skip
 def test_any_file_is_answered_soon_in_one_short_line(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "run.yaml"

@@ -259,8 +259,8 @@ class _Builder:
         return kept_float
 
     def _tagged(self, node: yaml.Node) -> UserError:
-        name = node.tag.removeprefix(_TAGS)
-        return self._refused(node, f"the YAML tag !!{shortened(name)} is not allowed here; leave it out")
+        tag = f"!!{node.tag.removeprefix(_TAGS)}" if node.tag.startswith(_TAGS) else node.tag
+        return self._refused(node, f"the YAML tag {shortened(tag)} is not allowed here; leave it out")
 
     def _refused(self, node: yaml.Node, what: str) -> UserError:
         return UserError(f"{self._where}{_line(node)}: {what}")

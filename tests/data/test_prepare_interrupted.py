@@ -247,6 +247,8 @@ def test_standard_input(tmp_path: Path) -> None:
     ):
         message = complaint(["-"], out=tmp_path / "other", stdin=io.BytesIO(given), stdin_format=form)
         assert message.startswith(said)
+    unused = complaint([tmp_path / "a.jsonl"], out=tmp_path / "other", stdin_format="parquet")
+    assert unused.startswith("--format is one of")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "data", "file"]
 
 

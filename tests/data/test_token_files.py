@@ -131,6 +131,9 @@ def test_a_vocabulary_of_four_bytes_finds_files_of_two_and_eight(tmp_path: Path)
     ids.tofile(path)
     with pytest.raises(UserError, match="--token-bytes 8"):
         tokens.check_ids(path, tokens.token_map(path, kind), kind)
+    (ids * 2).tofile(path)  # beyond 65,535: read as two bytes, no half of these ids is 0 throughout
+    with pytest.raises(UserError, match="--token-bytes 8"):
+        tokens.check_ids(path, tokens.token_map(path, kind), kind)
     ids.astype("<u4").tofile(path)
     tokens.check_ids(path, tokens.token_map(path, kind), kind)
 

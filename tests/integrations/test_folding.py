@@ -139,6 +139,8 @@ def packing(features: list[Any]) -> dict[str, Tensor]:
     [
         ({"position_ids": [*range(10), *range(6)]}, {}, ["row 1", "position_ids"]),
         ({"input_ids": [1] * 7, "labels": [1] * 7}, {}, ["row 1", "7 token ids"]),
+        ({"attention_mask": [1] * 8 + [2] * 8}, {}, ["row 1", "attention_mask", "2"]),
+        ({"attention_mask": [0.0] * 12 + [-1e9] * 4}, {}, ["row 1", "attention_mask", "-1e+09"]),
         ({"labels": [1] * 9}, {}, ["row"]),
         ({}, {"collate": packing}, ["collator"]),
         ({"tokens": [1] * 8, "labels": [-100] * 16}, {"column": "tokens"}, ["row 1", "labels", "tokens"]),
@@ -152,11 +154,23 @@ def test_what_bags_cannot_honour_is_refused_by_row_and_column(
         {"input_ids": row, "labels": row, "tokens": row, "position_ids": list(range(L))} for row in text([16, 16, 16])
     ]
     fold([{name: row[name] for name in ("input_ids", "labels", "position_ids")} for row in data], Stage(2, 1))
+    if isinstance(mask := change.get("attention_mask"), list) and len(mask) == L and "column" not in options:
+        data = [{**row, "attention_mask": [type(mask[0])(1)] * L} for row in data]
     data[1] |= change
     with pytest.raises(UserError) as refused:
         fold(data, Stage(2, 1), **options)
     assert "\n" not in str(refused.value)
     assert all(word in str(refused.value) for word in named)
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_a_mask_of_ones_does_not_make_tokens_of_labelled_padding(left: bool) -> None:
+    """A collator that pads makes such a mask for rows that come padded and without one."""
+    data = [padded(row, mask=False, left=left) for row in text([16, 9, 12])]
+    ones = [{**row, "attention_mask": [1] * L} for row in data]
+    expected = fold([padded(row, mask=True, left=left) for row in text([16, 9, 12])], Stage(2, 1))
+    found = fold(ones, Stage(2, 1), pad_id=PAD)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("mask", [True, False])

@@ -139,6 +139,18 @@ def test_batches_of_the_subclass_are_refused_for_they_are_no_bags(tmp_path: Path
     assert run.state.global_step == 0
 
 
+class OwnCount(SuperpositionTrainer):
+    def _get_num_items_in_batch(self, batch_samples: Any, _: Any) -> Any:
+        return sum((batch["labels"][..., 1:] != -100).sum() for batch in batch_samples)
+
+
+def test_another_count_of_targets_is_refused_for_it_would_scale_the_loss(tmp_path: Path) -> None:
+    run = trainer(tmp_path, OwnCount)
+    with pytest.raises(UserError, match="OwnCount: its _get_num_items_in_batch"):
+        run.train()
+    assert run.state.global_step == 0
+
+
 def focal(logits: Any, labels: Any, **_: Any) -> Any:
     terms = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
     return (terms * (1 - (-terms).exp()) ** 2).mean()

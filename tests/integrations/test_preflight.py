@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, IterableDataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
 
 pytest.importorskip("accelerate", reason="the extra `trainer` is not installed")
 
@@ -52,6 +52,12 @@ class Computed(Dataset[Any]):
 def arrow(data: list[Any]) -> Any:
     datasets = pytest.importorskip("datasets", reason="the extra `hub` is not installed")
     return datasets.Dataset.from_list([{k: torch.as_tensor(v).tolist() for k, v in row.items()} for row in data])
+
+
+def interleaved(parts: list[Any]) -> Any:
+    import datasets
+
+    return datasets.interleave_datasets(parts)
 
 
 def run_of(folder: Path, data: Any, **options: Any) -> Any:
@@ -112,7 +118,7 @@ def test_what_fails_after_the_switch_is_refused_before_step_1(
     assert run.state.global_step == 0
 
 
-@pytest.mark.parametrize("kind", [list, arrow, lambda data: arrow([data[0], *data]).select(range(1, 41))])
+@pytest.mark.parametrize("kind", [list, arrow, lambda data: arrow([data[0], *data]).select(range(1, 41)), Computed])
 @pytest.mark.parametrize("number", [17, 39])
 def test_one_odd_row_anywhere_is_named_before_step_1(tmp_path: Path, kind: Callable[..., Any], number: int) -> None:
     for data, word in ((short(plain(), number), "9 token ids"), (packed(plain(), number), "position_ids")):
@@ -129,6 +135,59 @@ def test_a_streams_odd_row_is_named_when_it_is_read(tmp_path: Path, spoil: Any, 
     with pytest.raises(UserError, match=r"^row 11 ") as refused:
         run.train()
     assert "\n" not in str(refused.value)
+
+
+class ReadOnce(IterableDataset[Any]):
+    """A stream that goes on where it was whenever it is opened."""
+
+    def __init__(self, data: list[Any]) -> None:
+        self.rows = (row for row in data)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.rows
+
+
+class ReadOnceAnew(ReadOnce):
+    """The same by an iterator of its own, which closes the rows with it."""
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.rows
+
+
+@pytest.mark.parametrize("kind", [ReadOnce, ReadOnceAnew])
+def test_the_check_takes_no_row_from_a_stream_that_is_read_once(tmp_path: Path, kind: type) -> None:
+    expected, run = run_of(tmp_path, Stream(plain()), max_steps=4), run_of(tmp_path, kind(plain()), max_steps=4)
+    expected.train()
+    run.train()
+    assert losses(run) == losses(expected)
+    short = run_of(tmp_path, kind(plain(10)))
+    with pytest.raises(UserError, match="ended after 10 rows"):
+        short.train()
+
+
+class OwnOrder:
+    """A class with a sampler of its own."""
+
+    def _get_train_sampler(self, *_: Any) -> Any:
+        return torch.utils.data.SequentialSampler(self.train_dataset)  # type: ignore[attr-defined]
+
+
+def test_a_sampler_that_is_not_used_and_a_phase_without_a_step_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Mine(OwnOrder, SuperpositionTrainer): ...
+
+    run = Mine(
+        model=tiny_model("llama", tied=True),
+        args=arguments(tmp_path, max_steps=1),
+        train_dataset=rows(),
+        superposition=SuperpositionArguments(bag_size=2, superposition_ratio=0.4),
+    )
+    capsys.readouterr()
+    run.train()
+    said = capsys.readouterr().err
+    assert "_get_train_sampler of OwnOrder" in said
+    assert "superposition_ratio 0.4" in said
 
 
 def test_a_collator_that_pads_takes_rows_of_several_lengths(tmp_path: Path) -> None:
@@ -195,6 +254,12 @@ def test_looking_ahead_changes_nothing(tmp_path: Path) -> None:
         (lambda data: Subset(data, torch.randperm(len(data)).tolist()), True),
         (lambda data: Subset(arrow(data).shuffle(seed=0), range(50)), True),
         (lambda data: Subset(data, range(50)), False),
+        (lambda data: Subset(data, range(0, 64, 2)), True),
+        (lambda data: ConcatDataset([data, arrow(data).shuffle(seed=0)]), True),
+        (lambda data: ConcatDataset([data, arrow(data)]), False),
+        (lambda data: arrow(data).shard(4, 1, contiguous=False), True),
+        (lambda data: arrow(data).shard(4, 1, contiguous=True), False),
+        (lambda data: interleaved([arrow(data).to_iterable_dataset()] * 2), True),
         (lambda _: Streaming(), False),
     ],
 )

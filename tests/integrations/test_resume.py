@@ -231,6 +231,15 @@ def test_early_stopping_and_the_best_model_begin_with_recovery(
     assert Path(run.state.best_model_checkpoint).name == "checkpoint-7"
 
 
+def test_a_learning_rate_that_follows_evaluations_begins_with_recovery(tmp_path: Path) -> None:
+    """The evaluations get worse with each step."""
+    run = judged(tmp_path, lr_scheduler_type="reduce_lr_on_plateau", lr_scheduler_kwargs={"patience": 0})
+    run.train()
+    rates = [line["learning_rate"] for line in run.state.log_history if "loss" in line]
+    assert rates[:7] == rates[:1] * 7
+    assert rates[8] < rates[0]
+
+
 def test_a_best_model_of_superposition_is_forgotten_at_a_resume(tmp_path: Path) -> None:
     first = judged(tmp_path)
     first.add_callback(StopAt(3))

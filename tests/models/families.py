@@ -9,7 +9,7 @@ import transformers
 from torch import nn
 
 from token_superposition.data.tokenizers import ByteTokenizer
-from token_superposition.models.build import build_model
+from token_superposition.models.spec import ModelSpec
 
 
 class Family(NamedTuple):
@@ -144,11 +144,11 @@ def make(family: Family, scale_residual_init: bool = False) -> nn.Module:
     tokenizer = ByteTokenizer()
     if family.model_type == "granitemoehybrid" and transformers.__version__.startswith("5.17."):
         pytest.skip("transformers 5.17 cannot compute this family's own router loss")
-    return build_model(
+    spec = ModelSpec(
         family.model_type,
         family.config,
         vocab_size=tokenizer.vocab_size,
-        end_of_document_id=tokenizer.end_of_document_id,
-        seed=0,
+        eos_id=tokenizer.end_of_document_id,
         scale_residual_init=scale_residual_init,
     )
+    return spec.build(seed=0)

@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 
 from token_superposition.errors import UserError
-from token_superposition.models.build import build_model, model_cost
+from token_superposition.models.build import model_cost
+from token_superposition.models.spec import ModelSpec
 
 V, D, F, N, H = 64, 32, 48, 2, 4  # vocabulary, width, feed-forward, layers, heads
 SIZES = {"hidden_size": D, "intermediate_size": F, "num_hidden_layers": N, "num_attention_heads": H}
 
 
 def make(architecture: str, **config: Any) -> Any:
-    return build_model(architecture, config, vocab_size=V, end_of_document_id=0, seed=0)
+    return ModelSpec(architecture, config, vocab_size=V, eos_id=0).build(seed=0)
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.models.families import FAMILIES, Family, make
 from token_superposition.errors import UserError
-from token_superposition.models import pretrained
-from token_superposition.models.build import build_model
 from token_superposition.models.pretrained import load_weights, quiet_transformers, read_config
 from token_superposition.models.size_limits import bytes_kept
+from token_superposition.models.spec import ModelSpec
 
 
 def written(family: Family, folder: Path) -> Path:
@@ -31,7 +30,7 @@ def test_built_anew_and_filled_it_is_the_folder_s(family: Family, tmp_path: Path
     folder = written(family, tmp_path / "folder")
     architecture, keys = read_config(folder)
     assert architecture == family.model_type
-    ours: Any = build_model(architecture, keys, vocab_size=320, end_of_document_id=256, seed=1)
+    ours: Any = ModelSpec(architecture, keys, vocab_size=320, eos_id=256).build(seed=1)
     load_weights(ours, folder)
     stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     theirs = stock.state_dict()
@@ -44,12 +43,12 @@ def test_built_anew_and_filled_it_is_the_folder_s(family: Family, tmp_path: Path
 def test_a_configuration_that_changes_on_the_way_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No family is known to do that; one that did would train as another model without a word."""
     folder = written(FAMILIES["Llama"], tmp_path / "folder")
-    resolve = pretrained.resolve_config
+    resolved = ModelSpec.resolved
 
-    def forgetful(architecture: str, config: Mapping[str, Any], **options: Any) -> Any:
-        return resolve(architecture, {**config, "rms_norm_eps": 1e-3}, **options)
+    def forgetful(spec: ModelSpec) -> Any:
+        return resolved(replace(spec, config={**spec.config, "rms_norm_eps": 1e-3}))
 
-    monkeypatch.setattr(pretrained, "resolve_config", forgetful)
+    monkeypatch.setattr(ModelSpec, "resolved", forgetful)
     with pytest.raises(UserError, match=r"its config\.json has rms_norm_eps 1e-06, which becomes 0\.001"):
         read_config(folder)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from token_superposition.errors import UserError
-from token_superposition.models.build import build_model, resolve_config
+from token_superposition.models.spec import ModelSpec
 
 _TINY: dict[str, Any] = {
     "hidden_size": 16,
@@ -16,7 +16,7 @@ _TINY: dict[str, Any] = {
     "num_attention_heads": 2,
     "max_position_embeddings": 64,
 }
-_DATA: dict[str, Any] = {"vocab_size": 320, "end_of_document_id": 256, "num_ids": 257}
+_DATA: dict[str, Any] = {"vocab_size": 320, "eos_id": 256, "num_ids": 257}
 
 
 @pytest.mark.parametrize(
@@ -39,16 +39,19 @@ _DATA: dict[str, Any] = {"vocab_size": 320, "end_of_document_id": 256, "num_ids"
 )
 def test_special_ids_that_are_not_the_data_s_are_refused(keys: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
-        resolve_config("llama", {**_TINY, **keys}, **_DATA)
+        ModelSpec("llama", {**_TINY, **keys}, **_DATA).resolved()
     assert "leave the key out" in str(caught.value) or "leave it out" in str(caught.value)
 
 
 def test_equal_ids_and_none_pass_and_the_end_s_embedding_is_trained() -> None:
     keys = {"pad_token_id": 256, "eos_token_id": [256], "bos_token_id": 256}
-    model: Any = build_model("llama", {**_TINY, **keys}, seed=0, **_DATA)
+    model: Any = ModelSpec("llama", {**_TINY, **keys}, **_DATA).build(seed=0)
     assert (model.config.eos_token_id, model.config.pad_token_id) == (256, None)
     assert model.get_input_embeddings().weight[256].abs().sum() > 0
-    assert resolve_config("llama", {**_TINY, "pad_token_id": None, "eos_token_id": None}, **_DATA).pad_token_id is None
+    assert (
+        ModelSpec("llama", {**_TINY, "pad_token_id": None, "eos_token_id": None}, **_DATA).resolved().pad_token_id
+        is None
+    )
 
 
 def test_a_published_configuration_is_one_line_with_every_id() -> None:
@@ -74,12 +77,12 @@ def test_a_published_configuration_is_one_line_with_every_id() -> None:
         "vocab_size": 512,
     }
     with pytest.raises(UserError, match=r"bos_token_id 128000, eos_token_id \[128001, .*leave the keys out"):
-        resolve_config("llama", published, **_DATA)
+        ModelSpec("llama", published, **_DATA).resolved()
     kept = {key: value for key, value in published.items() if key not in ("bos_token_id", "eos_token_id")}
-    resolved = resolve_config("llama", kept, **_DATA)
+    resolved = ModelSpec("llama", kept, **_DATA).resolved()
     assert resolved.rope_parameters["rope_type"] == "llama3"
     assert resolved.rope_parameters["rope_theta"] == 500000.0
-    assert next(build_model("llama", kept, seed=0, **_DATA).parameters()).dtype.itemsize == 4
+    assert next(ModelSpec("llama", kept, **_DATA).build(seed=0).parameters()).dtype.itemsize == 4
 
 
 @pytest.mark.parametrize(
@@ -93,4 +96,4 @@ def test_a_published_configuration_is_one_line_with_every_id() -> None:
 )
 def test_older_names_are_told_the_new_one(architecture: str, keys: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        resolve_config(architecture, keys, **_DATA)
+        ModelSpec(architecture, keys, **_DATA).resolved()

@@ -8,8 +8,8 @@ import torch
 
 from tests.conftest import TINY
 from token_superposition.data.sampler import permute
-from token_superposition.models.build import build_model
 from token_superposition.models.seeding import seed_torch
+from token_superposition.models.spec import ModelSpec
 
 
 def _drawn(seed: int) -> list[float]:
@@ -40,7 +40,7 @@ def test_seeds_that_share_32_bits_give_other_weights_and_another_order() -> None
     weights, orders = [], []
     for seed in (3, 2**32 + 3, 2**40 + 3):
         keys = {**config, "hidden_size": 16, "intermediate_size": 16}
-        model = build_model(architecture, keys, vocab_size=64, end_of_document_id=0, seed=seed)
+        model = ModelSpec(architecture, keys, vocab_size=64, eos_id=0).build(seed=seed)
         weights.append(tuple(next(model.parameters()).flatten()[:4].tolist()))
         orders.append(tuple(permute(np.arange(1000), 1000, seed, 0).tolist()))
     assert len(set(weights)) == 3

@@ -15,8 +15,9 @@ from tests.bad_input import examples
 from tests.conftest import SHARED
 from tests.planner.workloads import subject_of
 from token_superposition.errors import UserError
-from token_superposition.models.build import model_cost, sketch_model
+from token_superposition.models.build import model_cost
 from token_superposition.models.costs import abstract
+from token_superposition.models.spec import ModelSpec
 from token_superposition.planner.amounts import amount
 from token_superposition.planner.measured_runs import PaperRun, paper_runs, read_table
 from token_superposition.planner.plan import PlanRequest, make_plan
@@ -143,7 +144,7 @@ def test_a_shape_is_counted_as_the_model_that_is_built(parameters: int, vocab_si
     shape = shape_for(parameters, vocab_size)
     assert shape.parameters == pytest.approx(parameters, rel=0.05)
     with abstract():
-        model = sketch_model("llama", shape.config(512), vocab_size=vocab_size, end_of_document_id=0)
+        model = ModelSpec("llama", shape.config(512), vocab_size=vocab_size, eos_id=0).build_unchecked()
         assert sum(parameter.numel() for parameter in model.parameters()) == shape.parameters
         assert model_cost(model) == shape.cost
 

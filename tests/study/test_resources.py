@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from token_superposition.models.spec import ModelSpec
 from token_superposition.study import resources as machine
 from token_superposition.study.resources import Share, run_bytes, share_machine, visible_devices
 from token_superposition.training.config import RunConfig, parse_config
@@ -129,5 +130,5 @@ def test_a_model_that_cannot_be_sketched_counts_as_its_process(
     def values_are_needed(*_: Any, **__: Any) -> None:
         raise NotImplementedError
 
-    monkeypatch.setattr(machine, "sketch", values_are_needed)
+    monkeypatch.setattr(ModelSpec, "build_unchecked", values_are_needed)
     assert run_bytes(config(small_run)) == 350 * 2**20

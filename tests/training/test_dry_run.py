@@ -15,8 +15,8 @@ from tests.training.runs import go
 from token_superposition.cli import main
 from token_superposition.data.dataset import TokenDataset
 from token_superposition.errors import UserError
-from token_superposition.models.build import build_model, sketch_model
 from token_superposition.models.costs import abstract, estimate_memory
+from token_superposition.models.spec import ModelSpec
 from token_superposition.models.superposed import SuperposedLM
 from token_superposition.training.config import parse_config
 from token_superposition.training.dry_run import describe, dry_run
@@ -103,11 +103,11 @@ def test_a_model_larger_than_the_machine_is_described(small_run: dict[str, Any],
 @pytest.mark.parametrize(("family", "more"), [("llama", {}), ("gpt2", {}), ("gemma2", {"head_dim": 8})])
 def test_the_estimate_counts_what_autograd_really_saves(family: str, more: dict[str, Any]) -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, **more}
-    options: dict[str, Any] = {"vocab_size": 320, "end_of_document_id": 256, "seed": 0}
+    spec = ModelSpec(family, sizes, vocab_size=320, eos_id=256)
     with abstract():
-        model = sketch_model(family, sizes, vocab_size=320, end_of_document_id=256)
+        model = spec.build_unchecked()
         estimate = estimate_memory(model, ids_shape=(2, 16, 4), num_targets=4, dtype=torch.float32, optimizer_states=0)
-    model = build_model(family, sizes, **options)
+    model = spec.build(seed=0)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved = {}
 
@@ -129,7 +129,7 @@ def test_the_estimate_counts_what_autograd_really_saves(family: str, more: dict[
 def test_where_activations_cannot_be_known_it_says_so() -> None:
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "moe_intermediate_size": 16}
     with abstract():
-        model = sketch_model("qwen3_moe", {**sizes, "num_experts": 4}, vocab_size=320, end_of_document_id=256)
+        model = ModelSpec("qwen3_moe", {**sizes, "num_experts": 4}, vocab_size=320, eos_id=256).build_unchecked()
         estimate = estimate_memory(model, ids_shape=(2, 16, 4), num_targets=4, dtype=torch.float32, optimizer_states=0)
     assert estimate.activations is None
     assert estimate.weights > 0
@@ -140,7 +140,7 @@ def test_its_memory_knows_what_makes_steps_smaller() -> None:
 
     def activations(vocab_size: int, **options: Any) -> int:
         with abstract():
-            model = sketch_model("llama", config, vocab_size=vocab_size, end_of_document_id=0)
+            model = ModelSpec("llama", config, vocab_size=vocab_size, eos_id=0).build_unchecked()
             options = {"dtype": torch.float32, "optimizer_states": 0, **options}
             found = estimate_memory(model, ids_shape=(4, 1024, 4), num_targets=4, **options).activations
         assert found is not None

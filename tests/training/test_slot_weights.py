@@ -98,7 +98,7 @@ def test_other_numbers_are_another_run(measured_run: dict[str, Any], tmp_path: P
     (folder / "summary.json").unlink()
     config = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(config.replace(resolved(folder), "mutual_information"))
-    with pytest.raises(UserError, match=r"run.json is damaged: its configuration has no Stage"):
+    with pytest.raises(UserError, match=r"run.json and config.yaml disagree"):
         go(measured_run, folder)
 
 

@@ -11,8 +11,8 @@ import torch
 from tests.models.families import FAMILIES, make
 from tests.training.runs import go, numbers
 from token_superposition.errors import UserError
-from token_superposition.models.build import build_model
 from token_superposition.models.layers import checkpoint_activations, compile_layers, layers_of
+from token_superposition.models.spec import ModelSpec
 from token_superposition.training.config import parse_config
 from token_superposition.training.loop import train
 from token_superposition.training.trainer import Trainer
@@ -46,7 +46,7 @@ def test_compiled_layers_are_not_compiled_again_at_the_switch(
 
 def test_layers_share_their_compiled_code() -> None:
     config = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 5}
-    model = build_model("llama", config, vocab_size=64, end_of_document_id=0, seed=0)
+    model = ModelSpec("llama", config, vocab_size=64, eos_id=0).build(seed=0)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     compile_layers(model)
@@ -63,7 +63,7 @@ def test_recomputed_activations_keep_a_layers_input_only() -> None:
     saved = {}
     for checkpointed in (False, True):
         config = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 4}
-        model = build_model("llama", config, vocab_size=64, end_of_document_id=0, seed=0)
+        model = ModelSpec("llama", config, vocab_size=64, eos_id=0).build(seed=0)
         if checkpointed:
             checkpoint_activations(model)
         kept: dict[int, int] = {}
@@ -118,10 +118,8 @@ def test_a_layer_within_a_layer_is_part_of_it() -> None:
 
 
 def test_what_a_family_cannot_is_refused() -> None:
-    model = build_model(
-        "llama", {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}, vocab_size=64,
-        end_of_document_id=0, seed=0,
-    )  # fmt: skip
+    config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = ModelSpec("llama", config, vocab_size=64, eos_id=0).build(seed=0)
     model._no_split_modules = []  # type: ignore[assignment]
     model.supports_gradient_checkpointing = False  # type: ignore[assignment]
     with pytest.raises(UserError, match=r"^train\.compile: LlamaForCausalLM does not say what its layers are"):
@@ -131,10 +129,8 @@ def test_what_a_family_cannot_is_refused() -> None:
 
 
 def test_without_a_compiler_compilation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build_model(
-        "llama", {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}, vocab_size=64,
-        end_of_document_id=0, seed=0,
-    )  # fmt: skip
+    config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = ModelSpec("llama", config, vocab_size=64, eos_id=0).build(seed=0)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"^train\.compile: on a CPU it needs a C\+\+ compiler"):
         compile_layers(model)

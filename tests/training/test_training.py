@@ -20,7 +20,7 @@ from token_superposition.data.dataset import TokenDataset
 from token_superposition.data.prepare import prepare
 from token_superposition.data.stream import TokenStream
 from token_superposition.errors import UserError
-from token_superposition.models.build import build_model
+from token_superposition.models.spec import ModelSpec
 from token_superposition.models.superposed import SuperposedLM
 from token_superposition.training import loop
 from token_superposition.training.config import RunConfig, parse_config
@@ -39,7 +39,7 @@ def test_a_run_equals_a_bare_loop_bit_for_bit(small_run: dict[str, Any], tmp_pat
     t = config.train
     dataset = TokenDataset.open(config.data.path, "train")
     stream = TokenStream(dataset, config.schedule(), sequence_length=16, batch_size=4, seed=0)
-    model = build_model("llama", config.model.config, vocab_size=320, end_of_document_id=256, seed=0)
+    model = ModelSpec("llama", config.model.config, vocab_size=320, eos_id=256).build(seed=0)
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     vectors = [p for p in model.parameters() if p.dim() < 2]
     optimizer = torch.optim.AdamW(

@@ -22,7 +22,7 @@ from token_superposition.bench.bench_progress import BenchProgress
 from token_superposition.bench.bench_run import BenchRun
 from token_superposition.bench.memory import measure_memory, micro_batches_tried
 from token_superposition.errors import UserError
-from token_superposition.models.build import check_length, sketch_model
+from token_superposition.models.build import check_length
 from token_superposition.models.costs import abstract, estimate_memory
 from token_superposition.models.device import DTYPES
 from token_superposition.models.size_limits import available_memory, gigabytes
@@ -111,14 +111,9 @@ class _Machine:
 
     def _estimate(self, rows: int) -> int | None:
         config, stage = self._subject.config, self._subject.schedule.stages[-1]
-        tokenizer = Corpora.open(config.data).tokenizer
+        spec = Corpora.open(config.data).model_spec(config.model)
         with abstract():
-            model = sketch_model(
-                config.model.architecture,
-                config.model.config,
-                vocab_size=tokenizer.vocab_size,
-                end_of_document_id=tokenizer.end_of_document_id,
-            )
+            model = spec.build_unchecked()
             check_length(model, config.train.sequence_length)
             estimate = estimate_memory(
                 model,

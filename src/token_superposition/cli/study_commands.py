@@ -123,6 +123,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
     from token_superposition.progress import say
     from token_superposition.training.config import load_config
     from token_superposition.training.data_folders import check_folders
+    from token_superposition.training.run_folder import RunFolder
 
     values = _values(overrides)
     if options.deterministic:
@@ -134,6 +135,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
     if options.config.is_file() and folder == file.parent and not options.quiet:
         say(f"this is the configuration of the run in {folder}, which continues")
     _check_guard_options(options)
+    RunFolder(folder).check_place()
     if not (folder / "config.yaml").exists():  # a run that is done needs its data no more
         check_folders(config)
     from token_superposition.training.loop import train

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from token_superposition.data.tokenizers import is_tokenizers_own
 from token_superposition.errors import UserError
 from token_superposition.evaluation.evaluation_options import check_sampling
 from token_superposition.evaluation.load import UsableModel
@@ -149,7 +150,13 @@ class _Streamer:
 
 def _prompt_ids(loaded: UsableModel, prompt: str) -> list[int]:
     tokenizer = loaded.tokenizer
-    ids: list[int] = tokenizer(prompt, split_special_tokens=True, verbose=False)["input_ids"]
+    try:
+        ids: list[int] = tokenizer(prompt, split_special_tokens=True, verbose=False)["input_ids"]
+    except BaseException as error:
+        if not is_tokenizers_own(error):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"--prompt: the tokenizer of {loaded.path} cannot encode it ({reason})") from None
     if not ids:
         start = next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None)
         if start is None:

@@ -136,12 +136,21 @@ class BagRows(Dataset[Any]):
 class BagStream(IterableDataset[Any]):
     """A streaming data set, read front to back into the rows that each step needs, from step `first_step` on.
 
+    Args:
+        rows: the data set.
+        schedule: the run's stages.
+        rows_per_step: over all micro-batches and processes.
+        opened: the rows of the first pass, where the data set was opened already and can be read only once.
+
     Raises:
         UserError: while reading, where a whole pass over the data holds no row.
     """
 
-    def __init__(self, rows: Iterable[Any], schedule: Schedule, *, rows_per_step: int) -> None:
+    def __init__(
+        self, rows: Iterable[Any], schedule: Schedule, *, rows_per_step: int, opened: Iterator[Any] | None = None
+    ) -> None:
         self.rows = rows
+        self.opened = opened
         self.schedule = schedule
         self.rows_per_step = rows_per_step
         self.first_step = 0
@@ -163,9 +172,17 @@ class BagStream(IterableDataset[Any]):
                 yield Group(stage, numbers, rows)
 
     def _passes(self) -> Iterator[tuple[int, Any]]:
+        number_of_rows = 0
         while True:
             number = -1
-            for number, row in enumerate(self.rows):
+            rows, self.opened = self.opened or self.rows, None
+            for number, row in enumerate(rows):
                 yield number, row
             if number < 0:
-                raise UserError("the training data has no rows")
+                raise UserError(
+                    f"the training data ended after {number_of_rows} rows and cannot be read again: the run needs a "
+                    "data set that can be read several times, more rows, or fewer steps"
+                    if number_of_rows
+                    else "the training data has no rows"
+                )
+            number_of_rows = number + 1

@@ -1,13 +1,15 @@
 """What is looked at before step 1: rows that would fail later, and rows whose order is not that of a text.
 
 Where it is cheap, every row is looked at: the lengths of rows, and whether `position_ids` start again. Cheap is a list
-of rows in memory, or the Arrow table of a `datasets.Dataset`. Of any other data set, the first and the last row are.
+of rows in memory, or the Arrow table of a `datasets.Dataset`. Of any other map-style data set, as many rows as can be
+read in a few seconds are. Of a stream, the first two are; they are trained on all the same.
 """
 
 from __future__ import annotations
 
 import contextlib
 import random
+import time
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
@@ -15,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import ConcatDataset, IterableDataset, Subset
 
 from token_superposition.errors import UserError
 from token_superposition.integrations.folding import num_ids, packed, told
@@ -24,13 +26,20 @@ from token_superposition.schedule import Stage
 
 _Ints = NDArray[np.int64]
 _MOST_PADDED = 1000  # rows that are looked at one by one
+_MOST_ROWS = 10_000  # of a data set whose rows are computed when they are asked for
+_MOST_SECONDS = 5.0
 
 
 class Sample(NamedTuple):
-    """A few rows that stand for the others, and their numbers."""
+    """A few rows that stand for the others, and their numbers.
+
+    Attributes:
+        opened: all rows of a stream that can be read only once, these included; None for any other data set.
+    """
 
     numbers: list[int]
     rows: list[Any]
+    opened: Iterator[Any] | None = None
 
 
 def sample(rows: Any, column: str) -> Sample:
@@ -40,10 +49,7 @@ def sample(rows: Any, column: str) -> Sample:
         UserError: where there are no rows, or a row holds several packed documents.
     """
     if isinstance(rows, IterableDataset):
-        first = list(islice(rows, 2))
-        if not first:
-            raise UserError("the training data has no rows")
-        return Sample(list(range(len(first))), first)
+        return _first_rows(rows, column)
     if not len(rows):
         raise UserError("the training data has no rows")
     lengths, last_positions = _columns(rows, column)
@@ -56,6 +62,8 @@ def sample(rows: Any, column: str) -> Sample:
     numbers = {0, len(rows) - 1}
     if lengths is not None and (lengths != lengths[0]).any():
         numbers.add(int((lengths != lengths[0]).argmax()))
+    if lengths is None and (other := _look_through(rows, column)) is not None:
+        numbers.add(other)
     return Sample(sorted(numbers), [rows[number] for number in sorted(numbers)])
 
 
@@ -89,13 +97,22 @@ def disorder(rows: Any) -> str | None:
     """What shows that a data set's rows are not in the order of their text; None where nothing does."""
     indices = getattr(rows, "_indices", None)  # of a datasets.Dataset
     if indices is not None:
-        numbers = indices.column(0).to_numpy()
-        return "the data set was shuffled" if (np.diff(numbers.astype(np.int64)) < 0).any() else None
+        return _gaps("data set", indices.column(0).to_numpy())
     if isinstance(rows, Subset):
-        if (np.diff(np.asarray(rows.indices, dtype=np.int64)) < 0).any():
-            return "the subset takes rows in another order"
-        return disorder(rows.dataset)
+        return _gaps("subset", rows.indices) or disorder(rows.dataset)
+    if isinstance(rows, ConcatDataset):
+        return next(filter(None, map(disorder, rows.datasets)), None)
     return _shuffled_stream(getattr(rows, "_ex_iterable", None))
+
+
+def _gaps(kind: str, taken: Any) -> str | None:
+    """Whether rows of another data set are taken in another order, or few of them with the row after them."""
+    steps = np.diff(np.asarray(taken, dtype=np.int64))
+    if (steps < 0).any():
+        return f"the {kind} was shuffled: it takes rows in another order"
+    if len(steps) and (steps != 1).mean() > 0.5:
+        return f"the {kind} takes rows that do not follow each other"
+    return None
 
 
 def cost_of_disorder(stage: Stage, length: int) -> str:
@@ -132,8 +149,10 @@ def _columns(rows: Any, column: str) -> tuple[_Ints | None, _Ints | None]:
         lengths = np.array(known)
         if not all(isinstance(row, Mapping) and row.get("position_ids") is not None for row in rows):
             return lengths, None
-        last = [int(row["position_ids"][-1]) if len(row["position_ids"]) else -1 for row in rows]
-        return lengths, np.array(last)
+        try:
+            return lengths, np.array([_last_position(row) for row in rows])
+        except (TypeError, ValueError):  # of another shape, which the batch shows
+            return lengths, None
     table: Any = getattr(rows, "data", None)
     form = getattr(rows, "format", None)
     names = getattr(table, "column_names", ())
@@ -150,6 +169,64 @@ def _columns(rows: Any, column: str) -> tuple[_Ints | None, _Ints | None]:
         return lengths, last_positions
     taken = rows._indices.column(0).to_numpy().astype(np.int64)
     return lengths[taken], None if last_positions is None else last_positions[taken]
+
+
+def _last_position(row: Any) -> int:
+    """-1 of an empty row."""
+    positions = row["position_ids"]
+    return int(positions[-1]) if len(positions) else -1
+
+
+def _look_through(rows: Any, column: str) -> int | None:
+    """The number of a row whose length is not the first row's, found in a few seconds; None where there is none.
+
+    Raises:
+        UserError: where a row holds several packed documents.
+    """
+    first, end, found = num_ids(rows[0], column), time.monotonic() + _MOST_SECONDS, None
+    numbers = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _MOST_ROWS)).astype(np.int64))
+    for number in np.random.default_rng(0).permutation(numbers).tolist():
+        row = rows[number]
+        length = num_ids(row, column)
+        if length != first:
+            found = number
+        if isinstance(row, Mapping) and row.get("position_ids") is not None and not _padded(row):
+            with contextlib.suppress(TypeError, ValueError):  # of another shape, which the batch shows
+                if _last_position(row) not in (-1, (length or 0) - 1):
+                    raise packed(number)
+        if time.monotonic() > end:
+            break
+    return found
+
+
+def _first_rows(rows: Any, column: str) -> Sample:
+    """The first two rows of a stream."""
+    iterator = iter(rows)
+    first = list(islice(iterator, 2))
+    if not first:
+        raise UserError("the training data has no rows")
+    numbers = list(range(len(first)))
+    again = iter(rows)
+    following = list(islice(again, 1))
+    if again is not iterator and following and _same_ids(following[0], first[0], column):
+        return Sample(numbers, first)
+    return Sample(numbers, first, _rest(first, following, again, iterator))
+
+
+def _rest(first: list[Any], following: list[Any], again: Iterator[Any], kept: Iterator[Any]) -> Iterator[Any]:
+    """The rows of a stream that can be read only once; `kept` stays open, or what both read from would be closed."""
+    yield from first
+    yield from following
+    yield from again
+    del kept
+
+
+def _same_ids(row: Any, other: Any, column: str) -> bool:
+    try:
+        ids, others = (torch.as_tensor(each[column] if isinstance(each, Mapping) else each) for each in (row, other))
+    except (LookupError, RuntimeError, TypeError, ValueError):
+        return True  # no token ids: the batch shows it
+    return torch.equal(ids, others)
 
 
 def _arrow_lengths(column: Any) -> _Ints:
@@ -179,10 +256,12 @@ def _padded(row: Any) -> bool:
 
 
 def _shuffled_stream(source: Any) -> str | None:
-    """Whether a `datasets.IterableDataset`, seen by its inner iterables, draws its rows from a shuffling buffer."""
+    """Whether a `datasets.IterableDataset`, seen by its inner iterables, draws rows from a buffer or in turn."""
     if source is None:
         return None
     if "Shuffled" in type(source).__name__:
         return "the stream is shuffled"
+    if "CyclingMultiSources" in type(source).__name__:
+        return "the stream takes rows of several sources in turn"
     inner = getattr(source, "ex_iterables", None) or [getattr(source, "ex_iterable", None)]
     return next((found for found in map(_shuffled_stream, inner) if found), None)

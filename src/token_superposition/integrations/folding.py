@@ -52,7 +52,8 @@ class Folding:
         collate: what collates a list of the data set's rows in recovery.
         column: the rows' column of token ids.
         refused: names of model inputs that bags cannot honour.
-        pad_id: the id of padding, where it is known; a row's first slots are padding where they hold it unlabelled.
+        pad_id: the id of padding, where it is known. Slots at the ends of a row that hold this id and have no label
+            are padding, whatever the mask says.
     """
 
     def __init__(self, collate: Collate, column: str, refused: frozenset[str], pad_id: int | None) -> None:
@@ -98,7 +99,7 @@ class Folding:
                 f"rows {numbers[0]} to {numbers[-1]} of the training data: labels of shape {tuple(labels_RL.shape)} do "
                 f"not fit input_ids of shape {tuple(ids_RL.shape)}: give one label a token (-100 where there is none)"
             )
-        table = Table(ids_RL, labels_RL, self._there(batch, ids_RL, labels_RL))
+        table = Table(ids_RL, labels_RL, self._there(batch.get("attention_mask"), ids_RL, labels_RL, numbers))
         _check_positions(batch.get("position_ids"), table.there, numbers)
         return table
 
@@ -130,19 +131,28 @@ class Folding:
             mask = torch.ones_like(ids)
         return {"input_ids": ids, "labels": labels, "attention_mask": mask}
 
-    def _there(self, batch: Mapping[str, Any], ids_RL: Tensor, labels_RL: Tensor) -> Tensor:
-        mask_RL = batch.get("attention_mask")
-        if mask_RL is not None:
+    def _there(self, mask_RL: Tensor | None, ids_RL: Tensor, labels_RL: Tensor, numbers: Sequence[int]) -> Tensor:
+        counted_RL = labels_RL != PADDING
+        if mask_RL is None:
+            there_RL = counted_RL.flip(1).cumsum(1).flip(1) > 0
+        else:
             if mask_RL.shape != ids_RL.shape:
                 raise UserError(
                     f"attention_mask has shape {tuple(mask_RL.shape)}, which bags cannot honour: one number a token "
                     f"{tuple(ids_RL.shape)} can"
                 )
-            return mask_RL != 0
-        counted_RL = labels_RL != PADDING
-        there_RL = counted_RL.flip(1).cumsum(1).flip(1) > 0
+            other_RL = (mask_RL != 0) & (mask_RL != 1)
+            if other_RL.any():
+                raise UserError(
+                    f"row {numbers[int(other_RL.any(1).int().argmax())]} of the training data: attention_mask holds "
+                    f"{mask_RL[other_RL][0].item():g}, which bags cannot honour: give 1 for a token and 0 for padding"
+                )
+            there_RL = mask_RL != 0
         if self.pad_id is not None:
-            there_RL &= (counted_RL | (ids_RL != self.pad_id)).cumsum(1) > 0
+            # A collator that finds rows without a mask makes one of ones (DataCollatorWithPadding), also for rows
+            # that are padded already.
+            filled_RL = counted_RL | (ids_RL != self.pad_id)
+            there_RL &= (filled_RL.cumsum(1) > 0) & (filled_RL.flip(1).cumsum(1).flip(1) > 0)
         return there_RL
 
 
@@ -160,7 +170,7 @@ def collated(collate: Collate, rows: Sequence[Any], numbers: Sequence[int]) -> M
         if other is not None:
             raise UserError(
                 f"row {numbers[other]} of the training data has {lengths[other]} token ids and row {numbers[0]} has "
-                f"{lengths[0]}: give rows of one length, or a data collator that pads them"
+                f"{lengths[0]}: give rows of one length, or a data collator that pads them (and their labels)"
             ) from error
         raise UserError(f"{_named(numbers)} of the training data cannot be collated: {told(error)}") from error
     given = {name: value for name, value in batch.items() if value is not None} if isinstance(batch, Mapping) else {}

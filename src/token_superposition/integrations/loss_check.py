@@ -43,7 +43,7 @@ def check_settings(trainer: Any) -> None:
             "loss_function and config.loss_type as transformers sets them"
         )
     mixin = next(index for index, found in enumerate(type(trainer).__mro__) if found.__module__ == _OURS)
-    maker = _who_overrides(trainer, "get_train_dataloader", after=mixin)
+    maker = who_overrides(trainer, "get_train_dataloader", after=mixin)
     if maker is not None:
         raise UserError(
             f"{maker}: overrides get_train_dataloader, whose batches superposition would not use: give the rows as "
@@ -57,12 +57,13 @@ def check_loss(trainer: Any) -> None:
     Raises:
         UserError: if a class, or the trainer itself, overrides `compute_loss` so that its loss is another one or fails.
     """
-    who = _who_overrides(trainer, "compute_loss")
-    if who is None:
-        return
     vocab_size = trainer.model.get_input_embeddings().weight.shape[0]
     num_targets = Stage(trainer.superposition.bag_size, 1, trainer.superposition.mode).num_targets
     bags_BLs = torch.arange(8 * num_targets).view(1, 8, -1) % vocab_size
+    _check_count(trainer, {"input_ids": bags_BLs, "labels": bags_BLs})
+    who = who_overrides(trainer, "compute_loss")
+    if who is None:
+        return
     batches = {"a row of the training data": _plain_batch(trainer), "bags": {"input_ids": bags_BLs, "labels": bags_BLs}}
     # A class behind the mixin in the MRO is given no bags.
     advice = {"bags": f"; derive it from Trainer, and from it `class Mine(SuperpositionMixin, {who})`"}
@@ -88,6 +89,30 @@ def check_loss(trainer: Any) -> None:
                 )
 
 
+def _check_count(trainer: Any, bags: dict[str, Any]) -> None:
+    """Refuse a class that divides the loss of bags by another number than the weights of their targets."""
+    mixin = next(found for found in type(trainer).__mro__ if "_get_num_items_in_batch" in vars(found))
+    if mixin.__module__ == _OURS:
+        return
+    ours: Any = next(found for found in type(trainer).__mro__ if found.__module__ == _OURS and "_count" in vars(found))
+    device = trainer.args.device
+    expected = ours._get_num_items_in_batch(trainer, [bags], device)
+    try:
+        found = trainer._get_num_items_in_batch([bags], device)
+    except Exception as error:
+        raise UserError(f"{mixin.__name__}: its _get_num_items_in_batch fails on bags: {in_one_line(error)}") from error
+    if found is None or expected is None:
+        same = found is expected
+    else:
+        same = bool(torch.isclose(torch.as_tensor(found).float().cpu(), expected.float().cpu()))
+    if not same:
+        raise UserError(
+            f"{mixin.__name__}: its _get_num_items_in_batch gives {found} for bags whose targets weigh {expected}, so "
+            "their loss would be divided by another number: leave it away, or call super() for labels of three "
+            "dimensions"
+        )
+
+
 def _plain_batch(trainer: Any) -> dict[str, Any]:
     """The first row as recovery will get it; made up for a stream, which may be read only once."""
     rows = trainer.train_dataset
@@ -98,7 +123,7 @@ def _plain_batch(trainer: Any) -> dict[str, Any]:
     return batch
 
 
-def _who_overrides(trainer: Any, method: str, after: int = -1) -> str | None:
+def who_overrides(trainer: Any, method: str, after: int = -1) -> str | None:
     """The first class behind a place in the MRO, other than ours and Trainer, that defines a method."""
     for found in type(trainer).__mro__[after + 1 :]:
         if found is Trainer:

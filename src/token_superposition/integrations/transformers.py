@@ -45,7 +45,7 @@ from token_superposition.integrations.dataset_checks import (
     sample,
 )
 from token_superposition.integrations.folding import HONOURED, PACKED, Folding, Group, collated
-from token_superposition.integrations.loss_check import check_loss, check_settings
+from token_superposition.integrations.loss_check import check_loss, check_settings, who_overrides
 from token_superposition.integrations.trainer_progress import FollowSteps, TrainerProgress
 from token_superposition.integrations.trainer_resume import KEY, Started, continued, started
 from token_superposition.losses.multi_hot import target_weights
@@ -184,6 +184,13 @@ class SuperpositionMixin:
         run = self._run = self._run or TrainerProgress()
         _, run.steps_per_epoch, *_, total_steps = trainer.set_initial_training_values(args, plain)
         self.schedule = schedule = self._schedule(total_steps)
+        if not schedule.switch_step and self.superposition.superposition_ratio > 0:
+            logger.warning(
+                "superposition_ratio %g of %d steps is less than one step, so the run is ordinary training: give "
+                "superposition_steps",
+                self.superposition.superposition_ratio,
+                total_steps,
+            )
         batches_per_step = args.gradient_accumulation_steps * args.world_size
         streamed = isinstance(rows, IterableDataset)
         seed = args.data_seed if args.data_seed is not None else args.seed
@@ -203,7 +210,9 @@ class SuperpositionMixin:
             if args.dataloader_num_workers > 1:
                 logger.warning("a streaming data set is read by one worker here, for its order is its text's")
                 options["num_workers"] = 1
-            run.order = stream = BagStream(rows, schedule, rows_per_step=batch_size * batches_per_step)
+            run.order = stream = BagStream(
+                rows, schedule, rows_per_step=batch_size * batches_per_step, opened=run.opened
+            )
             return trainer.accelerator.prepare(DataLoader(stream, batch_size=batch_size, **options))
         run.order = sampler = RunSampler(
             len(rows),
@@ -239,14 +248,16 @@ class SuperpositionMixin:
         rows, strategy = trainer.train_dataset, trainer.args.train_sampling_strategy
         if rows is None:
             return  # the Trainer says so
-        if strategy != "random":
+        sampler = who_overrides(trainer, "_get_train_sampler")
+        if strategy != "random" or sampler is not None:
             logger.warning(
-                "train_sampling_strategy %s is not used: rows that follow each other become bags, and the groups of "
-                "rows are shuffled",
-                strategy,
+                "%s is not used: rows that follow each other become bags, and the groups of rows are shuffled",
+                f"the _get_train_sampler of {sampler}" if sampler else f"train_sampling_strategy {strategy}",
             )
         with random_state_kept():
             some = sample(rows, self._token_column)
+            if self._run is not None:
+                self._run.opened = some.opened
             batch = collated(self._plain_collator(), some.rows, some.numbers)
             length = self._folding().table(some.rows, some.numbers).ids.shape[1]
             check_next_token_loss(trainer, batch, some.numbers)
@@ -303,11 +314,6 @@ class SuperpositionMixin:
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
         """What a step's loss is divided by: of bags, the weights of all their targets."""
         trainer: Any = self
-        if self.superposition.bag_size > 1 and self.schedule is None:
-            raise UserError(
-                f"{type(self).__name__}: its get_train_dataloader does not call SuperpositionMixin's, so no step would "
-                "be trained on bags: give the rows as train_dataset instead"
-            )
         if not batch_samples or not _holds_bags(batch_samples[0]):
             return super()._get_num_items_in_batch(batch_samples, device)  # type: ignore[misc]
         if not trainer.model_accepts_loss_kwargs:
@@ -372,6 +378,11 @@ class SuperpositionMixin:
         """Whether the model's last step was one of superposition."""
         trainer: Any = self
         return self.schedule is not None and 0 < trainer.state.global_step <= self.schedule.switch_step
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """As `Trainer._evaluate`; ReduceLROnPlateau and GreedyLR do not see a model that predicts bags."""
+        skip_scheduler = skip_scheduler or self._superposed()
+        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)  # type: ignore[misc]
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
         """As `Trainer._determine_best_metric`, but no evaluation of a model that predicts bags counts."""

@@ -1,10 +1,8 @@
-"""Building a model from a configuration, and counting what it costs.
+"""The steps by which `models.spec.ModelSpec` builds a model, and the count of what the model costs.
 
-A model is any architecture that transformers knows, named by its `model_type` with that family's own
-configuration keys. It is outlined first, without storage, so that one too large for this machine is refused
-before it is built. Weights are initialised by the family's own code; with `scale_residual_init` the
-projections that write into the residual stream are then scaled by 1 / sqrt(2 * layers), as GPT-2's are by its
-own code.
+A model is any architecture that transformers knows, named by its `model_type`, with that family's own configuration
+keys. The family's own code initialises the weights. With `scale_residual_init` the projections that write into the
+residual stream are then scaled by 1 / sqrt(2 * layers), as GPT-2's own code does.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,9 +19,8 @@ from torch import nn
 from token_superposition.errors import UserError, did_you_mean
 from token_superposition.files import is_whole_number
 from token_superposition.models.costs import ModelCost
-from token_superposition.models.families import RESIDUAL_PROJECTIONS, num_attention_layers, refusal
-from token_superposition.models.seeding import seed_torch
-from token_superposition.models.size_limits import WEIGHT_BYTES, check_numbers, check_size, counted
+from token_superposition.models.families import num_attention_layers, refusal
+from token_superposition.models.size_limits import check_numbers
 
 # What of a configuration belongs to the data rather than to the model. A padding id would freeze one row of the
 # embedding, and families bring one that is a byte of ours.
@@ -34,104 +31,6 @@ _IN_ROPE_PARAMETERS = {
     "partial_rotary_factor": "rope_parameters.partial_rotary_factor",
     "rope_local_base_freq": "rope_parameters.sliding_attention.rope_theta",
 }
-
-
-def build_model(
-    architecture: str,
-    config: Mapping[str, Any],
-    *,
-    vocab_size: int,
-    end_of_document_id: int,
-    seed: int,
-    num_ids: int | None = None,
-    scale_residual_init: bool | Literal["auto"] = "auto",
-    bytes_a_parameter: int = WEIGHT_BYTES,
-) -> nn.Module:
-    """A freshly initialised causal language model in float32 on the CPU.
-
-    Args:
-        architecture: a transformers `model_type`, such as `llama`.
-        config: that family's configuration keys.
-        vocab_size: rows of the embedding, where `config` does not say.
-        end_of_document_id: the tokenizer's end token; stands for begin and end in the model's configuration.
-        seed: of the initialisation; the same seed gives the same weights.
-        num_ids: how many ids the data may hold: the least vocabulary that `config` can say; `vocab_size` without it.
-        scale_residual_init: scale residual projections down with depth; `auto` does it for families whose
-            projections are known.
-        bytes_a_parameter: what will be kept on this machine for each parameter, to be compared with its memory.
-
-    Raises:
-        UserError: for an unknown architecture or key, values the family refuses or cannot run with, a model
-            larger than this machine's memory, or a vocabulary smaller than the data's.
-    """
-    outline_model(
-        architecture,
-        config,
-        vocab_size=vocab_size,
-        end_of_document_id=end_of_document_id,
-        num_ids=num_ids,
-        scale_residual_init=scale_residual_init,
-        bytes_a_parameter=bytes_a_parameter,
-    )
-    resolved = resolve_config(
-        architecture, config, vocab_size=vocab_size, end_of_document_id=end_of_document_id, num_ids=num_ids
-    )
-    with torch.random.fork_rng(devices=[]):
-        seed_torch(seed)
-        with counted(bytes_a_parameter):
-            model = _construct(architecture, resolved)
-        _try_out(architecture, model)
-    projections = RESIDUAL_PROJECTIONS.get(architecture)
-    if projections and scale_residual_init:
-        _scale_residual_projections(model, projections)
-    return model
-
-
-def outline_model(
-    architecture: str,
-    config: Mapping[str, Any],
-    *,
-    vocab_size: int,
-    end_of_document_id: int,
-    num_ids: int | None = None,
-    scale_residual_init: bool | Literal["auto"] = "auto",
-    bytes_a_parameter: int = WEIGHT_BYTES,
-) -> nn.Module | None:
-    """The same model without storage, on the meta device, to be measured; arguments and errors as in `build_model`.
-
-    None for a family whose code computes with values while it builds, which tensors without storage cannot.
-    """
-    resolved = resolve_config(
-        architecture, config, vocab_size=vocab_size, end_of_document_id=end_of_document_id, num_ids=num_ids
-    )
-    if architecture not in RESIDUAL_PROJECTIONS and scale_residual_init is True:
-        raise UserError(
-            f"model.scale_residual_init: the residual projections of {architecture} are not known; set it to false"
-        )
-    try:
-        with torch.device("meta"), counted(bytes_a_parameter):
-            model = _from_config(resolved)
-    except UserError:
-        raise
-    except Exception:  # what is wrong with the values, the real building says too: only that knows it
-        return None
-    check_size(model, bytes_a_parameter)
-    return model
-
-
-def sketch_model(
-    architecture: str,
-    config: Mapping[str, Any],
-    *,
-    vocab_size: int,
-    end_of_document_id: int,
-    num_ids: int | None = None,
-) -> nn.Module:
-    """The model of `build_model` without asking whether it fits this machine; for `memory.abstract`, where all do."""
-    resolved = resolve_config(
-        architecture, config, vocab_size=vocab_size, end_of_document_id=end_of_document_id, num_ids=num_ids
-    )
-    return _construct(architecture, resolved)
 
 
 def check_length(model: nn.Module, sequence_length: int) -> None:
@@ -150,10 +49,10 @@ def resolve_config(
     config: Mapping[str, Any],
     *,
     vocab_size: int,
-    end_of_document_id: int,
+    eos_id: int,
     num_ids: int | None = None,
 ) -> Any:
-    """The family's configuration object with these values; arguments and errors as in `build_model`."""
+    """The family's configuration object with these values; see `models.spec.ModelSpec.resolved`."""
     from transformers import AutoConfig
 
     known = check_keys(architecture, config)
@@ -164,9 +63,9 @@ def resolve_config(
             f"model.config.vocab_size: {size!r} is smaller than the data's vocabulary of {least}; "
             "leave the key out to take the data's"
         )
-    special = dict(zip(SPECIAL_IDS, (end_of_document_id, end_of_document_id, None), strict=True))
+    special = dict(zip(SPECIAL_IDS, (eos_id, eos_id, None), strict=True))
     if num_ids is not None:  # else the data is not known
-        config = _with_ids_of_the_data(config, end_of_document_id, num_ids)
+        config = _with_ids_of_the_data(config, eos_id, num_ids)
     values = {**special, **config, "vocab_size": size}
     values.pop("model_type", None)
     if "torch_dtype" in values:
@@ -189,7 +88,7 @@ def resolve_config(
 
 
 def _with_ids_of_the_data(
-    config: Mapping[str, Any], end_of_document_id: int, num_ids: int, place: str = "model.config"
+    config: Mapping[str, Any], eos_id: int, num_ids: int, place: str = "model.config"
 ) -> dict[str, Any]:
     """A configuration whose special ids agree with the data's, also in configurations inside of it.
 
@@ -206,30 +105,32 @@ def _with_ids_of_the_data(
                 raise UserError(
                     f"{place}.{key}.vocab_size: {size} is smaller than the data's vocabulary of {num_ids}; leave it out"
                 )
-            values[key] = _with_ids_of_the_data(value, end_of_document_id, num_ids, f"{place}.{key}")
+            values[key] = _with_ids_of_the_data(value, eos_id, num_ids, f"{place}.{key}")
         elif key in SPECIAL_IDS and value is not None:
             ids = value if isinstance(value, list) and value else [value]
-            if not all(is_whole_number(each) and each == end_of_document_id for each in ids):
+            if not all(is_whole_number(each) and each == eos_id for each in ids):
                 wrong.append(f"{key} {value!r}")
-            values[key] = None if key == "pad_token_id" else end_of_document_id
+            values[key] = None if key == "pad_token_id" else eos_id
     if wrong:
         raise UserError(
             f"{place}: {', '.join(wrong)}: not the ids of the data, whose documents end with id "
-            f"{end_of_document_id} and which has no padding; leave the key{'s' * (len(wrong) > 1)} out"
+            f"{eos_id} and which has no padding; leave the key{'s' * (len(wrong) > 1)} out"
         )
     return values
 
 
-def _construct(architecture: str, resolved: Any) -> nn.Module:
+def construct(architecture: str, resolved: Any) -> nn.Module:
+    """The model of a configuration object; UserError if the family refuses its values."""
     try:
-        return _from_config(resolved)
+        return from_config(resolved)
     except UserError:
         raise
     except Exception as error:
         raise _refused(architecture, "refuses", error) from error
 
 
-def _from_config(resolved: Any) -> nn.Module:
+def from_config(resolved: Any) -> nn.Module:
+    """The same with the family's own exceptions."""
     from transformers import AutoModelForCausalLM
 
     # Code from the Hub is never run: the family's own, that was installed, is what was asked for.
@@ -238,7 +139,7 @@ def _from_config(resolved: Any) -> nn.Module:
 
 
 @torch.no_grad()
-def _try_out(architecture: str, model: nn.Module) -> None:
+def try_out(architecture: str, model: nn.Module) -> None:
     """Run a few tokens through the family's own code: some values are refused only there."""
     for training in (False, True):  # and leave it in training mode, as it was built
         model.train(training)
@@ -341,7 +242,8 @@ def _keys_of(config_class: type) -> set[str]:
 
 
 @torch.no_grad()
-def _scale_residual_projections(model: nn.Module, projections: frozenset[str]) -> None:
+def scale_residual_projections(model: nn.Module, projections: frozenset[str]) -> None:
+    """Divide the weights of these projections by sqrt(2 * layers)."""
     config: Any = model.config
     scale = 1 / math.sqrt(2 * config.num_hidden_layers)
     for name, parameter in model.named_parameters():

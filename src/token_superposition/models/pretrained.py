@@ -18,14 +18,15 @@ import torch
 from torch import nn
 
 from token_superposition.errors import UserError
-from token_superposition.models.build import SPECIAL_IDS, known_keys, resolve_config
+from token_superposition.models.build import SPECIAL_IDS, known_keys
+from token_superposition.models.spec import ModelSpec
 
 _LONGEST = 300  # characters of a library's message
 _NO_CODE = "training never runs it"
 
 
 def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
-    """A folder's architecture and configuration keys, whole, as `build_model` takes them.
+    """A folder's architecture and configuration keys, whole, as `ModelSpec` takes them.
 
     Left out are the ids that begin and end a text and the one of padding: they are those of the data, as in every
     run, and a padding id would freeze a row of the embedding.
@@ -45,7 +46,7 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
         known = known_keys(architecture) - PreTrainedConfig().to_dict().keys() - set(SPECIAL_IDS)
         values = json.loads(json.dumps(config.to_dict()))  # tuples are lists, as when they are read back
         keys = {key: values[key] for key in values if key in known}
-        resolved = resolve_config(architecture, keys, vocab_size=0, end_of_document_id=0)
+        resolved = ModelSpec(architecture, keys, vocab_size=0, eos_id=0).resolved()
     except UserError as error:
         raise UserError(f"{folder}: {error}") from None
     meant = json.loads(json.dumps(resolved.to_dict()))
@@ -60,7 +61,7 @@ def read_config(folder: Path) -> tuple[str, dict[str, Any]]:
 
 @torch.no_grad()
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Give a model that `build_model` made from a folder's configuration that folder's weights: all, and no others.
+    """Give a model that `ModelSpec.build` made from a folder's configuration that folder's weights: all, and no others.
 
     The weights go into the model that is there, so that one gone on from a checkpoint, which is built and filled the
     same way, computes the same bits.

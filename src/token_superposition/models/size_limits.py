@@ -59,7 +59,7 @@ def check_numbers(config: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def counted(bytes_a_parameter: int) -> Iterator[None]:
+def counted(bytes_per_parameter: int) -> Iterator[None]:
     """Stop the building of a model inside the block once it is far larger than this machine.
 
     Raises:
@@ -74,7 +74,7 @@ def counted(bytes_a_parameter: int) -> Iterator[None]:
         if value is None or id(value) in seen:
             return
         seen[id(value)] = value
-        num_bytes += value.numel() * (bytes_a_parameter if isinstance(value, nn.Parameter) else value.element_size())
+        num_bytes += value.numel() * (bytes_per_parameter if isinstance(value, nn.Parameter) else value.element_size())
         if num_bytes > _BEYOND_REASON * memory:
             raise _too_large("over ", num_bytes, memory)
 
@@ -96,14 +96,14 @@ def counted(bytes_a_parameter: int) -> Iterator[None]:
             handle.remove()
 
 
-def check_size(model: nn.Module, bytes_a_parameter: int) -> None:
+def check_size(model: nn.Module, bytes_per_parameter: int) -> None:
     """Compare what a model takes with the memory there is.
 
     Raises:
         UserError: saying both.
     """
     memory = available_memory()
-    num_bytes = bytes_a_parameter * sum(parameter.numel() for parameter in model.parameters())
+    num_bytes = bytes_per_parameter * sum(parameter.numel() for parameter in model.parameters())
     num_bytes += sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     if num_bytes > memory:
         raise _too_large("", num_bytes, memory)

@@ -15,7 +15,8 @@ from typing import Any
 from torch import nn
 
 from token_superposition.errors import UserError
-from token_superposition.models.build import build_model, known_keys, outline_model, resolve_config
+from token_superposition.models.build import known_keys
+from token_superposition.models.spec import ModelSpec
 from token_superposition.models.superposed import SuperposedLM
 
 _LAYERS, _HEADS = 4, 2
@@ -52,12 +53,11 @@ def miniature(architecture: str, config: Mapping[str, Any]) -> nn.Module | None:
     """The model in small, or None where there is none."""
     for values in _smaller(architecture, config):
         try:
-            outline = outline_model(architecture, values, vocab_size=_IDS, end_of_document_id=0)
+            spec = ModelSpec(architecture, values, vocab_size=_IDS, eos_id=0, scale_residual_init=False)
+            outline = spec.meta()
             if outline is None or sum(p.numel() for p in outline.parameters()) > _MOST_PARAMETERS:
                 continue
-            return build_model(
-                architecture, values, vocab_size=_IDS, end_of_document_id=0, seed=0, scale_residual_init=False
-            )
+            return spec.build(seed=0)
         except UserError:  # sizes that do not fit each other
             continue
     return None
@@ -65,7 +65,7 @@ def miniature(architecture: str, config: Mapping[str, Any]) -> nn.Module | None:
 
 def _smaller(architecture: str, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Configurations of the same family, the smallest first."""
-    own = resolve_config(architecture, {**config, "vocab_size": _IDS}, vocab_size=_IDS, end_of_document_id=0)
+    own = ModelSpec(architecture, {**config, "vocab_size": _IDS}, vocab_size=_IDS, eos_id=0).resolved()
     known, names = known_keys(architecture), getattr(own, "attribute_map", {})
 
     def changed(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from token_superposition.errors import UserError
 from token_superposition.files import expanded, is_whole_number
 from token_superposition.formatting import count_in_words
+from token_superposition.models.spec import ModelSpec
 from token_superposition.planner.measured_runs import RunSize, Start, Unit, paper_runs
 from token_superposition.planner.shapes import shape_for
 from token_superposition.yaml_values import as_text
@@ -190,7 +191,7 @@ def _counted(
     config: RunConfig, source: str, total_steps: int | None, corpus_tokens: int | None, assumptions: list[str]
 ) -> Workload:
     """With the model counted on tensors without storage."""
-    from token_superposition.models.build import check_length, model_cost, sketch_model
+    from token_superposition.models.build import check_length, model_cost
     from token_superposition.models.costs import abstract
     from token_superposition.training.datasets import Corpora
     from token_superposition.training.init_from import open_source, settle_model
@@ -209,14 +210,12 @@ def _counted(
             f"{source}: {missing[0]} is not there, so the vocabulary is not known; prepare the data, or give "
             "--model.config.vocab_size"
         )
+    if corpora is None:
+        spec = ModelSpec(architecture, model_keys, vocab_size=vocab_size, eos_id=0)
+    else:
+        spec = ModelSpec.for_tokenizer(architecture, model_keys, corpora.tokenizer)
     with abstract():
-        model: Any = sketch_model(
-            architecture,
-            model_keys,
-            vocab_size=vocab_size,
-            end_of_document_id=0 if corpora is None else corpora.tokenizer.end_of_document_id,
-            num_ids=None if corpora is None else corpora.tokenizer.num_ids,
-        )
+        model: Any = spec.build_unchecked()
         check_length(model, config.train.sequence_length)
         cost = model_cost(model)
         parameters = sum(parameter.numel() for parameter in model.parameters())

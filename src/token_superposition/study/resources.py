@@ -20,7 +20,7 @@ from token_superposition.models.device import device_type, resolve_dtype
 from token_superposition.models.size_limits import available_memory
 from token_superposition.training.config import ModelConfig, RunConfig
 from token_superposition.training.datasets import Corpora
-from token_superposition.training.dry_run import sketch, step_memory
+from token_superposition.training.dry_run import step_memory
 from token_superposition.training.init_from import open_source, settle_model
 
 _PROCESS_BYTES = 350 * 2**20  # Python and the libraries, measured: what processes do not share of them
@@ -103,7 +103,7 @@ def run_bytes(config: RunConfig) -> int:
     dtype = resolve_dtype(config.train.dtype, torch.device("cpu"))
     try:
         with abstract():
-            model = sketch(config.model_copy(update={"model": part}), corpora)
+            model = corpora.model_spec(part).build_unchecked()
             bag_size, num_targets = _largest_stage(config)
             return _PROCESS_BYTES + step_memory(model, config.train, bag_size, num_targets, dtype).total
     except Exception:  # a family whose code looks at values; what is wrong with the model, the run itself says

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from token_superposition.formatting import count_in_words, wrapped
-from token_superposition.models.build import model_cost
-from token_superposition.models.costs import abstract
 from token_superposition.study.compare import make_ready, what_is_odd_in
 from token_superposition.study.runner import plan_runs
 from token_superposition.study.study_config import Study
@@ -20,7 +18,7 @@ from token_superposition.study.sweep import Sweep
 from token_superposition.study.trials import Trial
 from token_superposition.study.tuning import sweep_runs
 from token_superposition.training.datasets import Corpora
-from token_superposition.training.dry_run import settled_ahead, sketch
+from token_superposition.training.dry_run import settled_ahead
 
 
 def dry_run(study: Study, folder: Path, *, num_seeds: int, sweep: Sweep | None = None) -> dict[str, Any]:
@@ -83,9 +81,8 @@ def _budgets(trials: list[Trial], arm: str) -> list[dict[str, Any]]:
 def _flops_per_position(trial: Trial) -> int:
     """Of a latent position, forward and backward: the same in every arm."""
     config, _ = settled_ahead(trial.seeded(0), trial.run(0))
-    with abstract():
-        model = sketch(config, Corpora.open(config.data))
-        return model_cost(model).flops_per_position(config.train.sequence_length)
+    spec = Corpora.open(config.data).model_spec(config.model)
+    return spec.flops_per_position(config.train.sequence_length)
 
 
 def describe(result: dict[str, Any]) -> str:

@@ -18,8 +18,9 @@ from token_superposition.data.stream import Source, TokenStream
 from token_superposition.data.tokenizers import Tokenizer
 from token_superposition.errors import UserError
 from token_superposition.models.costs import bits_per_byte
+from token_superposition.models.spec import ModelSpec
 from token_superposition.schedule import MEASURED, Schedule
-from token_superposition.training.config import DataConfig, RunConfig
+from token_superposition.training.config import DataConfig, ModelConfig, RunConfig
 from token_superposition.training.validation import ValidationResult, Validator
 
 
@@ -82,6 +83,12 @@ class Corpora(NamedTuple):
             batch_size=config.train.batch_size,
             seed=config.train.seed,
             documents_apart=config.data.bag_boundary == "document",
+        )
+
+    def model_spec(self, model: ModelConfig) -> ModelSpec:
+        """The model of a configuration, for this data's tokenizer."""
+        return ModelSpec.for_tokenizer(
+            model.architecture, model.config, self.tokenizer, scale_residual_init=model.scale_residual_init
         )
 
     def measure_mutual_information(self, bag_size: int) -> MutualInformation:

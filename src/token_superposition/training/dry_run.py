@@ -14,7 +14,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
-from token_superposition.models.build import check_length, model_cost, sketch_model
+from token_superposition.models.build import check_length, model_cost
 from token_superposition.models.costs import MemoryEstimate, abstract, estimate_memory
 from token_superposition.models.device import DTYPES
 from token_superposition.schedule import describe_slot_weights
@@ -52,7 +52,7 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
     batch, coverage, sources = stream.batch(0), stream.coverage(), stream.coverages()
     check_attention(config, config.model.architecture, config.model.config)
     with abstract():
-        model = sketch(config, corpora)
+        model = corpora.model_spec(config.model).build_unchecked()
         check_length(model, train.sequence_length)
         parameters = sum(parameter.numel() for parameter in model.parameters())
         flops_per_position = model_cost(model).flops_per_position(train.sequence_length)
@@ -97,17 +97,6 @@ def settled_ahead(config: RunConfig, folder: RunFolder) -> tuple[RunConfig, Init
     check_unchanged(config, folder)
     source = None if newest_checkpoint(folder.checkpoints)[0] else open_source(config)
     return settle_config(config, folder, source), source
-
-
-def sketch(config: RunConfig, corpora: Corpora) -> Any:
-    """The model of a settled configuration, to be counted; made inside `abstract()`, it has no storage."""
-    return sketch_model(
-        config.model.architecture,
-        config.model.config,
-        vocab_size=corpora.tokenizer.vocab_size,
-        end_of_document_id=corpora.tokenizer.end_of_document_id,
-        num_ids=corpora.tokenizer.num_ids,
-    )
 
 
 def step_memory(

@@ -22,8 +22,9 @@ from torch import nn
 
 from token_superposition.data.tokenizers import Tokenizer
 from token_superposition.errors import UserError
-from token_superposition.models.build import check_keys, resolve_config
+from token_superposition.models.build import check_keys
 from token_superposition.models.pretrained import check_files, load_weights, read_config
+from token_superposition.models.spec import ModelSpec
 from token_superposition.training.config import ModelConfig, RunConfig
 from token_superposition.training.datasets import Corpora
 from token_superposition.training.provenance import Origin, check_usable, read_origin
@@ -43,7 +44,7 @@ class InitialModel:
     Attributes:
         given: what the user wrote.
         folder: where it lies.
-        architecture, keys: its own, as `build_model` takes them.
+        architecture, keys: its own, as `ModelSpec` takes them.
         origin: how it was trained; None for somebody else's.
         run: the run whose folder it is; None for a Hugging Face folder.
         warnings: what the user should know.
@@ -114,13 +115,7 @@ def settle_model(
             "leave the key out"
         )
     check_keys(architecture, given.config)
-    meant = resolve_config(
-        architecture,
-        keys,
-        vocab_size=tokenizer.vocab_size,
-        end_of_document_id=tokenizer.end_of_document_id,
-        num_ids=tokenizer.num_ids,
-    )
+    meant = ModelSpec.for_tokenizer(architecture, keys, tokenizer).resolved()
     for key, value in given.config.items():
         found = (getattr(meant, "rope_parameters", None) or {}).get(key, getattr(meant, key, None))  # an older place
         if not _agrees(value, found):

@@ -12,7 +12,7 @@ from typing import Any
 from token_superposition.data.dataset import verify_folder
 from token_superposition.data.mutual_information import MutualInformation
 from token_superposition.errors import UserError
-from token_superposition.models.build import check_length, outline_model
+from token_superposition.models.build import check_length
 from token_superposition.models.device import resolve_device
 from token_superposition.models.size_limits import available_memory, bytes_kept, gigabytes
 from token_superposition.models.tiny_model import refuses_documents_apart
@@ -98,15 +98,7 @@ def check_run(
     source, part = open_source(config), config.model
     if source is not None:
         part = ModelConfig(**settle_model(part, source.architecture, source.keys, corpora.tokenizer))
-    model = outline_model(
-        part.architecture,
-        part.config,
-        vocab_size=corpora.tokenizer.vocab_size,
-        end_of_document_id=corpora.tokenizer.end_of_document_id,
-        num_ids=corpora.tokenizer.num_ids,
-        scale_residual_init=part.scale_residual_init,
-        bytes_a_parameter=bytes_kept(device, loading=source is not None),
-    )
+    model = corpora.model_spec(part).meta(bytes_per_parameter=bytes_kept(device, loading=source is not None))
     if model is not None:
         check_length(model, train.sequence_length)
     check_attention(config, part.architecture, part.config)

@@ -121,11 +121,15 @@ def rounding_changes(config: RunConfig, stored: RunConfig | None) -> list[str]:
         return []
     old, new = stored.model_dump(mode="json"), config.model_dump(mode="json")
     return [
-        f"{key} is {value_at(new, key)} from here on and was {value_at(old, key)}: results differ in rounding from "
-        f"those of a run that was not changed{_ROUNDING[key]}"
+        f"{key} is {_word(value_at(new, key))} from here on and was {_word(value_at(old, key))}: results differ in "
+        f"rounding from those of a run that was not changed{_ROUNDING[key]}"
         for key in changed_keys(old, new)
         if key in _ROUNDING
     ]
+
+
+def _word(value: Any) -> Any:
+    return "null" if value is None else value
 
 
 def check_stages(checkpoint: Path, schedule: Schedule, folder: RunFolder) -> None:
@@ -170,7 +174,10 @@ def settle_schedule(config: RunConfig, fixed: dict[str, Any] | None, steps_done:
     kinds = {(each.bag_size, each.mode, each.slot_weights) for each in (part, *(part.stages or ()))}
     for stage in schedule.stages:
         if stage.bag_size > 1 and (stage.bag_size, stage.mode, stage.slot_weights) not in kinds:
-            raise UserError(f"the run's run.json is damaged: its configuration has no {stage}; put it back as it was")
+            raise UserError(
+                f"the run's run.json and config.yaml disagree (no {stage} in config.yaml): one of them was edited or "
+                "damaged; put it back as it was"
+            )
     old, new = schedule.total_steps, config.train.total_steps
     if old == new:
         return schedule

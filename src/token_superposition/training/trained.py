@@ -17,8 +17,8 @@ from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_mo
 
 from token_superposition.data.tokenizers import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from token_superposition.errors import UserError
-from token_superposition.models.build import build_model
 from token_superposition.models.device import DTYPES
+from token_superposition.models.spec import ModelSpec
 from token_superposition.models.superposed import SuperposedLM
 from token_superposition.schedule import Schedule
 from token_superposition.training.checkpoint import load_checkpoint, newest_checkpoint, no_whole_checkpoint, read_state
@@ -54,14 +54,7 @@ class TrainedRun:
 
     def build(self) -> nn.Module:
         """The model with its weights, in float32 on the CPU."""
-        model = build_model(
-            self.architecture,
-            self.keys,
-            vocab_size=self.tokenizer.vocab_size,
-            end_of_document_id=self.tokenizer.end_of_document_id,
-            num_ids=self.tokenizer.num_ids,
-            seed=0,
-        )
+        model = ModelSpec.for_tokenizer(self.architecture, self.keys, self.tokenizer).build(seed=0)
         self.fill(model)
         return model
 

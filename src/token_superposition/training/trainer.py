@@ -29,7 +29,7 @@ from token_superposition.losses.fused import check_kernel
 from token_superposition.losses.linear import ChosenBackend
 from token_superposition.losses.multi_hot import target_weights
 from token_superposition.losses.slot_weights import slot_weights
-from token_superposition.models.build import build_model, check_length, model_cost
+from token_superposition.models.build import check_length, model_cost
 from token_superposition.models.device import DTYPES, resolve_device
 from token_superposition.models.layers import checkpoint_activations, compile_layers, eager
 from token_superposition.models.seeding import seed_torch
@@ -94,15 +94,8 @@ class Trainer:
         self.corpora = Corpora.open(config.data)
         self.stream = self.corpora.stream(config, schedule)
         self.validators = Validators(config, self.corpora)
-        model = build_model(
-            config.model.architecture,
-            config.model.config,
-            vocab_size=self.corpora.tokenizer.vocab_size,
-            end_of_document_id=self.corpora.tokenizer.end_of_document_id,
-            num_ids=self.corpora.tokenizer.num_ids,
-            seed=train.seed,
-            scale_residual_init=config.model.scale_residual_init,
-            bytes_a_parameter=bytes_kept(self.device, loading=source is not None),
+        model = self.corpora.model_spec(config.model).build(
+            train.seed, bytes_per_parameter=bytes_kept(self.device, loading=source is not None)
         )
         check_length(model, train.sequence_length)
         self.init_from = None if source is None else source.fill(model)

@@ -130,6 +130,8 @@ def prepare(
         processes=processes,
         token_bytes=token_bytes,
     )
+    if stdin_format not in FORMATS:
+        raise UserError(f"--format is one of {', '.join(FORMATS)}, not {stdin_format!r}")
     size = bpe_size(tokenizer)
     if size is not None and end_token not in (None, END_OF_DOCUMENT):
         raise UserError(f"--end-token: a tokenizer that is trained here has its own end, {END_OF_DOCUMENT!r}")
@@ -326,8 +328,6 @@ def _own_stdin() -> BinaryIO:
 
 def _spool(stdin: BinaryIO, form: str, workplace: Workplace) -> tuple[File, str]:
     """Standard input as a file, for it is read more than once and by several processes; and a hash of it."""
-    if form not in FORMATS:
-        raise UserError(f"--format is one of {', '.join(FORMATS)}, not {form!r}")
     path, size, digest = workplace.path / _SPOOL, 0, hashlib.blake2b()
     with naming(path), path.open("wb") as file:
         while chunk := stdin.read(2**20):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import mul
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,26 @@ class EncodeProgress:
     def plus(self, other: EncodeProgress) -> EncodeProgress:
         """Both together."""
         return EncodeProgress(self.done + other.done, self.documents + other.documents, self.tokens + other.tokens)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Different texts, a list for each of their properties: a million objects would be felt.
+
+    Attributes:
+        hashes, ids: of each text.
+        times: how many documents have it.
+        num_bytes, counted: bytes of each, and what its tokens stand for.
+        lost, characters: what the tokenizer lost, of how many; empty where it loses nothing.
+    """
+
+    hashes: list[bytes] = field(default_factory=list)
+    ids: list[Ids] = field(default_factory=list)
+    times: list[int] = field(default_factory=list)
+    num_bytes: list[int] = field(default_factory=list)
+    counted: list[int] = field(default_factory=list)
+    lost: list[int] = field(default_factory=list)
+    characters: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -72,12 +92,12 @@ class Encoder:
         def flush() -> None:
             nonlocal size, lost, characters
             encoded = self._encode(batch, skipped)
-            if encoded:
+            if encoded.ids:
                 runs.append(self._write(f"piece-{number:06d}-{len(runs):04d}", encoded))
                 progress.documents += runs[-1].documents
                 progress.tokens += runs[-1].tokens + runs[-1].documents
-                lost += sum(each.lost * each.times for each in encoded)
-                characters += sum(each.characters * each.times for each in encoded)
+                lost += sum(map(mul, encoded.lost, encoded.times))
+                characters += sum(map(mul, encoded.characters, encoded.times))
             batch.clear()
             size = 0
 
@@ -94,39 +114,57 @@ class Encoder:
         report(progress)
         return {"runs": [run.as_dict() for run in runs], "skipped": skipped.counts(), "characters": [lost, characters]}
 
-    def _write(self, name: str, encoded: list[_Encoded]) -> Run:
-        rows = np.zeros(len(encoded), dtype=ROW)
-        hashes = [each.hash for each in encoded]
-        rows["high"], rows["low"] = np.frombuffer(b"".join(hashes), dtype=">u8").reshape(-1, 2).T
-        rows["place"] = places_of(hashes, self.seed)
-        rows["times"] = [each.times for each in encoded]
-        rows["bytes"] = [each.num_bytes for each in encoded]
-        rows["counted"] = [each.counted for each in encoded]
-        rows["tokens"] = [len(each.ids) for each in encoded]
-        return write_run(self.folder, name, rows, [each.ids for each in encoded])
+    def _write(self, name: str, encoded: _Encoded) -> Run:
+        rows = np.zeros(len(encoded.ids), dtype=ROW)
+        rows["high"], rows["low"] = np.frombuffer(b"".join(encoded.hashes), dtype=">u8").reshape(-1, 2).T
+        rows["place"] = places_of(encoded.hashes, self.seed)
+        rows["times"], rows["bytes"], rows["counted"] = encoded.times, encoded.num_bytes, encoded.counted
+        rows["tokens"] = list(map(len, encoded.ids))
+        return write_run(self.folder, name, rows, encoded.ids)
 
-    def _encode(self, documents: list[Document], skipped: Skipped) -> list[_Encoded]:
+    def _encode(self, documents: list[Document], skipped: Skipped) -> _Encoded:
         """The different documents, but for those that cannot be encoded."""
-        different: dict[bytes, Document] = {}
-        times: Counter[bytes] = Counter()
+        number_of: dict[bytes, int] = {}  # of each text among the different ones
+        times: list[int] = []
+        different: list[Document] = []
         for document in documents:
-            key = _hash(document)
-            different.setdefault(key, document)
-            times[key] += 1
-        texts = iter(self._ids_of([each.text for each in different.values() if each.ids is None]))
-        encoded = []
-        for key, document in different.items():
-            ids = next(texts) if document.ids is None else document.ids.astype(self.tokenizer.encoded_dtype)
+            number = number_of.setdefault(_hash(document), len(different))
+            if number == len(different):
+                different.append(document)
+                times.append(0)
+            times[number] += 1
+        texts = [each.text for each in different if each.ids is None]
+        ids_of_texts = self._ids_of(texts)
+        if self.tokenizer.is_exact and len(texts) == len(different):
+            ids_alone = [each for each in ids_of_texts if not isinstance(each, str)]
+            if len(ids_alone) == len(texts):
+                sizes = list(map(len, texts))
+                return _Encoded(list(number_of), ids_alone, times, sizes, sizes)
+        found = iter(ids_of_texts)
+        encoded = _Encoded()
+        for key, document, count in zip(number_of, different, times, strict=True):
+            ids = next(found) if document.ids is None else document.ids.astype(self.tokenizer.encoded_dtype)
             if isinstance(ids, str) or not len(ids):
-                name, what = self.tokenizer.name, ids if isinstance(ids, str) else "it gives no token"
-                message = (
-                    f"{document.origin}: tokenizer {name!r} cannot encode this document ({what}); "
-                    f"name another tokenizer, leave the document out, {SKIP_HINT}"
-                )
-                self.reading.bad(skipped, "documents_not_encoded", message, times[key])
-            else:
-                encoded.append(self._counted(document, ids, key, times[key]))
+                self._bad(document, ids, skipped, count)
+                continue
+            text = document.text if document.ids is None else None
+            encoded.hashes.append(key)
+            encoded.ids.append(ids)
+            encoded.times.append(count)
+            encoded.counted.append(int(self.tokenizer.byte_lengths()[ids].sum()))
+            encoded.num_bytes.append(encoded.counted[-1] if text is None else len(text))
+            lost, characters = self.tokenizer.count_lost(text, ids)
+            encoded.lost.append(lost)
+            encoded.characters.append(characters)
         return encoded
+
+    def _bad(self, document: Document, ids: Ids | str, skipped: Skipped, times: int) -> None:
+        what = ids if isinstance(ids, str) else "it gives no token"
+        message = (
+            f"{document.origin}: tokenizer {self.tokenizer.name!r} cannot encode this document ({what}); "
+            f"name another tokenizer, leave the document out, {SKIP_HINT}"
+        )
+        self.reading.bad(skipped, "documents_not_encoded", message, times)
 
     def _ids_of(self, texts: list[bytes]) -> list[Ids | str]:
         """Of each text its ids, or what the tokenizer says against it."""
@@ -138,38 +176,6 @@ class Encoder:
             if len(texts) == 1:
                 return [" ".join(str(error).split())[:200] or type(error).__name__]
         return [ids for text in texts for ids in self._ids_of([text])]
-
-    def _counted(self, document: Document, ids: Ids, key: bytes, times: int) -> _Encoded:
-        exact, is_text = self.tokenizer.is_exact, document.ids is None
-        num_bytes = counted = len(document.text)
-        if not (exact and is_text):
-            counted = int(self.tokenizer.byte_lengths()[ids].sum())
-            num_bytes = num_bytes if is_text else counted
-        lost, characters = 0, 0
-        if not exact:
-            lost, characters = self.tokenizer.count_lost(document.text if is_text else None, ids)
-        return _Encoded(key, ids, times, num_bytes, counted, lost, characters)
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """A text and its ids.
-
-    Attributes:
-        hash: of the text.
-        ids: without an end.
-        times: how many documents have this text.
-        num_bytes, counted: of the text, and what its tokens stand for.
-        lost, characters: what the tokenizer lost, of how many; 0 and 0 where it loses nothing.
-    """
-
-    hash: bytes
-    ids: Ids
-    times: int
-    num_bytes: int
-    counted: int
-    lost: int
-    characters: int
 
 
 def _hash(document: Document) -> bytes:

@@ -160,6 +160,8 @@ def text_of_record(
     record: Mapping[str, Any], origin: object, reading: ReadOptions, skipped: Skipped, word: str
 ) -> bytes | None:
     """A record's text in UTF-8, None where the record is bad; `word` is what its columns are called."""
+    if reading.text_key in record:  # as in nearly all of millions of records
+        return text_of(record[reading.text_key], origin, reading, skipped)
     try:
         value = value_at(record, reading.text_key)
     except KeyError:

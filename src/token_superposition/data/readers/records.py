@@ -194,16 +194,22 @@ def _text_of_line(line: bytes, origin: object, reading: ReadOptions, skipped: Sk
     return _text_of_record(record, origin, reading, skipped)
 
 
+@functools.lru_cache(maxsize=8)
+def _names(text_key: str) -> tuple[str, ...]:
+    """The text key, and the last of the keys that its dots lead through, in quotes."""
+    return tuple(dict.fromkeys(f'"{name}"' for name in (text_key, text_key.rpartition(".")[2])))
+
+
 def _has_twice(text: str, start: int, stop: int, text_key: str) -> str | None:
     """What to say of a JSON value in which an object has the text key twice: Python takes the last one silently."""
-    names = {text_key, text_key.rpartition(".")[2]}
-    if all(text.count(f'"{name}"', start, stop) < 2 for name in names):
+    names = _names(text_key)
+    if text.count(names[0], start, stop) < 2 and (len(names) == 1 or text.count(names[1], start, stop) < 2):
         return None
     found: list[str] = []
 
     def look(pairs: list[tuple[str, Any]]) -> None:
         keys = [key for key, _ in pairs]
-        found.extend(name for name in names if keys.count(name) > 1)
+        found.extend(name.strip('"') for name in names if keys.count(name.strip('"')) > 1)
 
     json.loads(text[start:stop], object_pairs_hook=look)
     return f"has the key {found[0]!r} twice in one object; keep one of them, {SKIP_HINT}" if found else None

@@ -41,7 +41,7 @@ from token_superposition.training.branch import make_branch
 from token_superposition.training.checkpoint import checkpoint_path, checkpoint_steps
 from token_superposition.training.config import RunConfig
 from token_superposition.training.datasets import Corpora, Validators
-from token_superposition.training.dry_run import settled_ahead, sketch
+from token_superposition.training.dry_run import settled_ahead
 from token_superposition.training.loop import train
 from token_superposition.training.resume import branch_config, settle_config, settle_schedule
 from token_superposition.training.run_folder import RunFolder
@@ -260,7 +260,7 @@ def _facts(config: RunConfig) -> tuple[dict[str, Any], int]:
     """What a baseline must have in common with a run of this settled configuration; and the FLOPs of a step."""
     corpora, settings = Corpora.open(config.data), config.train
     with abstract():
-        model = sketch(config, corpora)
+        model: Any = corpora.model_spec(config.model).build_unchecked()
         parameters = sum(parameter.numel() for parameter in model.parameters())
         flops_per_position = model_cost(model).flops_per_position(settings.sequence_length)
     num_tokens = Validators(config, corpora).num_tokens(config.logging.validation_tokens)
