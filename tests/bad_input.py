@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 
 from token_superposition.cli import main
 from token_superposition.study.compare import load_study
-from token_superposition.train import loop, record
+from token_superposition.training import logger, loop
 from token_superposition.training.config import load_config
 from token_superposition.training.trainer import Trainer
 
@@ -178,5 +178,5 @@ def few_steps() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "step", limited)
-        patch.setattr(record, "matrix_peak", lambda *_: 1e9)
+        patch.setattr(logger, "matrix_peak", lambda *_: 1e9)
         yield
