@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.bad_input import refused
-from token_superposition.bench import batch_size, memory, rounds
+from token_superposition.bench import find_batch as batch_size
+from token_superposition.bench import memory, rounds
 from token_superposition.bench.bench_progress import BenchProgress
 from token_superposition.bench.bench_run import opened
 from token_superposition.bench.find_batch import find_batch, largest

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.corpora import corpus_texts, write_corpus
-from token_superposition.data.prepare import pool, runs
+from token_superposition.data.prepare import pool, spill
 from token_superposition.data.readers import corpus
 
 
@@ -17,8 +17,8 @@ def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(pool, "_FEW_BYTES", 1)
     monkeypatch.setattr(pool, "_FEW_BYTES_COSTLY", 1)
     monkeypatch.setattr(corpus, "_SMALLEST_PIECE", 4000)
-    monkeypatch.setattr(runs, "RUN_BYTES", 3000)
-    monkeypatch.setattr(runs, "_RANGE_BYTES", 2000)
+    monkeypatch.setattr(spill, "RUN_BYTES", 3000)
+    monkeypatch.setattr(spill, "_RANGE_BYTES", 2000)
     folder = tmp_path / "text"
     folder.mkdir()
     for number in range(4):

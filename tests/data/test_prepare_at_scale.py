@@ -17,7 +17,7 @@ import pytest
 from tests.data.corpora import content, corpus_texts, documents, text_hash, write_corpus
 from tests.data.tokenizer_folders import gpt2_folder
 from token_superposition.data.dataset import ShardHeader, TokenDataset
-from token_superposition.data.prepare import encode, merge, prepare, runs, splits
+from token_superposition.data.prepare import encode, merge, prepare, spill, splits
 from token_superposition.data.prepare.spill import Run
 from token_superposition.data.prepare.splits import SplitWriter
 from token_superposition.data.readers import Corpus, corpus
@@ -102,7 +102,7 @@ def test_documents_that_share_a_place_all_come_through(
         return bytes(8) + hashlib.blake2b(text, digest_size=8).digest()
 
     def few_places(hashes: Sequence[bytes], seed: int) -> Any:
-        return runs.places_of(hashes, seed) | np.uint64(2**62 - 1)  # the last of all among them
+        return spill.places_of(hashes, seed) | np.uint64(2**62 - 1)  # the last of all among them
 
     monkeypatch.setattr(encode, "hash_text", half_hash)
     monkeypatch.setattr(encode, "places_of", few_places)
@@ -119,7 +119,7 @@ def test_a_run_is_read_only_where_there_is_something(
     many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or the time would grow with the square of the corpus: runs and ranges are both so many."""
-    monkeypatch.setattr(runs, "_RANGE_BYTES", 50)
+    monkeypatch.setattr(spill, "_RANGE_BYTES", 50)
 
     def calls(kind: type, name: str) -> list[None]:
         made, real = [], getattr(kind, name)
@@ -131,7 +131,7 @@ def test_a_run_is_read_only_where_there_is_something(
         monkeypatch.setattr(kind, name, counted)
         return made
 
-    indexes, ids = calls(runs._Reader, "take"), calls(runs.Stretch, "read")
+    indexes, ids = calls(spill._Reader, "take"), calls(spill.Stretch, "read")
     done = prepare([many], out=tmp_path / "data", processes=1, quiet=True)
     num_runs = len(list(many.iterdir())) + 40  # of more than a thousand ranges
     assert len(indexes) < 3 * (done["documents"] + num_runs)
@@ -139,14 +139,14 @@ def test_a_run_is_read_only_where_there_is_something(
 
 
 def test_a_text_of_many_copies_is_never_held_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "RUN_BYTES", 3000)
-    monkeypatch.setattr(runs, "RUN_ROWS", 50)
-    monkeypatch.setattr(runs, "_RANGE_BYTES", 2000)
+    monkeypatch.setattr(spill, "RUN_BYTES", 3000)
+    monkeypatch.setattr(spill, "RUN_ROWS", 50)
+    monkeypatch.setattr(spill, "_RANGE_BYTES", 2000)
     monkeypatch.setattr(merge, "_COPIES_AT_ONCE", 2000)
     tokens_at_once, documents_at_once = [0], [0]
     encoded: list[Run] = []
     copied: list[Run] = []
-    real_add, real_write = SplitWriter.add, runs.write_run
+    real_add, real_write = SplitWriter.add, spill.write_run
 
     def add(writer: SplitWriter, tokens: Any, ends: Any, rows: Any) -> None:
         tokens_at_once.append(len(tokens))
@@ -202,11 +202,11 @@ def test_no_shard_holds_more_documents_than_fit_into_memory(tmp_path: Path, monk
 
 
 def test_an_index_that_was_cut_short_ends_the_merge(tmp_path: Path) -> None:
-    rows = np.zeros(5, dtype=runs.ROW)
-    run = runs.write_run(tmp_path, "run", rows, [np.zeros(0, np.uint16)] * 5)
+    rows = np.zeros(5, dtype=spill.ROW)
+    run = spill.write_run(tmp_path, "run", rows, [np.zeros(0, np.uint16)] * 5)
     (tmp_path / "run.index").write_bytes(rows[:3].tobytes())
     with pytest.raises(OSError, match="ends before its last row"):
-        list(runs.read_ranges(tmp_path, [run], np.dtype(np.uint16)))
+        list(spill.read_ranges(tmp_path, [run], np.dtype(np.uint16)))
 
 
 def test_a_long_document_of_more_bytes_in_its_tokens_than_in_its_text(tmp_path: Path) -> None:

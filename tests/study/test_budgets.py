@@ -19,7 +19,7 @@ import yaml
 
 from token_superposition.errors import TrainingDivergedError, UserError
 from token_superposition.files import write_json
-from token_superposition.study import queue, workers
+from token_superposition.study import runner
 from token_superposition.study.compare import compare, load_study, make_study
 from token_superposition.study.job import Job
 from token_superposition.study.resources import Share
@@ -273,12 +273,12 @@ def test_a_run_that_waits_is_trained_from_its_start_where_its_parent_wrote_nothi
     values["logging"]["validation_interval"] = 100
     study = make_study({**values, "budgets": [12, 24]})
     (short, long) = trials = arm_trials(study, "baseline", tmp_path)
-    plan = queue._plan_run
+    plan = runner._plan_run
 
-    def forget(trial: Any, seed: int, branch: Any, _: Any, parent: Any) -> queue.PlannedRun:
+    def forget(trial: Any, seed: int, branch: Any, _: Any, parent: Any) -> runner.PlannedRun:
         return plan(trial, seed, branch, (), parent)
 
-    monkeypatch.setattr(queue, "_plan_run", forget)
+    monkeypatch.setattr(runner, "_plan_run", forget)
     train_trials(trials, [0], branches=True, jobs=2, quiet=True)
     assert short.loss(0) is not None
     assert long.loss(0) is not None
@@ -313,14 +313,14 @@ def test_what_begins_as_a_lost_run_is_left_out_down_the_line(tmp_path: Path, mon
         write_json(job.folder / "diverged.json", {"message": "it has diverged"})
         return Ended()
 
-    monkeypatch.setattr(workers, "_start", start)
+    monkeypatch.setattr(runner, "_start", start)
     monkeypatch.setattr(Job, "ready", property(lambda job: job.parent is None))
     monkeypatch.setattr(Job, "prepare", lambda _: None)
     first = Job("first", tmp_path / "first.yaml", tmp_path / "first", 8)
     second = Job("second", tmp_path / "second.yaml", tmp_path / "second", 8, 4, first)
     third = Job("third", tmp_path / "third.yaml", tmp_path / "third", 8, 6, second)
     with pytest.raises(TrainingDivergedError, match=r"^first: the run has diverged$"):
-        workers.run_jobs([first, second, third], share=Share(1, 1), quiet=True)
+        runner.run_jobs([first, second, third], share=Share(1, 1), quiet=True)
     assert started == ["first"]
 
 
