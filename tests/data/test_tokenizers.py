@@ -68,8 +68,8 @@ def test_what_cannot_be_loaded_is_said_in_a_line(tmp_path: Path) -> None:
     for content, said in (
         ("{", "is not JSON"),
         ("[]", "is JSON, but no object"),
-        ("{}", "does not know its kind of tokenizer"),
-        ('{"kind": ["bytes"]}', "does not know its kind of tokenizer"),
+        ("{}", "this version does not know its kind of tokenizer"),
+        ('{"kind": ["bytes"]}', "this version does not know its kind of tokenizer"),
     ):
         file.write_text(content)
         with pytest.raises(UserError, match=rf"tokenizer\.json: {said}.*; prepare the data again$"):

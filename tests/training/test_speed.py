@@ -126,7 +126,7 @@ def test_what_a_family_cannot_is_refused() -> None:
     model.supports_gradient_checkpointing = False  # type: ignore[assignment]
     with pytest.raises(UserError, match=r"^train\.compile: LlamaForCausalLM does not name its layers"):
         compile_layers(model)
-    with pytest.raises(UserError, match=r"^train\.activation_checkpointing: LlamaForCausalLM does not support it"):
+    with pytest.raises(UserError, match=r"^train\.activation_checkpointing: LlamaForCausalLM does not support"):
         checkpoint_activations(model)
 
 
@@ -136,7 +136,7 @@ def test_without_a_compiler_compilation_is_refused(monkeypatch: pytest.MonkeyPat
         end_of_document_id=0, seed=0,
     )  # fmt: skip
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match=r"^train\.compile: on a CPU it needs a C\+\+ compiler"):
+    with pytest.raises(UserError, match=r"^train\.compile: no C\+\+ compiler was found"):
         compile_layers(model)
 
 
