@@ -215,7 +215,7 @@ def test_distances_reach_two_bags_and_stay_few() -> None:
 
 
 def test_a_corpus_that_is_too_short_is_refused() -> None:
-    with pytest.raises(UserError, match=r"tokens is too short .* 16 pieces of 2,048 tokens, 32,768 in all"):
+    with pytest.raises(UserError, match=r"tokens is too short .* 16 pieces of 2,048 tokens.* 32,768 in total"):
         fit_mutual_information(text_like(32_000), 4)
     with pytest.raises(UserError, match="too short"):
         fit_mutual_information(np.zeros(0, dtype=np.int64), 4)

@@ -124,7 +124,7 @@ def test_what_a_family_cannot_is_refused() -> None:
     model.supports_gradient_checkpointing = False  # type: ignore[assignment]
     with pytest.raises(UserError, match=r"^train\.compile: LlamaForCausalLM does not name its layers"):
         compile_layers(model)
-    with pytest.raises(UserError, match=r"^train\.activation_checkpointing: LlamaForCausalLM does not support it"):
+    with pytest.raises(UserError, match=r"^train\.activation_checkpointing: LlamaForCausalLM does not support"):
         checkpoint_activations(model)
 
 
@@ -132,7 +132,7 @@ def test_without_a_compiler_compilation_is_refused(monkeypatch: pytest.MonkeyPat
     config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = ModelSpec("llama", config, vocab_size=64, eos_id=0).build(seed=0)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match=r"^train\.compile: on a CPU it needs a C\+\+ compiler"):
+    with pytest.raises(UserError, match=r"^train\.compile: no C\+\+ compiler was found"):
         compile_layers(model)
 
 
