@@ -81,7 +81,7 @@ def test_a_learning_rate_without_a_point_is_a_number() -> None:
         ("superposition:\n  ratio: .nan", "superposition.ratio: "),
         ("superposition:\n  {bag_size: 2, ratio: 0.1, superposition_steps: 3}", "give either ratio or"),
         ("superposition:\n  {bag_size: 2, stages: [{bag_size: 2, ratio: 0.1}]}", "stages replaces bag_size"),
-        ("superposition:\n  stages: 8:0.1;4:0.1", "superposition.stages: a list of bag sizes and shares"),
+        ("superposition:\n  stages: 8:0.1;4:0.1", "superposition.stages: give a list of bag sizes and shares"),
         ("superposition:\n  stages: eight:0.1,4:0.1", "such as 8:0.1,4:0.1 (given: 'eight:0.1"),
         ("superposition:\n  stages: 8:1:30", "such as 8:0.1,4:0.1 (given: '8:1:30"),
         ("superposition:\n  stages: [{bag_size: 2}]", "a stage needs either ratio or steps"),

@@ -43,7 +43,7 @@ def test_a_run_continues_by_its_folder(whole: Path, stopped: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train", "empty"], "empty: is a folder without a run"),
+        (["train", "empty"], "empty: this folder has no run"),
         (["train", "stopped", "--out", "other"], "tst train stopped/config.yaml --out other"),
         (["train", "stopped", "--train.learning_rate", "0.5"], "train.learning_rate"),
         (["train", "stopped", "--train.lerning_rate", "0.5"], "did you mean"),
