@@ -19,7 +19,7 @@ _HOMES = {
     "Stage": "schedule",
     "SuperposedLM": "models.superposed",
     "SuperposedOutput": "models.superposed",
-    "SuperpositionArguments": "integrations.transformers",
+    "SuperpositionArguments": "integrations.superposition_arguments",
     "SuperpositionTrainer": "integrations.transformers",
     "TokenStream": "data.stream",
     "bag_embedding": "bags",
@@ -48,7 +48,9 @@ if TYPE_CHECKING:
     from token_superposition.data.mutual_information import fit_mutual_information as fit_mutual_information
     from token_superposition.data.prepare import prepare as prepare
     from token_superposition.data.stream import TokenStream as TokenStream
-    from token_superposition.integrations.transformers import SuperpositionArguments as SuperpositionArguments
+    from token_superposition.integrations.superposition_arguments import (
+        SuperpositionArguments as SuperpositionArguments,
+    )
     from token_superposition.integrations.transformers import SuperpositionTrainer as SuperpositionTrainer
     from token_superposition.losses.linear import (
         linear_multi_hot_cross_entropy as linear_multi_hot_cross_entropy,

@@ -130,7 +130,7 @@ def _headline(report: Report) -> str:
         return f"{undecided[:1].upper()}{undecided[1:]} whether {who} helps: {mean_of} {size}{against} {where}."
     won = outcome(report) == "won"
     agree = sum((delta < 0) == won for delta in result["deltas"])
-    among = f"all {seeds} seeds" if agree == seeds else f"{agree} of {seeds} seeds"
+    among = ("both seeds" if seeds == 2 else f"all {seeds} seeds") if agree == seeds else f"{agree} of {seeds} seeds"
     ended = f"{start} reached a {'lower' if won else 'higher'} loss in {among}: {size}{against} {where}"
     if won and saves_compute(report):
         return f"{ended}, and it reached the baseline’s loss with {' times '.join(saving(report['iso_loss']))}."
