@@ -40,6 +40,13 @@ def test_an_interval_that_holds_zero_decides_nothing() -> None:
     assert "includes zero" in words.details[0]
 
 
+@pytest.mark.parametrize(("share", "said"), [(0.2, True), (0.0, False)])
+def test_text_that_the_tokenizer_lost_stands_beside_the_bits_per_byte(share: float, said: bool) -> None:
+    report = make_report(WON)
+    report["data"]["text_lost"] = share
+    assert any("lost 20.0% of the characters" in text for text in verdict(report).details) == said
+
+
 @pytest.mark.parametrize("delta", [-0.5, 0.5])
 def test_one_seed_is_undecided_whatever_the_difference(delta: float) -> None:
     words = verdict(make_report([delta]))

@@ -84,6 +84,7 @@ def build_report(
             "train_tokens": corpora.num_tokens,
             "train_bytes": corpora.num_bytes,
             "validation_tokens_used": arms[0]["validation_tokens"],
+            "text_lost": max(dataset.text_lost or 0.0 for dataset in corpora.datasets.values()),
         },
         "settings": {
             "total_steps": train.total_steps,

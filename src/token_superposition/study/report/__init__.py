@@ -7,7 +7,8 @@ The dictionary is the contract between what trains and what tells. Its keys:
     command          optional: the command that made it
     model            architecture, parameters, config; optional: init_from, what all runs went on from: path,
                      weights (their checksum), origin (how it was trained, or null); null for fresh weights
-    data             path, tokenizer, train_tokens, train_bytes, validation_tokens_used
+    data             path, tokenizer, train_tokens, train_bytes, validation_tokens_used, text_lost
+                     (share of the characters that the tokenizer lost; bits per byte are too low if it is large)
     settings         total_steps, batch_size (rows), sequence_length (latent positions), learning_rate,
                      warmup_steps, decay_steps, weight_decay, device, dtype; optional: optimizer, decay_ratio,
                      final_learning_rate_ratio, num_threads (null where runs had different numbers of them)

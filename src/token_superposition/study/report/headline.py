@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from token_superposition.data.manifest import loss_warning
 from token_superposition.formatting import (
     compared,
     count,
@@ -99,6 +100,7 @@ def verdict(report: Report) -> Verdict:
         *tuned_sentences(report),
         *_data_read(report),
         *([BYTE_CAVEAT] if report["data"]["tokenizer"] == "bytes" else []),
+        *([f"{lost[0].upper()}{lost[1:]}."] if (lost := loss_warning(report["data"].get("text_lost"))) else []),
     ]
     return Verdict(_headline(report), next_step(report), details, outcome(report))
 
