@@ -109,7 +109,7 @@ def test_a_data_set_of_before_says_nothing_of_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "bad", "said"), [("bpe", "日本語", "has no token"), ("words", "plain other", "Missing [UNK]")]
+    ("kind", "bad", "said"), [("bpe", "日本語", "gives no token"), ("words", "plain other", "Missing [UNK]")]
 )
 def test_a_document_that_cannot_be_encoded_is_named_or_skipped(kind: str, bad: str, said: str, tmp_path: Path) -> None:
     folder = tmp_path / "tokenizer"

@@ -139,7 +139,7 @@ def test_independent_tokens_share_nothing(size: int, num_tokens: int) -> None:
     ids = draw(np.random.default_rng(0), zipf(size), num_tokens)
     nats, noise = mutual_information(ids[: num_tokens // 1000 * 1000].reshape(-1, 1000), DISTANCES)
     assert np.abs(nats).max() < 6 * noise + 1e-3
-    with pytest.raises(UserError, match=r"hardly falls with their distance .* take uniform or power_law"):
+    with pytest.raises(UserError, match=r"hardly falls with their distance .* use uniform or power_law"):
         fit_mutual_information(ids, 4)
 
 

@@ -380,8 +380,10 @@ def test_validation_never_takes_more_than_half(tmp_path: Path) -> None:
 
 
 def test_settings_out_of_range(corpus: Path, tmp_path: Path) -> None:
-    for options in ({"validation_fraction": 1.0}, {"max_validation_tokens": 0}, {"max_shard_tokens": 0}):
-        assert "is between 0 and 1" in complaint([corpus], out=tmp_path / "data", **options)
+    for key, value in (("validation_fraction", 1.0), ("max_validation_tokens", 0), ("max_shard_tokens", 0)):
+        line = complaint([corpus], out=tmp_path / "data", **{key: value})
+        assert line.startswith(f"{key} must be ")
+        assert line.endswith(f"not {value}")
     assert "tokenizer 'gpt2' is not known" in complaint([corpus], out=tmp_path / "data", tokenizer="gpt2")
     assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
 

@@ -125,10 +125,8 @@ def test_a_full_disk_keeps_what_is_finished(many: Path, tmp_path: Path) -> None:
     assert len(said) > 5
     assert all(line.startswith(f"{tmp_path}/data: ") for line in said)
     assert said[0].endswith("cannot be written (No space left on device); name another folder")
-    assert said[-1].endswith(
-        "the disk is full; preparing needs space for the tokens twice (of copies: three times), at 2 or 4 bytes each; "
-        "free some space and start the command again: it continues where it stopped"
-    )
+    assert "the disk is full; preparing needs space for the tokens twice" in said[-1]
+    assert said[-1].endswith("start the command again: it continues where it stopped")
     assert content(tmp_path / "data") == content(tmp_path / "whole")
 
 
@@ -176,7 +174,7 @@ def test_a_bad_document_found_late_costs_nothing_that_is_finished(
 
 def test_a_killed_process_is_said(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "_PROGRAM", "import os, sys; sys.stdin.readline(); os.kill(os.getpid(), 9)")
-    with pytest.raises(RunError, match=r"was killed \(SIGKILL\): out of memory\? try fewer --processes"):
+    with pytest.raises(RunError, match=r"was killed \(SIGKILL\), .*memory.*--processes"):
         prepare([many], out=tmp_path / "data", processes=2, quiet=True)
     monkeypatch.setattr(pool, "_PROGRAM", "raise SystemExit(3)")
     with pytest.raises(RunError, match="ended with exit code 3"):
@@ -248,7 +246,7 @@ def test_standard_input(tmp_path: Path) -> None:
         message = complaint(["-"], out=tmp_path / "other", stdin=io.BytesIO(given), stdin_format=form)
         assert message.startswith(said)
     unused = complaint([tmp_path / "a.jsonl"], out=tmp_path / "other", stdin_format="parquet")
-    assert unused.startswith("--format is one of")
+    assert unused.startswith("--format must be one of text, jsonl, json, csv")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "data", "file"]
 
 

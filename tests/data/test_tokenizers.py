@@ -72,7 +72,7 @@ def test_what_cannot_be_loaded_is_said_in_a_line(tmp_path: Path) -> None:
         ('{"kind": ["bytes"]}', "does not know its kind of tokenizer"),
     ):
         file.write_text(content)
-        with pytest.raises(UserError, match=rf"tokenizer\.json: {said}.*; prepare the data again$"):
+        with pytest.raises(UserError, match=rf"tokenizer\.json: .*{said}.*; prepare the data again$"):
             load_tokenizer(tmp_path)
     make_tokenizer("bytes").save(tmp_path)
     file.write_text(json.dumps({**json.loads(file.read_text()), "fingerprint": "00" * 32}))

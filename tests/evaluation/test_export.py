@@ -138,7 +138,7 @@ def test_an_out_that_is_taken(done_run: Path, exported: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match=r"has an earlier export; .*\(--overwrite\)"):
         export(done_run, out)
     (tmp_path / "thesis.tex").rename(out / "thesis.tex")
-    with pytest.raises(UserError, match=r"holds 'thesis.tex' beside the earlier export"):
+    with pytest.raises(UserError, match=r"has 'thesis.tex' beside the earlier export"):
         export(done_run, out, overwrite=True)
     assert (out / "thesis.tex").exists()
     (out / "thesis.tex").unlink()

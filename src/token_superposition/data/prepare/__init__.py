@@ -133,7 +133,7 @@ def prepare(
         token_bytes=token_bytes,
     )
     if stdin_format not in FORMATS:
-        raise UserError(f"--format is one of {', '.join(FORMATS)}, not {stdin_format!r}")
+        raise UserError(f"--format must be one of {', '.join(FORMATS)}, not {stdin_format!r}")
     size = bpe_size(tokenizer)
     if size is not None and end_token not in (None, END_OF_DOCUMENT):
         raise UserError(

@@ -33,11 +33,11 @@ def check_options(
     token_bytes: int | None,
 ) -> None:
     """Raise `UserError` if an option is out of its range."""
-    if not 0 < validation_fraction < 1 or max_validation_tokens < 1 or max_shard_tokens < 1:
-        raise UserError(
-            "max_validation_tokens and max_shard_tokens must be at least 1, validation_fraction between 0 and 1 "
-            f"(not {max_validation_tokens}, {max_shard_tokens}, {validation_fraction})"
-        )
+    if not 0 < validation_fraction < 1:
+        raise UserError(f"validation_fraction must be above 0 and below 1, not {validation_fraction}")
+    for name, tokens in (("max_validation_tokens", max_validation_tokens), ("max_shard_tokens", max_shard_tokens)):
+        if tokens < 1:
+            raise UserError(f"{name} must be at least 1, not {tokens}")
     if not 0 <= seed < 2**63:
         shown = seed if abs(seed) < 10**30 else "a number of over 30 digits"
         raise UserError(f"--seed must be at least 0 and below 2**63, not {shown}")
