@@ -433,7 +433,7 @@ def test_baselines_that_are_none(tst: Tst, study: Path, tmp_path: Path, case: st
 
 
 REQUESTS: list[tuple[list[str], str]] = [
-    (["--guard", "nowhere.json"], "--guard nowhere.json: is not there"),
+    (["--guard", "nowhere.json"], "--guard nowhere.json: this file or folder does not exist"),
     (["--guard", "run.yaml"], "run.yaml: is not JSON"),
     (["--guard", "STUDY", "--guard", "STUDY"], "is not a run's folder; give one study, or several finished runs"),
     (["--guard", "RUN", "--guard", "RUN"], "has the steps and the seed of"),
@@ -450,7 +450,7 @@ REQUESTS: list[tuple[list[str], str]] = [
     (["--guard", "STUDY", "--guard-at", ""], "needs different shares"),
     (["--guard", "STUDY", "--guard-at", "0.1", "--if-behind", "stop"], "needs two guards"),
     (["--guard", "STUDY", "--stop-below", "1"], "--stop-below is a probability"),
-    (["--guard", "STUDY", "--stop-below", "nan"], "--stop-below is a probability"),
+    (["--guard", "STUDY", "--stop-below", "nan"], "--stop-below: a number is needed"),
     (["--if-behind", "stop"], "--if-behind needs --guard"),
     (["--guard", "STUDY", "--if-behind", "weep"], "invalid choice"),
     (["--guard", "STUDY", "--data.path", "elsewhere"], "elsewhere"),
