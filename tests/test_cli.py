@@ -178,7 +178,8 @@ def test_a_value_of_the_wrong_kind(capsys: pytest.CaptureFixture[str], config: P
     assert "--steps" in refused(capsys, "demo", "--out", out, "--steps", "3")
     assert "give one of the two" in refused(capsys, "demo", "--out", out, "--steps", "12", "--budgets", "12,24")
     assert "--budgets: 12 is there twice" in refused(capsys, "compare", config, "--out", out, "--budgets", "12,12")
-    assert "none of the budgets" in refused(capsys, "compare", config, "--out", out, "--budgets", "20,24")
+    other = ("--budgets", "20,24", "--train.total_steps", "12")
+    assert "none of the budgets" in refused(capsys, "compare", config, "--out", out, *other)
     assert "cannot be read" in refused(capsys, "train", config, "--out", out, "--train.betas", "[0.9")
     assert not out.exists()
 
@@ -302,7 +303,7 @@ def test_compare_ends_with_the_report_s_path(capsys: pytest.CaptureFixture[str],
     out = tmp_path / "out"
     assert main(["compare", str(config), "--out", str(out), "--quiet", "--train.total_steps", "4"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("At equal compute superposition")
+    assert lines[0].startswith("One seed does not decide whether superposition helps")
     assert lines[-1] == f"report: {out / 'report.html'}"
     assert (out / "report.html").exists()
     report = result_of(capsys, "compare", config, "--out", out, "--train.total_steps", "4")  # trains nothing

@@ -60,8 +60,8 @@ def test_what_is_wrong_is_told_without_torch(tmp_path: Path, small_run: dict[str
     ]
     for command in ("train", "compare", "plan", "bench"):
         cases += [
-            ([command, missing], "no such file"),
-            ([command, folder], "cannot be read"),
+            ([command, missing], "does not exist"),
+            ([command, folder], "no run to continue" if command == "train" else "cannot be read"),
             ([command, bad_key], "learning_rate"),
             ([command, good, "--train.learning_rat", "1"], "learning_rate"),
             ([command, good, "--train.seed", "x"], "--train.seed"),
@@ -103,7 +103,7 @@ def test_what_is_wrong_is_told_without_torch(tmp_path: Path, small_run: dict[str
         (["export", missing, folder], "no such folder"),
         (["export", folder, str(small_data)], "not empty"),
         (["export", folder, missing, "--max-shard-size", "big"], "--max-shard-size"),
-        (["prepare", missing, "--out", folder + "/x"], "no such file"),
+        (["prepare", missing, "--out", folder + "/x"], "does not exist"),
         (["prepare", folder, "--out", folder + "/x", "--seed", "-1"], "--seed"),
         (["prepare", folder, "--out", folder + "/x", "--tokenizer", missing], missing),
     ]

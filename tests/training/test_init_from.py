@@ -127,7 +127,7 @@ def test_an_initialisation_s_scale_does_not_touch_them(base: Path, small_run: di
     go(values, tmp_path / "run", train__learning_rate=1e-30, train__weight_decay=0.0)
     before, after = weights(base), weights(tmp_path / "run")
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert "leave it out" in refused(values, tmp_path / "other", model__scale_residual_init=True)
+    assert "remove it" in refused(values, tmp_path / "other", model__scale_residual_init=True)
 
 
 def test_every_row_of_the_embedding_is_trained(foreign: Path, small_run: dict[str, Any], tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_what_is_known_is_said_when_it_starts(
     assert f"warning: {NO_EVIDENCE}\n" in said
     assert "docs/continuing.md" in NO_EVIDENCE
     assert (Path(__file__).parents[2] / "docs" / "continuing.md").exists()
-    assert f"whether {foreign} was trained with tokenizer 'bytes'" in said
+    assert f"the tokenizer of {foreign} is unknown" in said
     warnings = dry_run(parse_config(going_on(small_run, foreign)), tmp_path / "other")["warnings"]
     assert NO_EVIDENCE in warnings
     assert len(warnings) == 2
@@ -406,7 +406,7 @@ def test_what_is_no_folder(small_run: dict[str, Any], tmp_path: Path, monkeypatc
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("nothing is to be fetched"))
     for name in ("runs/shakespear", "no/such/folder", "gpt2", "~/x"):
         line = refused(going_on(small_run, Path(name)), tmp_path / "run")
-        assert line.startswith(f"model.init_from: {name}: no such folder, and no model of that name")
+        assert line.startswith(f"model.init_from: {Path(name).expanduser()}: no such folder, and no model of that name")
     (tmp_path / "file").write_text("")
     assert "is a file" in refused(going_on(small_run, tmp_path / "file"), tmp_path / "run")
     assert "no whole" not in refused(going_on(small_run, tmp_path), tmp_path / "run")

@@ -161,7 +161,7 @@ def test_data_without_decay_is_refused(
     how: Any,
 ) -> None:
     config = parse_config({**measured_run, "data": {"path": str(digits)}})
-    with pytest.raises(UserError, match=r"^slot_weights: mutual_information: .* take power_law, or more text$"):
+    with pytest.raises(UserError, match=r"^slot_weights: mutual_information: .* use power_law, or more text$"):
         how(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     study = make_study({**measured_run, "data": {"path": str(digits)}})

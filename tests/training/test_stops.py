@@ -109,7 +109,7 @@ def test_where_no_bar_can_be_drawn_progress_is_a_line_now_and_then(
     monkeypatch.setattr(sys, "stderr", said)
     monkeypatch.setenv("TERM", "dumb" if terminal else "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")  # as CI services have it
-    progress = ProgressSink(1000, 0, superposes=False, quiet=False)
+    progress = ProgressSink(1000, 0, superposed=False, quiet=False)
     for step in range(100, 1001, 100):
         progress.write(
             {

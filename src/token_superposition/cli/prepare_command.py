@@ -106,7 +106,7 @@ def _prepare(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, 
     )
     for warning in result.get("warnings", []):
         print(f"warning: {warning}", file=sys.stderr)
-    if result["skipped"].get("first"):
+    if result.get("skipped", {}).get("first"):
         from token_superposition.data.readers.document import BAD
 
         skipped = result["skipped"]

@@ -43,6 +43,9 @@ def read_description(folder: Path) -> dict[str, Any]:
             f"{file}: has version {description.get('version')}, but this package reads version {DATASET_VERSION}; "
             f"{AGAIN}"
         )
+    for key, kind in {"warnings": list, "skipped": dict}.items():
+        if not isinstance(description.get(key, kind()), kind):
+            raise UserError(f"{file}: is damaged ({key}); {AGAIN}")
     splits = description.get("splits")
     if not isinstance(splits, dict) or not all(name in splits for name in SPLITS):
         raise UserError(f"{file}: is damaged (no split named {' or '.join(SPLITS)}); {AGAIN}")
