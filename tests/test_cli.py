@@ -376,7 +376,7 @@ def test_a_run_is_scored_continued_and_exported(
 
 
 def test_a_terminal_is_spared_control_characters(monkeypatch: pytest.MonkeyPatch) -> None:
-    from token_superposition.evaluation.generate import write_piece
+    from token_superposition.evaluation.terminal import write_piece
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from token_superposition import Schedule, Stage
-from token_superposition.models.costs import ModelCost, bits_per_byte
+from token_superposition.models.flops import ModelCost, bits_per_byte
 
 stages = st.lists(
     st.builds(

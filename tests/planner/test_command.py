@@ -11,7 +11,7 @@ import yaml
 
 from tests.bad_input import refused, tst
 from token_superposition.data.prepare import prepare
-from token_superposition.planner import speed as pilot_module
+from token_superposition.planner import pilot as pilot_module
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 

@@ -16,8 +16,8 @@ from tests.conftest import SHARED
 from tests.planner.workloads import subject_of
 from token_superposition.errors import UserError
 from token_superposition.models.build import model_cost
-from token_superposition.models.costs import abstract
 from token_superposition.models.spec import ModelSpec
+from token_superposition.models.step_memory import abstract
 from token_superposition.planner.amounts import amount
 from token_superposition.planner.measured_runs import PaperRun, paper_runs, read_table
 from token_superposition.planner.plan import PlanRequest, make_plan

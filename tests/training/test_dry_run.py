@@ -15,8 +15,8 @@ from tests.training.runs import go
 from token_superposition.cli import main
 from token_superposition.data.dataset import TokenDataset
 from token_superposition.errors import UserError
-from token_superposition.models.costs import abstract, estimate_memory
 from token_superposition.models.spec import ModelSpec
+from token_superposition.models.step_memory import abstract, estimate_memory
 from token_superposition.models.superposed import SuperposedLM
 from token_superposition.training.config import parse_config
 from token_superposition.training.dry_run import describe, dry_run

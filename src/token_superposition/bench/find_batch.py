@@ -26,9 +26,9 @@ from token_superposition.bench.bench_run import BenchRun
 from token_superposition.bench.memory import measure_memory, micro_batches_tried
 from token_superposition.errors import UserError
 from token_superposition.models.build import check_length
-from token_superposition.models.costs import abstract, estimate_memory
 from token_superposition.models.device import DTYPES
 from token_superposition.models.size_limits import available_memory, gigabytes
+from token_superposition.models.step_memory import abstract, estimate_memory
 from token_superposition.training.datasets import Corpora
 from token_superposition.training.optim import states_kept
 

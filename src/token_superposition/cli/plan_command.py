@@ -111,7 +111,7 @@ def _plan(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[
     if options.pilot:
 
         def pilot(bag_size: int) -> Speed:
-            from token_superposition.planner.speed import measure_speed
+            from token_superposition.planner.pilot import measure_speed
 
             return measure_speed(
                 subject.values,

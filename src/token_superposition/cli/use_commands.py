@@ -140,7 +140,7 @@ def _eval(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any
 
 def _generate(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any], str]:
     from token_superposition.evaluation.evaluation_options import check_model, check_sampling
-    from token_superposition.evaluation.generate import read_prompt, write_piece
+    from token_superposition.evaluation.terminal import read_prompt, write_piece
 
     check_sampling(options.max_new_tokens, options.temperature, options.top_p, options.seed)
     check_model(options.model)

@@ -8,8 +8,6 @@ from the last half of the positions.
 from __future__ import annotations
 
 import copy
-import io
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -164,23 +162,3 @@ def _prompt_ids(loaded: UsableModel, prompt: str) -> list[int]:
             raise UserError(f"{loaded.path}: its tokenizer has no token that starts a text; give a --prompt")
         ids = [start]
     return ids
-
-
-# A model may generate any byte. These would move the cursor of a terminal, ring its bell or change its colours.
-_CONTROL = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
-
-
-def write_piece(piece: str) -> None:
-    """Write a piece of text to standard output at once; on a terminal without control characters."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal with another encoding shows the characters that it has
-    sys.stdout.write(piece.translate(_CONTROL) if sys.stdout.isatty() else piece)
-    sys.stdout.flush()
-
-
-def read_prompt() -> str:
-    """Read the prompt from standard input; UserError if it is not UTF-8."""
-    try:
-        return sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"--prompt -: standard input is not UTF-8 text (byte {error.start}: {error.reason})") from None

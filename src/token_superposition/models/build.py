@@ -18,8 +18,8 @@ from torch import nn
 
 from token_superposition.errors import UserError, did_you_mean
 from token_superposition.files import is_whole_number
-from token_superposition.models.costs import ModelCost
 from token_superposition.models.families import num_attention_layers, refusal
+from token_superposition.models.flops import ModelCost
 from token_superposition.models.size_limits import check_numbers
 
 # What of a configuration belongs to the data rather than to the model. A padding id would freeze one row of the

@@ -22,10 +22,10 @@ from token_superposition.models.build import (
     scale_residual_projections,
     try_out,
 )
-from token_superposition.models.costs import abstract
 from token_superposition.models.families import RESIDUAL_PROJECTIONS
 from token_superposition.models.seeding import seed_torch
 from token_superposition.models.size_limits import WEIGHT_BYTES, check_size, counted
+from token_superposition.models.step_memory import abstract
 
 if TYPE_CHECKING:
     from token_superposition.data.tokenizers import Tokenizer
@@ -136,7 +136,7 @@ class ModelSpec:
         return model
 
     def build_unchecked(self) -> nn.Module:
-        """The model without a check of this machine's memory; inside `costs.abstract()` it has no storage."""
+        """The model without a check of this machine's memory; inside `step_memory.abstract()` it has no storage."""
         return construct(self.architecture, self.resolved())
 
     def flops_per_position(self, sequence_length: int) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from token_superposition.errors import UserError
-from token_superposition.models.costs import ModelCost
+from token_superposition.models.flops import ModelCost
 
 _MULTIPLE = 64
 _WIDEST = 32_768

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 from token_superposition.errors import UserError
 from token_superposition.files import expanded, is_whole_number
 from token_superposition.formatting import count_in_words
-from token_superposition.models.spec import ModelSpec
 from token_superposition.planner.measured_runs import RunSize, Start, Unit, paper_runs
 from token_superposition.planner.shapes import shape_for
 from token_superposition.yaml_values import as_text
 
 if TYPE_CHECKING:
-    from token_superposition.models.costs import ModelCost
+    from token_superposition.models.flops import ModelCost
     from token_superposition.training.config import RunConfig
     from token_superposition.training.datasets import Corpora
 
@@ -192,7 +191,8 @@ def _counted(
 ) -> Workload:
     """With the model counted on tensors without storage."""
     from token_superposition.models.build import check_length, model_cost
-    from token_superposition.models.costs import abstract
+    from token_superposition.models.spec import ModelSpec
+    from token_superposition.models.step_memory import abstract
     from token_superposition.training.datasets import Corpora
     from token_superposition.training.init_from import open_source, settle_model
 

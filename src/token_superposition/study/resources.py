@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
-from token_superposition.models.costs import abstract
 from token_superposition.models.device import device_type, resolve_dtype
 from token_superposition.models.size_limits import available_memory
+from token_superposition.models.step_memory import abstract
 from token_superposition.training.config import ModelConfig, RunConfig
 from token_superposition.training.datasets import Corpora
 from token_superposition.training.dry_run import step_memory

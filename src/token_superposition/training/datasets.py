@@ -25,7 +25,7 @@ from token_superposition.data.mutual_information import MutualInformation, measu
 from token_superposition.data.stream import Source, TokenStream
 from token_superposition.data.tokenizers import Tokenizer
 from token_superposition.errors import UserError
-from token_superposition.models.costs import bits_per_byte
+from token_superposition.models.flops import bits_per_byte
 from token_superposition.models.spec import ModelSpec
 from token_superposition.schedule import MEASURED, Schedule
 from token_superposition.training.config import DataConfig, ModelConfig, RunConfig

@@ -15,8 +15,8 @@ import yaml
 from torch import Tensor, nn
 
 from token_superposition.models.build import check_length, model_cost
-from token_superposition.models.costs import MemoryEstimate, abstract, estimate_memory
 from token_superposition.models.device import DTYPES
+from token_superposition.models.step_memory import MemoryEstimate, abstract, estimate_memory
 from token_superposition.schedule import describe_slot_weights
 from token_superposition.training.checkpoint import newest_checkpoint
 from token_superposition.training.config import RunConfig, TrainConfig

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from token_superposition.errors import UserError
-from token_superposition.models.costs import bits_per_byte
+from token_superposition.models.flops import bits_per_byte
 
 _MOST_LOGITS = 2**27  # half a gigabyte of float32
 

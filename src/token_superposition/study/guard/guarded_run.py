@@ -17,7 +17,7 @@ from typing import Any, Literal
 from token_superposition.errors import RunError, TrainingDivergedError, UserError
 from token_superposition.files import write_json
 from token_superposition.models.build import model_cost
-from token_superposition.models.costs import abstract
+from token_superposition.models.step_memory import abstract
 from token_superposition.progress import say, warn
 from token_superposition.schedule import Schedule
 from token_superposition.study.guard.baseline import (
