@@ -103,7 +103,7 @@ def test_what_is_wrong_is_told_without_torch(tmp_path: Path, small_run: dict[str
         (["export", missing, folder], "no such folder"),
         (["export", folder, str(small_data)], "not empty"),
         (["export", folder, missing, "--max-shard-size", "big"], "--max-shard-size"),
-        (["prepare", missing, "--out", folder + "/x"], "does not exist"),
+        (["prepare", missing, "--out", folder + "/x"], "no such file"),
         (["prepare", folder, "--out", folder + "/x", "--seed", "-1"], "--seed"),
         (["prepare", folder, "--out", folder + "/x", "--tokenizer", missing], missing),
     ]
