@@ -86,7 +86,7 @@ def test_a_learning_rate_without_a_point_is_a_number() -> None:
         ("superposition:\n  stages: 8:1:30", "such as 8:0.1,4:0.1 (given: '8:1:30"),
         ("superposition:\n  stages: [{bag_size: 2}]", "a stage needs either ratio or steps"),
         ("superposition:\n  stages: [{bag_size: 2, steps: 4000}]", "leave no step of train.total_steps (4000)"),
-        ("superposition:\n  {bag_size: 2, superposition_steps: 4000}", "under total_steps (4000)"),
+        ("superposition:\n  {bag_size: 2, superposition_steps: 4000}", "below total_steps (4000)"),
         ("superposition:\n  slot_weights: power-law", "did you mean 'power_law'"),
         ("superposition:\n  mode: both", "superposition.mode"),
         ("train:\n  micro_batch_size: 3", "batch_size 16 is not a multiple of micro_batch_size 3"),
