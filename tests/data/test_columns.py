@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from token_superposition.data.sources import Corpus
 
 from tests.data.test_formats import RECORDS, complaint, texts
+from token_superposition.data.readers import Corpus
 
 NESTED = [{"meta": {"text": f"inner {number}", "n": number}, "id": number} for number in range(3)]
 INNER = [record["meta"]["text"] for record in NESTED]
