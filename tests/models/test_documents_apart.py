@@ -90,6 +90,14 @@ def test_so_it_is_with_flex_attention() -> None:
     assert not torch.equal(before[:, 2:4], after[:, 2:4])
 
 
+@torch.no_grad()
+def test_logits_that_are_nan_are_refused() -> None:
+    model = model_of("Llama", "sdpa")
+    model.lm_head.weight[0] = float("nan")
+    with pytest.raises(TypeError, match="NaN"):
+        SuperposedLM(model, verify=False).keep_documents_apart()
+
+
 @pytest.mark.parametrize("family", sorted(REFUSED))
 def test_a_family_that_cannot_is_refused(family: str) -> None:
     superposed = SuperposedLM(make(FAMILIES[family]))

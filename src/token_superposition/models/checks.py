@@ -86,8 +86,10 @@ def check_documents_apart(model: Any, document_inputs: Callable[[Tensor], dict[s
             model(input_ids=ids, **document_inputs(position_ids), use_cache=False).logits.float()
             for ids in (ids_BL, other_BL)
         )
-    moved_BL = (logits - others).abs().amax(dim=-1) > 1e-5 * logits.abs().max()
     name = f"{type(model).__name__} with {model.config._attn_implementation} attention"
+    if not (torch.isfinite(logits).all() and torch.isfinite(others).all()):  # NaN would pass every comparison below
+        raise TypeError(f"{name} gives logits that are NaN or infinite when documents are kept apart")
+    moved_BL = (logits - others).abs().amax(dim=-1) > 1e-5 * logits.abs().max()
     if moved_BL[~first_BL].any():
         raise TypeError(f"{name} lets a document attend to the document before it in its row")
     if not moved_BL[first_BL & (position_ids >= 2)].any():
