@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ class ArrayTokens:
     def document_ends(self) -> NDArray[np.int64]:
         """Documents end with id 0 here."""
         return np.flatnonzero(self.ids == 0) + 1
+
+
+# Under nohup SIGHUP is ignored, and the product rightly leaves it so; the tests of signals need the default.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
