@@ -94,7 +94,7 @@ def test_a_run_that_was_started_on_another_device_finds_it_again(
 
     def prepare(job: Job) -> None:
         job.folder.mkdir()
-        RunFolder(job.folder).write_start(values, RunRecord.new(Schedule.two_phase(2, 1), ""))
+        RunFolder(job.folder).write_start(values, RunRecord.new(Schedule.two_phase(2, 1, 0.0), ""))
 
     monkeypatch.setattr(Job, "prepare", prepare)
     run_jobs(jobs(tmp_path, "a"), share=Share(2, 1, ("0", "1")), quiet=True)
