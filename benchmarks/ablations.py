@@ -25,12 +25,11 @@ from typing import Any
 import torch
 
 from token_superposition.errors import UserError
-from token_superposition.schedule import Schedule
 from token_superposition.training.branch import make_branch
 from token_superposition.training.checkpoint import checkpoint_path, checkpoint_steps, save_checkpoint
 from token_superposition.training.loop import train
-from token_superposition.training.resume import stored_config
 from token_superposition.training.run_folder import RunFolder
+from token_superposition.training.stored_run import StoredRun
 from token_superposition.training.trainer import Trainer
 
 KINDS = ("optimizer", "embedding")
@@ -62,17 +61,18 @@ def altered(run: RunFolder, out: Path, kind: str) -> dict[str, Any]:
     Raises:
         UserError: where the run has no checkpoint of its switch.
     """
-    config, fixed = stored_config(run), run.read_fixed()
-    if config is None or fixed is None:
-        raise UserError(f"{run.path}: no run has begun there")
+    stored = StoredRun.read(run)
+    if stored is None:
+        raise UserError(f"{run.path}: has no run")
+    config = stored.config
     if not RunFolder(out).config_file.exists():
-        schedule = Schedule.from_dicts(fixed["stages"])
+        schedule = stored.record.schedule
         switch = schedule.switch_step
         if switch not in checkpoint_steps(run.checkpoints):
             raise UserError(f"{run.path}: has no checkpoint of its switch; name step {switch} in keep_checkpoint_steps")
         beside = out.with_name(f".{out.name}.{kind}")
         shutil.rmtree(beside, ignore_errors=True)
-        make_branch(run, beside, switch, config.model_dump(mode="json"), schedule)
+        make_branch(run, beside, switch, config)
         other_seed = config.train.model_copy(update={"seed": config.train.seed + 10_000})  # that no run of a study has
         fresh = Trainer(config.model_copy(update={"train": other_seed}), schedule)
         trainer = Trainer(config, schedule)

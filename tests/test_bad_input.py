@@ -239,9 +239,20 @@ def test_a_damaged_run_folder(world: World, name: str, content: str | None, said
     assert (folder / "metrics.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "key"), [("summary.json", "final_validation_loss"), ("run.json", "first_total_steps")]
+)
+def test_a_changed_digit_in_a_run_folder(world: World, name: str, key: str) -> None:
+    folder = world.copied(world.run)
+    values = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**values, key: values[key] + 1}))
+    assert f"{name}: was edited or damaged" in refused("train", world.config, "--out", folder)
+
+
 def test_a_run_s_stages_are_those_of_its_configuration(world: World) -> None:
     folder = world.copied(world.run)
     fixed = json.loads((folder / "run.json").read_text())
+    del fixed["checksum"]  # as in a run of version 0.1
     fixed["stages"][0]["bag_size"] = 4
     (folder / "run.json").write_text(json.dumps(fixed))
     (folder / "summary.json").unlink()

@@ -16,6 +16,7 @@ import yaml
 
 from token_superposition import __version__
 from token_superposition.cli import main
+from token_superposition.files import read_record
 
 COMMANDS = {"demo", "prepare", "train", "compare", "eval", "generate", "export", "bench", "plan"}
 HEAVY = ("torch", "transformers", "numpy", "pydantic")
@@ -257,7 +258,7 @@ def test_train_prints_its_result_as_json(config: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 1
-    assert json.loads(lines[0]) == json.loads((out / "summary.json").read_text())
+    assert json.loads(lines[0]) == read_record(out / "summary.json", "")
     assert json.loads(lines[0])["steps"] == 4
     assert json.loads(lines[0])["seed"] == 1
 

@@ -5,17 +5,18 @@ and is then renamed in one step. `replace_folder` does the same for a folder.
 
 Errors of the disk leave these functions as an `OSError` with the name of the file; the command line turns the
 exception into a message (`errors.machine_trouble`). A file that is read may be damaged: `read_object` returns a JSON
-object or raises `UserError`.
+object or raises `UserError`, and `read_record` also notices a changed digit.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -128,6 +129,34 @@ def read_object(path: Path, fix: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: is not a JSON object; {fix}")
     return value
+
+
+def write_record(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a JSON object with a checksum of its values, atomically; `read_record` reads the file."""
+    write_json(path, {**values, "checksum": _checksum(values)})
+
+
+def read_record(path: Path, fix: str) -> dict[str, Any]:
+    """Read a file of `write_record`; a file of version 0.1 has no checksum and is read without this check.
+
+    Args:
+        path: the file.
+        fix: the advice that error messages end with.
+
+    Raises:
+        UserError: if the file is damaged or was edited; the message names the file and the fix.
+        FileNotFoundError: if the file does not exist.
+    """
+    values = read_object(path, fix)
+    checksum = values.pop("checksum", None)
+    if checksum is not None and checksum != _checksum(values):
+        raise UserError(f"{path}: was edited or damaged (the checksum does not match); {fix}")
+    return values
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    text = json.dumps(json.loads(json.dumps(values)), sort_keys=True)  # the same text for tuples and integer keys
+    return hashlib.blake2b(text.encode("utf-8", errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 def is_whole_number(value: object, least: int = 0) -> bool:

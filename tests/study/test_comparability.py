@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +11,14 @@ import yaml
 
 from tests.training.runs import go_until
 from token_superposition.errors import UserError
+from token_superposition.files import write_record
 from token_superposition.study import results
 from token_superposition.study.compare import Study, compare, make_study
 from token_superposition.study.results import build_report
 from token_superposition.study.runner import plan_runs
 from token_superposition.study.study_plan import dry_run
 from token_superposition.study.trials import Trial, arm_trials
-from token_superposition.training import resume
+from token_superposition.training import run as run_module
 from token_superposition.training.run_folder import RunFolder
 
 UNLIKE = r"started with {} steps and keeps the switch and the warm-up that it had then, unlike .*{}, so the two cannot"
@@ -143,11 +143,12 @@ def test_a_run_file_says_what_it_was_started_with(
     go_until(7, small_run, folder, monkeypatch)
     for total in (14, 24):
         go_until(8, small_run, folder, monkeypatch, train__total_steps=total)
-    assert (RunFolder(folder).read_fixed() or {})["first_total_steps"] == 12
-    text = (folder / "run.json").read_text()
-    (folder / "run.json").write_text(re.sub(r'("first_total_steps": )12', r"\1true", text))
+    record = RunFolder(folder).read_record()
+    assert record is not None
+    assert record.first_total_steps == 12
+    write_record(folder / "run.json", {**record.as_dict(), "first_total_steps": True})
     with pytest.raises(UserError, match=r"is damaged \(first_total_steps is not a number of steps\)"):
-        RunFolder(folder).read_fixed()
+        RunFolder(folder).read_record()
 
 
 def edited(run: Path, **train: Any) -> None:
@@ -172,7 +173,7 @@ def test_runs_begun_on_a_cpu_are_not_gone_on_with_beside_new_ones_on_a_gpu(
 ) -> None:
     (study,) = studies(anywhere, 12)
     stopped(study, tmp_path, monkeypatch, step=1)
-    monkeypatch.setattr(resume, "resolve_device", lambda name: torch.device("cuda:0" if name == "auto" else name))
+    monkeypatch.setattr(run_module, "resolve_device", lambda name: torch.device("cuda:0" if name == "auto" else name))
     said = ELSEWHERE.format("cuda:0", "bfloat16", "baseline/seed-0", "cpu", "float32", "cpu --train.dtype float32")
     with pytest.raises(UserError, match=f"seed-1: {said}"):
         plan_runs(arms_of(study, tmp_path), range(2), branches=False)
@@ -220,5 +221,5 @@ def test_a_branch_is_trained_where_the_run_that_it_leaves_was(
     _, trunk = trials = arm_trials(study, "baseline", tmp_path)
     values = trunk.config.model_dump(mode="json", exclude_unset=True)
     go_until(7, values, trunk.run(0).path, monkeypatch, logging__checkpoint_interval=1)
-    monkeypatch.setattr(resume, "resolve_device", lambda name: torch.device("cuda:0" if name == "auto" else name))
+    monkeypatch.setattr(run_module, "resolve_device", lambda name: torch.device("cuda:0" if name == "auto" else name))
     assert [run.job.parent is None for run in plan_runs(trials, range(1), branches=True)] == [True, False]

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from token_superposition.schedule import Schedule
 from token_superposition.study import runner as workers
 from token_superposition.study.job import Job
 from token_superposition.study.resources import Share
 from token_superposition.study.runner import run_jobs
 from token_superposition.training.config import parse_config
-from token_superposition.training.run_folder import RunFolder
+from token_superposition.training.run_folder import RunFolder, RunRecord
 
 
 class Started:
@@ -93,7 +94,7 @@ def test_a_run_that_was_started_on_another_device_finds_it_again(
 
     def prepare(job: Job) -> None:
         job.folder.mkdir()
-        RunFolder(job.folder).write_config(values, {"stages": []})
+        RunFolder(job.folder).write_start(values, RunRecord.new(Schedule.two_phase(2, 1, 0.0), ""))
 
     monkeypatch.setattr(Job, "prepare", prepare)
     run_jobs(jobs(tmp_path, "a"), share=Share(2, 1, ("0", "1")), quiet=True)

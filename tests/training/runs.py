@@ -23,6 +23,7 @@ TIMES = {
     "data_wait_fraction",
     "wall_seconds",
     "peak_memory_bytes",
+    "checksum",  # of values that include the measured ones
 }  # what is measured, and differs from run to run
 
 

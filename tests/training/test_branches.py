@@ -12,11 +12,12 @@ import pytest
 from tests.faults import Disk, failing
 from tests.training.runs import check_equal, go, go_until
 from token_superposition.errors import UserError
-from token_superposition.training.branch import branch_step, make_branch
+from token_superposition.training.branch import make_branch
 from token_superposition.training.checkpoint import checkpoint_steps, is_whole
 from token_superposition.training.config import parse_config
-from token_superposition.training.resume import branch_config
+from token_superposition.training.run import branch_config
 from token_superposition.training.run_folder import RunFolder
+from token_superposition.training.stored_run import StoredRun
 from token_superposition.training.trained import open_trained
 
 
@@ -39,9 +40,14 @@ def with_stages(values: dict[str, Any], total: int, superposition: dict[str, Any
     return values
 
 
+def shared_steps(folder: Path) -> int:
+    record = RunFolder(folder).read_record()
+    return 0 if record is None else record.shared_steps
+
+
 def branch(parent: Path, folder: Path, step: int, values: dict[str, Any]) -> None:
-    config = branch_config(parse_config(values), RunFolder(parent))
-    make_branch(RunFolder(parent), folder, step, config.model_dump(mode="json"), config.schedule())
+    config = branch_config(parse_config(values), StoredRun.read(RunFolder(parent)))
+    make_branch(RunFolder(parent), folder, step, config)
 
 
 # name: the parent's steps and stages, the child's, the step it leaves at
@@ -63,10 +69,10 @@ def test_a_branch_is_the_run_from_its_start(small_run: dict[str, Any], tmp_path:
     assert checkpoint_steps(tmp_path / "parent" / "checkpoints") == [step, total]
     before = {file: file.read_bytes() for file in (tmp_path / "parent").rglob("*") if file.is_file()}
     branch(tmp_path / "parent", tmp_path / "child", step, child)
-    assert branch_step(RunFolder(tmp_path / "child")) == step
+    assert shared_steps(tmp_path / "child") == step
     assert open_trained(tmp_path / "child").origin.total_steps == child_total
     go(child, tmp_path / "child")
-    assert branch_step(RunFolder(tmp_path / "child")) == step
+    assert shared_steps(tmp_path / "child") == step
     go(child, tmp_path / "whole")
     check_equal(tmp_path / "child", tmp_path / "whole")
     assert {file: file.read_bytes() for file in before} == before

@@ -24,8 +24,8 @@ from token_superposition.evaluation.export import export
 from token_superposition.evaluation.load import load_model
 from token_superposition.training.config import parse_config
 from token_superposition.training.dry_run import dry_run
-from token_superposition.training.init_from import NO_EVIDENCE, open_source
-from token_superposition.training.resume import settle_config
+from token_superposition.training.init_from import NO_EVIDENCE
+from token_superposition.training.run import Run
 from token_superposition.training.run_folder import RunFolder
 from token_superposition.training.trainer import Trainer
 
@@ -133,9 +133,8 @@ def test_an_initialisation_s_scale_does_not_touch_them(base: Path, small_run: di
 def test_every_row_of_the_embedding_is_trained(foreign: Path, small_run: dict[str, Any], tmp_path: Path) -> None:
     """The folder's padding id is an id like others here; its row would have no gradient."""
     config = parse_config(going_on(small_run, foreign))
-    source = open_source(config)
-    settled = settle_config(config, RunFolder(tmp_path / "run"), source)
-    model: Any = Trainer(settled, settled.schedule(), source).model.model
+    run = Run.open(RunFolder(tmp_path / "run"), config)
+    model: Any = Trainer(run.config, run.schedule, run.corpora, run.source).model.model
     assert model.get_input_embeddings().padding_idx is None
 
 

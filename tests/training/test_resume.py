@@ -13,6 +13,7 @@ import yaml
 
 from tests.training.runs import TIMES, check_equal, go, go_until, numbers, weights
 from token_superposition.errors import UserError
+from token_superposition.files import read_record
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 6, 7, 9, 10])
@@ -53,7 +54,7 @@ def test_what_a_run_has_written_down_starts_the_same_run_elsewhere(
 def test_a_run_that_is_done_stays_as_it_is(small_run: dict[str, Any], whole: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file() and p.name != "lock"}
     summary = go(small_run, whole)
-    assert summary == json.loads((whole / "summary.json").read_text())
+    assert summary == read_record(whole / "summary.json", "")
     assert before == {p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file() and p.name != "lock"}
 
 
@@ -140,7 +141,7 @@ def test_other_data_under_the_same_path_is_refused(
     small_run: dict[str, Any], whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (whole / "summary.json").unlink()
-    monkeypatch.setattr("token_superposition.training.resume.Corpora", Other)
+    monkeypatch.setattr("token_superposition.training.run.Corpora", Other)
     with pytest.raises(UserError, match="is not the data that the run"):
         go(small_run, whole)
 
@@ -165,7 +166,7 @@ def test_a_run_that_is_done_is_not_taken_for_a_longer_one_or_other_data(
         go(small_run, whole, train__total_steps=24)
     with pytest.raises(UserError, match=r"logging.validation_tokens 1024"):
         go(small_run, whole, logging__validation_tokens=512)
-    monkeypatch.setattr("token_superposition.training.resume.Corpora", Other)
+    monkeypatch.setattr("token_superposition.training.run.Corpora", Other)
     with pytest.raises(UserError, match="is not the data that the run"):
         go(small_run, whole)
 

@@ -19,7 +19,7 @@ from token_superposition.errors import UserError
 from token_superposition.training import threads
 from token_superposition.training.branch import make_branch
 from token_superposition.training.config import parse_config
-from token_superposition.training.resume import settle_machine
+from token_superposition.training.run import resolve_machine
 from token_superposition.training.run_folder import RunFolder
 from token_superposition.training.trained import open_trained
 
@@ -120,6 +120,7 @@ def test_what_may_change_may_also_be_edited(whole: Path) -> None:
 
 def test_changed_stages_are_not_taken_for_those_that_were_trained(small_run: dict[str, Any], stopped: Path) -> None:
     fixed = json.loads((stopped / "run.json").read_text())
+    del fixed["checksum"]  # as in a run of version 0.1
     fixed["stages"][0]["steps"] += 1
     fixed["stages"][1]["steps"] -= 1
     (stopped / "run.json").write_text(json.dumps(fixed))
@@ -161,7 +162,7 @@ def test_a_finished_run_gets_its_lost_weights_back(
     shutil.copytree(whole, tmp_path / "lost")
     damage(tmp_path / "lost" / "checkpoints" / "step-0000012")
     with pytest.raises(UserError, match="this checkpoint is damaged"):
-        make_branch(RunFolder(tmp_path / "lost"), tmp_path / "branch", 12, {}, parse_config(small_run).schedule())
+        make_branch(RunFolder(tmp_path / "lost"), tmp_path / "branch", 12, parse_config(small_run))
     assert not (tmp_path / "branch").exists()
     assert go(small_run, tmp_path / "lost")["steps"] == 12
     check_equal(tmp_path / "lost", whole)
@@ -209,13 +210,13 @@ def test_auto_takes_one_thread_where_that_is_clearly_faster(
     try:
         auto = parse_config(small_run, {"train.num_threads": "auto"})
         for _ in range(2):
-            assert settle_machine(auto, None)["num_threads"] == expected
+            assert resolve_machine(auto).train.num_threads == expected
         assert len(threads.choose_threads().remarks()) == remarks
-        assert settle_machine(auto, parse_config(small_run, {"train.num_threads": 3}))["num_threads"] == 3
+        assert resolve_machine(auto, parse_config(small_run, {"train.num_threads": 3})).train.num_threads == 3
         assert tried == [8]  # once per process
         threads.choose_threads.cache_clear()
         monkeypatch.setenv("OMP_NUM_THREADS", "8")  # as a study gives them
-        assert settle_machine(auto, None)["num_threads"] == 8
+        assert resolve_machine(auto).train.num_threads == 8
         assert tried == [8]
     finally:
         threads.choose_threads.cache_clear()

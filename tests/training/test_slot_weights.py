@@ -198,6 +198,8 @@ def test_a_study_has_an_arm_with_measured_weights(measured_run: dict[str, Any], 
 
 
 def test_only_what_is_asked_for_is_measured(measured_run: dict[str, Any]) -> None:
-    config, found = measuring.measure_slot_weights(parse_config(measured_run))
+    given = parse_config(measured_run)
+    corpora = measuring.Corpora.open(given.data)
+    config, found = measuring.measure_slot_weights(given, corpora)
     assert found is not None
-    assert measuring.measure_slot_weights(config) == (config, None)
+    assert measuring.measure_slot_weights(config, corpora) == (config, None)

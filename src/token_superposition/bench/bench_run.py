@@ -34,9 +34,8 @@ from token_superposition.models.device import resolve_device
 from token_superposition.schedule import MEASURED, Schedule, Stage
 from token_superposition.training.config import RunConfig, parse_config
 from token_superposition.training.preflight import check_batch
-from token_superposition.training.resume import settle_config
-from token_superposition.training.run_folder import RunFolder
-from token_superposition.training.trainer import Trainer
+from token_superposition.training.run import resolve_machine
+from token_superposition.training.trainer import Trainer, prepare_process
 
 STAGE_STEPS = 10**6  # more steps than any measurement needs
 _LEARNING_RATE = 1e-9
@@ -67,6 +66,7 @@ class BenchRun:
 
     def trainer(self) -> Trainer:
         """Build the trainer of the run; UserError if its parts do not match each other or this machine."""
+        prepare_process(self.config)
         return Trainer(self.config, self.schedule)
 
     def as_dict(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def opened(path: Path | None, overrides: Mapping[str, Any], bag_sizes: Sequence[
         place = Path(name)
         given = config_of(path, overrides, place / "none")
         resolve_device(given.train.device)
-        config = settle_config(_at_bag_sizes(given, bag_sizes), RunFolder(place / "run"))
+        config = resolve_machine(_at_bag_sizes(given, bag_sizes))
         schedule = Schedule([_stage(config, bag_size) for bag_size in sorted(bag_sizes)])
         check_batch(config)
         random_data = None

@@ -101,8 +101,10 @@ def _usual_length(loaded: UsableModel) -> int:
 
 def _training_rows(loaded: UsableModel) -> int | None:
     """Rows per forward pass in training: equal shapes give a result with equal bits."""
-    train = (loaded.config or {}).get("train", {})
-    return train.get("micro_batch_size") or train.get("batch_size")
+    if loaded.run is None:
+        return None
+    train = loaded.run.config.train
+    return train.micro_batch_size or train.batch_size
 
 
 def _open(

@@ -36,6 +36,7 @@ from token_superposition.schedule import Schedule
 from token_superposition.training.metrics import read_metrics
 from token_superposition.training.provenance import Origin, write_origin
 from token_superposition.training.run_folder import RunFolder
+from token_superposition.training.stored_run import StoredRun
 
 _PROBES = ("Plain text, 123.", "  two  spaces\r\n\ttab", "cafe\u0301 \u00e9 \u65e5\u672c \U0001f642", "<|endoftext|>")
 
@@ -68,14 +69,9 @@ def export(
     """
     check_export(run, out, max_shard_size=max_shard_size, overwrite=overwrite)
     loaded = load_run(run, device=torch.device("cpu"), allow_superposed=allow_superposed)
-    if loaded.origin is None:
-        raise RuntimeError("a run always has an origin")
-    try:
-        figures = _figures(loaded, loaded.origin)
-    except (ValueError, LookupError, TypeError) as error:
-        raise UserError(
-            f"{run}: its config.yaml, run.json, metrics.jsonl or summary.json is damaged; restore the files"
-        ) from error
+    if loaded.origin is None or loaded.run is None:
+        raise RuntimeError("load_run returned no run")
+    figures = _figures(loaded.model, loaded.run, loaded.origin)
     loaded.model.to(DTYPES[dtype])
     final = Path(os.path.realpath(out))
     workplace = final.with_name(f".{final.name}.exporting")
@@ -181,20 +177,18 @@ def tokenizer_class(folder: Path, tokenizer: Tokenizer) -> str:
     return "AutoTokenizer" if faithful else "PreTrainedTokenizerFast"
 
 
-def _figures(loaded: UsableModel, origin: Origin) -> dict[str, Any]:
+def _figures(model: Any, run: StoredRun, origin: Origin) -> dict[str, Any]:
     """The values of the run for the model card; final results only if the run is finished."""
-    folder, config = RunFolder(loaded.path), loaded.config or {}
-    train = config["train"]
     schedule = Schedule.from_dicts(origin.stages)
-    positions_per_step = train["batch_size"] * origin.sequence_length
+    positions_per_step = run.config.train.positions_per_step
     positions = schedule.positions(positions_per_step, origin.step)
-    summary = folder.read_summary() or {}
+    summary = run.summary or {}
     if summary.get("steps") != origin.step:
         summary = {}
-    scored = summary or _last_validation(folder, origin.step)
+    scored = summary or _last_validation(run.folder, origin.step)
     return {
-        "architecture": loaded.model.config.model_type,
-        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        "architecture": model.config.model_type,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "bag_size": schedule.bag_size,
         "switch_step": schedule.switch_step,
         "positions": positions,
@@ -202,14 +196,14 @@ def _figures(loaded: UsableModel, origin: Origin) -> dict[str, Any]:
         if scored.get("step") == origin.step
         else schedule.raw_tokens(positions_per_step, origin.step),
         "unique_raw_tokens": summary.get("unique_raw_tokens"),
-        "flops": positions * model_cost(loaded.model).flops_per_position(origin.sequence_length),
+        "flops": positions * model_cost(model).flops_per_position(origin.sequence_length),
         "validation_loss": scored.get("validation_loss"),
         "bits_per_byte": scored.get("bits_per_byte"),
         "text_lost": scored.get("text_lost"),
         "validation_tokens": scored.get("validation_tokens"),
         "validation_step": scored.get("step"),
-        "data_fingerprint": (folder.read_fixed() or {}).get("data_fingerprint"),
-        "seed": train["seed"],
+        "data_fingerprint": run.record.data_fingerprint,
+        "seed": run.config.train.seed,
     }
 
 

@@ -11,8 +11,10 @@ import torch
 from token_superposition.data.tokenizers import Tokenizer
 from token_superposition.evaluation.evaluation_options import check_model
 from token_superposition.evaluation.export_tokenizer import hugging_face_tokenizer
+from token_superposition.models.device import DTYPES
 from token_superposition.models.pretrained import check_files, load_pretrained, quiet_transformers, reading
 from token_superposition.training.provenance import Origin, check_usable, read_origin
+from token_superposition.training.stored_run import StoredRun
 from token_superposition.training.trained import open_trained
 
 
@@ -28,7 +30,7 @@ class UsableModel:
         dtype: data type of the computation with autocast; float32 means the data type of the weights.
         context_length: largest number of positions.
         origin: how the model was trained; None if this package did not train it.
-        config: the resolved configuration of the run; None for a Hugging Face folder.
+        run: the run, as its folder records it; None for a Hugging Face folder.
         warnings: warnings for the user.
     """
 
@@ -39,7 +41,7 @@ class UsableModel:
     dtype: torch.dtype
     context_length: int
     origin: Origin | None
-    config: dict[str, Any] | None = None
+    run: StoredRun | None = None
     warnings: list[str] = field(default_factory=list)
 
     def autocast(self) -> torch.autocast:
@@ -83,10 +85,10 @@ def load_run(path: Path, *, device: torch.device, allow_superposed: bool = False
         model=model.eval().to(device),
         tokenizer=hugging_face_tokenizer(run.tokenizer, max_length=run.origin.sequence_length),
         device=device,
-        dtype=run.dtype,
+        dtype=DTYPES[run.run.config.train.dtype],
         context_length=_context_length(model.config, run.origin),
         origin=run.origin,
-        config=run.config,
+        run=run.run,
         warnings=warnings,
     )
 

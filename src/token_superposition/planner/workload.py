@@ -199,9 +199,11 @@ def _counted(
     missing = [folder for folder in config.data.folders if not Path(folder).exists()]
     corpora = None if missing else Corpora.open(config.data)
     architecture, model_keys = config.model.architecture, config.model.config
-    trained = open_source(config)
+    trained = None
+    if config.model.init_from is not None:
+        tokenizer = (corpora or Corpora.open(config.data)).tokenizer
+        trained = open_source(config, tokenizer)
     if trained is not None:
-        tokenizer = Corpora.open(config.data).tokenizer
         settled = settle_model(config.model, trained.architecture, trained.keys, tokenizer)
         architecture, model_keys = settled["architecture"], settled["config"]
     vocab_size = model_keys.get("vocab_size") if corpora is None else corpora.tokenizer.vocab_size

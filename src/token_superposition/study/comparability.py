@@ -14,8 +14,9 @@ from token_superposition.errors import UserError
 from token_superposition.schedule import Schedule
 from token_superposition.training.config import RunConfig
 from token_superposition.training.optim import WarmupStableDecay, build_learning_rate
-from token_superposition.training.resume import first_total_steps, settle_device, stored_config, trained_learning_rate
+from token_superposition.training.run import resolve_device_keys
 from token_superposition.training.run_folder import RunFolder
+from token_superposition.training.stored_run import StoredRun
 
 Asked = tuple[RunFolder, RunConfig]  # where a run lies, or will, and what is asked for there
 _Steps = tuple[Schedule, WarmupStableDecay]
@@ -33,7 +34,8 @@ def check_lengths(runs: Sequence[Asked]) -> None:
     if not kept:
         return
     odd, config = kept[0]
-    first, total = first_total_steps(odd.read_fixed() or {}), config.train.total_steps
+    record, total = odd.read_record(), config.train.total_steps
+    first = total if record is None else record.first_total_steps
     for (other, asked), steps in zip(runs, trained, strict=True):
         if steps != _started_with(asked, first):
             both = ",".join(map(str, sorted({first, total})))
@@ -49,11 +51,11 @@ def check_machines(runs: Sequence[Asked]) -> None:
 
     Arms that ask for another one each are not meant: the report lists what they change.
     """
-    stored = [stored_config(folder) for folder, _ in runs]
+    stored = [StoredRun.read(folder) for folder, _ in runs]
     first: dict[tuple[str, str], tuple[RunFolder, str, str]] = {}
     # Those that have begun come first: what is new can still be made like them.
     for (folder, config), begun in sorted(zip(runs, stored, strict=True), key=lambda pair: pair[1] is None):
-        device, dtype = (settle_device(config, begun)[key] for key in ("device", "dtype"))
+        device, dtype = resolve_device_keys(config, None if begun is None else begun.config).values()
         asked = (config.train.device, config.train.dtype)
         other, its_device, its_dtype = first.setdefault(asked, (folder, device, dtype))
         if (device.partition(":")[0], dtype) != (its_device.partition(":")[0], its_dtype):
@@ -66,11 +68,11 @@ def check_machines(runs: Sequence[Asked]) -> None:
 
 def trained_steps(folder: RunFolder, config: RunConfig) -> _Steps:
     """The stages, whole, and the learning rate that a run comes to in the end."""
-    stored, fixed = stored_config(folder), folder.read_fixed()
-    if stored is None or fixed is None:
+    stored = StoredRun.read(folder)
+    if stored is None:
         return config.schedule().merged(), build_learning_rate(config.train)
-    schedule = Schedule.from_dicts(fixed["stages"]).with_total_steps(config.train.total_steps)
-    warmup_steps = trained_learning_rate(stored, fixed).warmup_steps
+    schedule = stored.record.schedule.with_total_steps(config.train.total_steps)
+    warmup_steps = stored.learning_rate.warmup_steps
     return schedule.merged(), replace(build_learning_rate(config.train), warmup_steps=warmup_steps)
 
 

@@ -34,7 +34,7 @@ from token_superposition.study.tuning import tune
 from token_superposition.training.datasets import Corpora
 from token_superposition.training.init_from import InitialModel
 from token_superposition.training.preflight import check_run
-from token_superposition.training.resume import run_warnings
+from token_superposition.training.run import run_warnings
 
 __all__ = ["Study", "build_report", "check_request", "compare", "load_study", "make_study"]
 

@@ -13,8 +13,9 @@ from token_superposition.progress import phase_words
 from token_superposition.training.branch import branch_diverged, make_branch
 from token_superposition.training.checkpoint import checkpoint_path
 from token_superposition.training.config import RunConfig, load_config
-from token_superposition.training.resume import branch_config
+from token_superposition.training.run import branch_config
 from token_superposition.training.run_folder import RunFolder
+from token_superposition.training.stored_run import StoredRun
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class Job:
     @cached_property
     def _superposed(self) -> bool:
         """Whether a run that has begun has a superposition phase."""
-        fixed = RunFolder(self.folder).read_fixed()
-        return fixed is not None and any(stage["bag_size"] > 1 for stage in fixed["stages"])
+        record = RunFolder(self.folder).read_record()
+        return record is not None and any(stage.bag_size > 1 for stage in record.schedule.stages)
 
     @property
     def _begun(self) -> bool:
@@ -84,19 +85,17 @@ class Job:
         """Make the folder of a run that begins as another one, from that one's checkpoint."""
         if self.parent is not None and not self._begun:
             parent, config = RunFolder(self.parent.folder), self._branch_config(self.parent)
-            make_branch(parent, self.folder, self.branch_step, config.model_dump(mode="json"), config.schedule())
+            make_branch(parent, self.folder, self.branch_step, config)
 
     def diverge(self) -> None:
         """Say of a run that it diverges as the one that it would begin as has."""
         if self.parent is not None:
             parent, config = RunFolder(self.parent.folder), self._branch_config(self.parent)
             message = f"it begins as {parent.path}, which diverged in the steps that both share"
-            branch_diverged(
-                parent, self.folder, self.branch_step, config.model_dump(mode="json"), config.schedule(), message
-            )
+            branch_diverged(parent, self.folder, self.branch_step, config, message)
 
     def _branch_config(self, parent: Job) -> RunConfig:
-        return branch_config(load_config(self.config), RunFolder(parent.folder))
+        return branch_config(load_config(self.config), StoredRun.read(RunFolder(parent.folder)))
 
     def last_step(self) -> tuple[int, str]:
         """Completed steps and the last loss, from the metrics' end; a diverged run has no steps left."""

@@ -97,7 +97,8 @@ def _that_fit(configs: Sequence[RunConfig], most: int) -> int:
 
 def run_bytes(config: RunConfig) -> int:
     """Memory that a run should take on the CPU, with its process; of that alone where the model cannot be sketched."""
-    corpora, part, source = Corpora.open(config.data), config.model, open_source(config)
+    corpora, part = Corpora.open(config.data), config.model
+    source = open_source(config, corpora.tokenizer)
     if source is not None:
         part = ModelConfig(**settle_model(part, source.architecture, source.keys, corpora.tokenizer))
     dtype = resolve_dtype(config.train.dtype, torch.device("cpu"))

@@ -17,12 +17,11 @@ from token_superposition.study.significance import headline_of, paired_differenc
 from token_superposition.study.speedup import choose_headline, iso_loss_all
 from token_superposition.study.study_config import Study
 from token_superposition.study.trials import Trial
-from token_superposition.training.branch import branch_step
 from token_superposition.training.config import RunConfig, changed_keys
 from token_superposition.training.datasets import Corpora
 from token_superposition.training.metrics import read_metrics
-from token_superposition.training.resume import first_total_steps
 from token_superposition.training.run_folder import RunFolder
+from token_superposition.training.stored_run import StoredRun
 
 _NO_EQUAL_DATA = "no arm was given the raw tokens superposition read; --equal-data trains one"
 
@@ -139,7 +138,8 @@ def _figures(trial: Trial, num_seeds: int) -> dict[str, Any]:
     seeds, summary = [], {}
     for seed in range(num_seeds):
         run = trial.run(seed)
-        summary, fixed = run.read_summary() or {}, run.read_fixed()
+        stored = StoredRun.read(run)
+        summary = {} if stored is None else stored.summary or {}
         keys = ("final_validation_loss", "bits_per_byte", "steps", "positions", "raw_tokens")
         more = ("unique_raw_tokens", "flops", "wall_seconds", "peak_memory_bytes")
         seeds.append(
@@ -148,9 +148,9 @@ def _figures(trial: Trial, num_seeds: int) -> dict[str, Any]:
                 **{key: summary[key] for key in keys + more},
                 "skipped_steps": summary.get("skipped_steps"),
                 "machine": summary.get("machine"),
-                "shared_steps": branch_step(run),
-                "num_threads": (run.read_config() or {}).get("train", {}).get("num_threads"),
-                "first_total_steps": first_total_steps(fixed) if fixed else None,
+                "shared_steps": 0 if stored is None else stored.record.shared_steps,
+                "num_threads": None if stored is None else stored.config.train.num_threads,
+                "first_total_steps": None if stored is None else stored.record.first_total_steps,
                 "curve": _curve(run),
             }
         )

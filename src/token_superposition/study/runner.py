@@ -24,19 +24,18 @@ from token_superposition.files import make_folder, remove_empty, write_text
 from token_superposition.formatting import plural
 from token_superposition.interrupts import stop_requests
 from token_superposition.progress import say, warn
-from token_superposition.schedule import Schedule
 from token_superposition.study.branching import Begun, Branch, Course, plan_branches, shared_steps
 from token_superposition.study.comparability import check_lengths, check_machines
 from token_superposition.study.job import Job
 from token_superposition.study.resources import Share, share_machine
 from token_superposition.study.study_progress import Display
 from token_superposition.study.trials import Trial
-from token_superposition.training.branch import branch_step
 from token_superposition.training.checkpoint import checkpoint_path, checkpoint_steps, is_whole
 from token_superposition.training.config import RunConfig, parse_config
 from token_superposition.training.optim import build_learning_rate
-from token_superposition.training.resume import check_unchanged, stored_config, trained_learning_rate
+from token_superposition.training.run import check_unchanged
 from token_superposition.training.run_folder import RunFolder
+from token_superposition.training.stored_run import StoredRun
 
 # What is compared step by step, and so may differ between runs that begin alike.
 _SCHEDULE_KEYS = (
@@ -148,17 +147,17 @@ def _other_runs(trial: Trial, seed: int, known: Collection[Path]) -> Iterator[tu
     name = f"seed-{config.train.seed}"
     for path in sorted({*trial.base.glob(f"*-steps/{name}"), trial.base / name} - set(known)):
         folder = RunFolder(path)
-        stored, fixed = stored_config(folder), folder.read_fixed()
-        if stored is None or fixed is None:
+        stored = StoredRun.read(folder)
+        if stored is None:
             continue
-        schedule = {key: getattr(stored.train, key) for key in _SCHEDULE_KEYS}
+        schedule = {key: getattr(stored.config.train, key) for key in _SCHEDULE_KEYS}
         same = config.model_copy(
-            update={"superposition": stored.superposition, "train": config.train.model_copy(update=schedule)}
+            update={"superposition": stored.config.superposition, "train": config.train.model_copy(update=schedule)}
         )
         with contextlib.suppress(UserError):  # for all else that differs
             check_unchanged(same, folder)
-            begun = Begun(Schedule.from_dicts(fixed["stages"]), frozenset(checkpoint_steps(folder.checkpoints)), True)
-            yield folder, Course(_group(config), begun.schedule, trained_learning_rate(stored, fixed), begun)
+            begun = Begun(stored.record.schedule, frozenset(checkpoint_steps(folder.checkpoints)), True)
+            yield folder, Course(_group(config), begun.schedule, stored.learning_rate, begun)
 
 
 def _plan(courses: list[Course], folders: Sequence[RunFolder]) -> list[Branch]:
@@ -180,14 +179,14 @@ def _plan(courses: list[Course], folders: Sequence[RunFolder]) -> list[Branch]:
 
 def _course(trial: Trial, seed: int) -> Course:
     config, folder = trial.seeded(seed), trial.run(seed)
-    stored, fixed = stored_config(folder), folder.read_fixed()
+    stored = StoredRun.read(folder)
     begun, learning_rate = None, build_learning_rate(config.train)
-    if stored is not None and fixed is not None:
-        learning_rate = trained_learning_rate(stored, fixed)
+    if stored is not None:
+        learning_rate = stored.learning_rate
         checkpoints = frozenset(checkpoint_steps(folder.checkpoints))
         # One that diverged may have done so after the step in question, which only who goes there finds out.
         ended = folder.summary_file.exists() or folder.diverged_file.exists()
-        begun = Begun(Schedule.from_dicts(fixed["stages"]), checkpoints, ended)
+        begun = Begun(stored.record.schedule, checkpoints, ended)
     return Course(_group(config), config.schedule(), learning_rate, begun)
 
 
@@ -213,14 +212,20 @@ def _plan_run(
 ) -> PlannedRun:
     config, run = trial.seeded(seed), trial.run(seed)
     values = config.model_dump(mode="json", exclude_unset=True)
-    stored = stored_config(run)
+    stored = StoredRun.read(run)
     if branch is not None and stored is None and branch.schedule != config.schedule():
         values["superposition"] = {"stages": [asdict(stage) for stage in branch.schedule.stages[:-1]]}
-    kept = {*keep, *config.logging.keep_checkpoint_steps, *(stored.logging.keep_checkpoint_steps if stored else ())}
+    kept = {
+        *keep,
+        *config.logging.keep_checkpoint_steps,
+        *(stored.config.logging.keep_checkpoint_steps if stored else ()),
+    }
     if kept:
         values.setdefault("logging", {})["keep_checkpoint_steps"] = sorted(kept)
     check_unchanged(parse_config(values), run)  # before what is there is taken for what is asked
-    step = branch_step(run) if branch is None or stored is not None else branch.step
+    step = branch.step if stored is None and branch is not None else 0
+    if stored is not None:
+        step = stored.record.shared_steps
     file = run.path.parent / f"{run.path.name}.yaml"
     return PlannedRun(Job(trial.name(seed), file, run.path, config.train.total_steps, step, parent), values)
 
@@ -312,8 +317,8 @@ def _begins_lost(job: Job) -> bool:
 
 def _names_device(job: Job) -> bool:
     """Whether a run was started on a device that it cannot be dealt, such as `cuda:3`, and has to go on there."""
-    stored = stored_config(RunFolder(job.folder))
-    return stored is not None and stored.train.device not in ("auto", "cuda", "cuda:0")
+    stored = StoredRun.read(RunFolder(job.folder))
+    return stored is not None and stored.config.train.device not in ("auto", "cuda", "cuda:0")
 
 
 def _start(job: Job, threads: int, device: str | None) -> subprocess.Popen[bytes]:

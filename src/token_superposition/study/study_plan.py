@@ -18,7 +18,7 @@ from token_superposition.study.sweep import Sweep
 from token_superposition.study.trials import Trial
 from token_superposition.study.tuning import sweep_runs
 from token_superposition.training.datasets import Corpora
-from token_superposition.training.dry_run import settled_ahead
+from token_superposition.training.run import Run
 
 
 def dry_run(study: Study, folder: Path, *, num_seeds: int, sweep: Sweep | None = None) -> dict[str, Any]:
@@ -80,8 +80,8 @@ def _budgets(trials: list[Trial], arm: str) -> list[dict[str, Any]]:
 
 def _flops_per_position(trial: Trial) -> int:
     """Of a latent position, forward and backward: the same in every arm."""
-    config, _ = settled_ahead(trial.seeded(0), trial.run(0))
-    spec = Corpora.open(config.data).model_spec(config.model)
+    run = Run.open(trial.run(0), trial.seeded(0))
+    config, spec = run.config, run.corpora.model_spec(run.config.model)
     return spec.flops_per_position(config.train.sequence_length)
 
 

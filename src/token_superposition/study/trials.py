@@ -13,14 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from token_superposition.schedule import Schedule
 from token_superposition.study.study_config import Study, at_budget
 from token_superposition.study.sweep import Setting, at_setting, setting_name
 from token_superposition.training.config import RunConfig
 from token_superposition.training.datasets import Corpora
 from token_superposition.training.optim import build_learning_rate
-from token_superposition.training.resume import stored_config, trained_learning_rate
 from token_superposition.training.run_folder import RunFolder
+from token_superposition.training.stored_run import StoredRun
 
 Kind = Literal["budget", "equal_data"]
 
@@ -75,12 +74,11 @@ class Trial:
 
     def _is_there(self, place: Path) -> bool:
         """Whether a folder has the run that is asked for, whoever asked for it first."""
-        folder = RunFolder(place)
-        config, fixed = stored_config(folder), folder.read_fixed()
-        if config is None or fixed is None:
+        stored = StoredRun.read(RunFolder(place))
+        if stored is None:
             return False
-        same = Schedule.from_dicts(fixed["stages"]).merged() == self.config.schedule().merged()
-        return same and trained_learning_rate(config, fixed) == build_learning_rate(self.config.train)
+        same = stored.record.schedule.merged() == self.config.schedule().merged()
+        return same and stored.learning_rate == build_learning_rate(self.config.train)
 
     def loss(self, seed: int) -> float | None:
         """The final validation loss; None of a run that has none, or none yet."""

@@ -17,26 +17,23 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
 
 from token_superposition.errors import UserError
-from token_superposition.files import is_whole_number, make_folder, replace_folder, write_text
-from token_superposition.schedule import Schedule
+from token_superposition.files import make_folder, replace_folder, write_text
 from token_superposition.training.checkpoint import branch_checkpoint, checkpoint_path, is_whole, read_state
+from token_superposition.training.config import RunConfig
 from token_superposition.training.metrics import read_metrics
-from token_superposition.training.run_folder import RunFolder
+from token_superposition.training.run_folder import BranchPoint, RunFolder, RunRecord
 
 
-def make_branch(parent: RunFolder, path: Path, step: int, config: dict[str, Any], schedule: Schedule) -> None:
+def make_branch(parent: RunFolder, path: Path, step: int, config: RunConfig) -> None:
     """Make the folder of a run that starts from a checkpoint of another run.
 
     Args:
         parent: the other run, which may be training.
         path: folder of the new run; leftovers of a kill are replaced.
         step: completed steps of the parent's checkpoint.
-        config: resolved configuration of the new run.
-        schedule: stages of the new run; up to `step` they equal the parent's.
+        config: resolved configuration of the new run; up to `step`, its stages equal the parent's.
 
     Raises:
         UserError: if `path` has files that are not of a run, the parent was edited, or its checkpoint is damaged.
@@ -46,7 +43,8 @@ def make_branch(parent: RunFolder, path: Path, step: int, config: dict[str, Any]
     source = checkpoint_path(parent.checkpoints, step)
     if source.exists() and not is_whole(source):
         raise UserError(f"{source}: this checkpoint is damaged, and {path} needs it; delete the checkpoint")
-    state = {**read_state(source), "stages": schedule.as_dicts(), "config": config}
+    values = {"stages": config.schedule().as_dicts(), "config": config.model_dump(mode="json")}
+    state = {**read_state(source), **values}
     with _beside(path) as folder:
         lines = [line for line in read_metrics(parent.metrics_file) if line["step"] <= step and not line.get("final")]
         write_text(folder.metrics_file, "".join(json.dumps(line) + "\n" for line in lines))
@@ -54,38 +52,23 @@ def make_branch(parent: RunFolder, path: Path, step: int, config: dict[str, Any]
             shutil.copyfile(file, folder.path / file.name)
         folder.checkpoints.mkdir()
         branch_checkpoint(source, checkpoint_path(folder.checkpoints, step), state)
-        _write_config(folder, parent, step, config, schedule)
+        _write_start(folder, parent, step, config)
 
 
-def branch_diverged(
-    parent: RunFolder, path: Path, step: int, config: dict[str, Any], schedule: Schedule, message: str
-) -> None:
+def branch_diverged(parent: RunFolder, path: Path, step: int, config: RunConfig, message: str) -> None:
     """Make the folder of a run whose parent diverged before `step`; it records that the new run diverges too."""
     with _beside(path) as folder:
         folder.write_diverged(message)
-        _write_config(folder, parent, step, config, schedule)
+        _write_start(folder, parent, step, config)
 
 
-def branch_step(folder: RunFolder) -> int:
-    """Number of steps that a run has from its parent run; 0 without a parent, or for a run that has not started."""
-    branch = (folder.read_fixed() or {}).get("branch")
-    step = branch.get("step") if isinstance(branch, dict) else None
-    return step if isinstance(step, int) and is_whole_number(step) else 0
-
-
-def _write_config(folder: RunFolder, parent: RunFolder, step: int, config: dict[str, Any], schedule: Schedule) -> None:
-    fixed = parent.read_fixed()
-    if fixed is None:
+def _write_start(folder: RunFolder, parent: RunFolder, step: int, config: RunConfig) -> None:
+    record = parent.read_record()
+    if record is None:
         raise FileNotFoundError(parent.config_file)
-    folder.write_config(
-        config,
-        {
-            "id": uuid4().hex[:8],
-            "stages": schedule.as_dicts(),
-            "data_fingerprint": fixed["data_fingerprint"],
-            "branch": {"parent": fixed["id"], "step": step},
-        },
-    )
+    branch = BranchPoint(record.id, step)
+    new = RunRecord.new(config.schedule(), record.data_fingerprint, branch=branch)
+    folder.write_start(config.model_dump(mode="json"), new)
 
 
 @contextlib.contextmanager

@@ -1,19 +1,26 @@
-"""Which configuration keys of a started run may change, and a check that no other key has changed.
+"""Which configuration keys of a started run may change.
 
-The state of a checkpoint includes the configuration, and checksums protect the checkpoint. `config.yaml` has no
-checksum: a single changed digit could make a different model from the same weights.
+To resume with another configuration would give a result that belongs to neither configuration, so a changed key is
+refused by name. These keys may change:
+
+    logging                     except the numbers of validation tokens
+    data.validation_sets
+    data.verify
+    train.max_skipped_steps
+    paths of the data           the fingerprint shows that the data is the same
+    threads, micro-batch size   a warning says that the last bits may differ
+    train.device                only to a device of the same kind; with the same warning
+    train.total_steps           only before the decay of the learning rate, and only after a warm-up that is a share of
+                                the steps; the recovery gets longer or shorter, the switch and the warm-up do not change
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from token_superposition.errors import UserError
 from token_superposition.models.device import device_type
-from token_superposition.training.checkpoint import read_state
-from token_superposition.training.run_folder import RunFolder
+from token_superposition.training.config import RunConfig
 from token_superposition.yaml_files import changed_keys
 
 _FREE = (
@@ -27,7 +34,13 @@ _FREE = (
     "train.num_threads",
 )
 _RESULT = ("logging.validation_tokens", "logging.interim_validation_tokens")  # the tokens on which results are measured
-_ABSENT = object()
+# Keys that change the order of additions, and an addition to the warning.
+_ROUNDING = {
+    "train.micro_batch_size": "; router losses of experts are averages over a micro-batch, so they differ more",
+    "train.num_threads": "",
+    "train.device": "",
+}
+ABSENT = object()
 
 
 def may_change(key: str, old: Any, new: Any) -> bool:
@@ -38,31 +51,15 @@ def may_change(key: str, old: Any, new: Any) -> bool:
     return (key.startswith(_FREE) or moved) and key not in _RESULT
 
 
-def check_trained_with(folder: RunFolder, checkpoint: Path, config: Mapping[str, Any]) -> None:
-    """Check that a configuration is the configuration that a checkpoint was trained with.
-
-    Args:
-        folder: the run folder.
-        checkpoint: an intact checkpoint of the run.
-        config: the content of the run's `config.yaml`.
-
-    Raises:
-        UserError: if a key differs that may not change; names the first such key.
-    """
-    trained = read_state(checkpoint).get("config")
-    if not isinstance(trained, Mapping):
-        return
-    for key in changed_keys(trained, config):
-        old, new = (value_at(values, key, _ABSENT) for values in (trained, config))
-        # Another version of the package may lack a key. Keys under model.config are the user's and always count.
-        lacks_key = _ABSENT in (old, new) and not key.startswith("model.config.")
-        if lacks_key or may_change(key, old, new):
-            continue
-        now, before = ("absent" if value is _ABSENT else repr(value) for value in (new, old))
-        raise UserError(
-            f"{folder.config_file}: {key} is {now}, but {checkpoint.name} was trained with {before}; restore "
-            "the old value"
-        )
+def rounding_changes(old: RunConfig, new: RunConfig) -> list[str]:
+    """Warnings about changed keys of a resumed run that change the order of additions."""
+    before, after = old.model_dump(mode="json"), new.model_dump(mode="json")
+    return [
+        f"{key} changes from {_word(value_at(before, key))} to {_word(value_at(after, key))}: results differ in "
+        f"rounding from those of an unchanged run{_ROUNDING[key]}"
+        for key in changed_keys(before, after)
+        if key in _ROUNDING
+    ]
 
 
 def value_at(values: Mapping[str, Any], dotted: str, otherwise: Any = None) -> Any:
@@ -73,3 +70,7 @@ def value_at(values: Mapping[str, Any], dotted: str, otherwise: Any = None) -> A
             return otherwise
         found = found[key]
     return found
+
+
+def _word(value: Any) -> Any:
+    return "null" if value is None else value

@@ -169,7 +169,7 @@ def check_tokenizer(dataset: TokenDataset, reference: TokenDataset) -> None:
         )
 
 
-def measure_slot_weights(config: RunConfig) -> tuple[RunConfig, MutualInformation | None]:
+def measure_slot_weights(config: RunConfig, corpora: Corpora) -> tuple[RunConfig, MutualInformation | None]:
     """Measure the slot weights if a superposition stage needs this, which takes seconds.
 
     Returns:
@@ -182,7 +182,7 @@ def measure_slot_weights(config: RunConfig) -> tuple[RunConfig, MutualInformatio
     bag_sizes = [stage.bag_size for stage in config.schedule().stages if stage.slot_weights == MEASURED]
     if max(bag_sizes, default=1) == 1:
         return config, None
-    found = Corpora.open(config.data).measure_mutual_information(max(bag_sizes))
+    found = corpora.measure_mutual_information(max(bag_sizes))
     part = config.superposition
     if part.stages is None:
         part = part.model_copy(update={"slot_weights": found.slot_weights})

@@ -18,13 +18,11 @@ from token_superposition.models.build import check_length, model_cost
 from token_superposition.models.device import DTYPES
 from token_superposition.models.step_memory import MemoryEstimate, abstract, estimate_memory
 from token_superposition.schedule import describe_slot_weights
-from token_superposition.training.checkpoint import newest_checkpoint
 from token_superposition.training.config import RunConfig, TrainConfig
-from token_superposition.training.datasets import Corpora, Validators, measure_slot_weights
-from token_superposition.training.init_from import InitialModel, open_source
+from token_superposition.training.datasets import Validators
 from token_superposition.training.optim import states_kept
 from token_superposition.training.preflight import check_attention, check_data
-from token_superposition.training.resume import check_unchanged, run_warnings, settle_config
+from token_superposition.training.run import Run, run_warnings
 from token_superposition.training.run_folder import RunFolder
 
 _BAGS_SHOWN = 12
@@ -42,11 +40,11 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
     Raises:
         UserError: if the run itself would raise it.
     """
-    config, source = settled_ahead(config, RunFolder(path))
-    check_data(config)
-    config, _ = measure_slot_weights(config)
-    train, schedule = config.train, config.schedule()
-    corpora = Corpora.open(config.data)
+    run = Run.open(RunFolder(path), config)
+    check_data(run.config)
+    run = run.measure_slot_weights()
+    config, schedule, corpora = run.config, run.schedule, run.corpora
+    train = config.train
     Validators(config, corpora)
     stream = corpora.stream(config, schedule)
     batch, coverage, sources = stream.batch(0), stream.coverage(), stream.coverages()
@@ -83,20 +81,8 @@ def dry_run(config: RunConfig, path: Path) -> dict[str, Any]:
                 for ids, targets in zip(batch.ids[0, :_BAGS_SHOWN], batch.targets[0, :_BAGS_SHOWN], strict=True)
             ],
         },
-        "warnings": run_warnings(config, stream, source),
+        "warnings": run_warnings(config, stream, run.source),
     }
-
-
-def settled_ahead(config: RunConfig, folder: RunFolder) -> tuple[RunConfig, InitialModel | None]:
-    """The resolved configuration of the run, and the model that it would start from, or None.
-
-    Raises:
-        UserError: if the folder has files that are not of a run, or a run with another configuration.
-    """
-    folder.check_place()
-    check_unchanged(config, folder)
-    source = None if newest_checkpoint(folder.checkpoints)[0] else open_source(config)
-    return settle_config(config, folder, source), source
 
 
 def step_memory(

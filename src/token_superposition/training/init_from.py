@@ -27,7 +27,6 @@ from token_superposition.models.build import check_keys
 from token_superposition.models.pretrained import check_files, load_weights, read_config
 from token_superposition.models.spec import ModelSpec
 from token_superposition.training.config import ModelConfig, RunConfig
-from token_superposition.training.datasets import Corpora
 from token_superposition.training.provenance import Origin, check_usable, read_origin
 from token_superposition.training.trained import TrainedRun, open_trained
 
@@ -85,8 +84,12 @@ class InitialModel:
         return {"path": self.given, "origin": origin, "weights": _checksum(model)}
 
 
-def open_source(config: RunConfig) -> InitialModel | None:
+def open_source(config: RunConfig, tokenizer: Tokenizer) -> InitialModel | None:
     """Find the model that a run without a checkpoint starts from; None for a run with new weights.
+
+    Args:
+        config: the run's configuration.
+        tokenizer: the tokenizer of the run's data.
 
     Raises:
         UserError: if the model is missing or damaged, is from the superposition phase, or has another tokenizer than
@@ -95,7 +98,6 @@ def open_source(config: RunConfig) -> InitialModel | None:
     given = config.model.init_from
     if given is None:
         return None
-    tokenizer = Corpora.open(config.data).tokenizer
     try:
         source = _open(given, _find(given))
     except UserError as error:
@@ -176,7 +178,8 @@ def _open(given: str, folder: Path) -> InitialModel:
     if (folder / "config.yaml").exists():
         run = open_trained(folder)
         warnings = [*run.warnings, *check_usable(folder, run.origin, advice=advice)]
-        return InitialModel(given, folder, run.architecture, run.keys, run.origin, run, warnings)
+        part = run.run.config.model
+        return InitialModel(given, folder, part.architecture, dict(part.config), run.origin, run, warnings)
     if (folder / "config.json").exists():
         check_files(folder)
         origin = read_origin(folder)

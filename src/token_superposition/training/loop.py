@@ -1,6 +1,6 @@
 """The training loop.
 
-`train` opens the run folder, resolves the configuration and loads the newest intact checkpoint. It then does one
+`train` opens the run (`Run.open`), builds the trainer and loads the newest intact checkpoint. It then does one
 optimizer step per batch of the stream. At the intervals of the configuration it writes a line of metrics, validates
 and saves a checkpoint. The metrics of a step are written before the step's checkpoint, so that a resumed run neither
 lacks nor repeats a line.
@@ -12,39 +12,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, overload
-from uuid import uuid4
 
 from token_superposition.data.prefetch import prefetch
 from token_superposition.errors import TrainingDivergedError, UserError, first_line, is_out_of_memory
 from token_superposition.interrupts import deferred_stop
 from token_superposition.output_streams import losable_stderr
 from token_superposition.progress import say, warn
-from token_superposition.training.checkpoint import (
-    discard_newer,
-    discard_old,
-    newest_checkpoint,
-    no_whole_checkpoint,
-    read_state,
-)
+from token_superposition.training.checkpoint import discard_newer, discard_old
 from token_superposition.training.config import RunConfig
-from token_superposition.training.config_changes import check_trained_with
-from token_superposition.training.datasets import measure_slot_weights
-from token_superposition.training.init_from import open_source
 from token_superposition.training.logger import Recorder
 from token_superposition.training.preflight import check_data
-from token_superposition.training.resume import (
-    check_stages,
-    check_unchanged,
-    first_total_steps,
-    rounding_changes,
-    run_warnings,
-    settle_config,
-    settle_schedule,
-    stored_config,
-)
+from token_superposition.training.run import Run
 from token_superposition.training.run_folder import RunFolder
 from token_superposition.training.threads import choose_threads
-from token_superposition.training.trainer import Trainer
+from token_superposition.training.trainer import Trainer, prepare_process
 
 _LOSS = {
     "plain": "from full logits",
@@ -86,73 +67,42 @@ def train(
         KeyboardInterrupt: after a signal of `interrupts.STOP_SIGNALS`, when a checkpoint has been written.
     """
     with losable_stderr(), RunFolder(path) as folder:
-        check_unchanged(config, folder)
-        summary = folder.read_summary()
-        checkpoint, damaged = _newest_checkpoint(folder)
-        source = open_source(config) if checkpoint is None and summary is None else None
-        picks_threads, stored = config.train.num_threads == "auto", stored_config(folder)
-        config = settle_config(config, folder, source)
-        steps_done = read_state(checkpoint)["step"] if checkpoint else 0
-        fixed = folder.read_fixed()
-        schedule = settle_schedule(config, fixed, steps_done)
-        if checkpoint is not None:
-            check_trained_with(folder, checkpoint, config.model_dump(mode="json"))
-            check_stages(checkpoint, schedule, folder)
-        # If the last checkpoint is damaged, the final weights are lost, so the last steps are trained again.
-        if summary is not None and summary["steps"] == schedule.total_steps and not damaged:
-            return summary
-        if stop_after is not None and steps_done >= stop_after:
+        picks_threads = config.train.num_threads == "auto"
+        run = Run.open(folder, config)
+        for text in run.damage:
+            warn(f"{text}; continuing from the previous checkpoint")
+        if run.result is not None:
+            return run.result
+        if stop_after is not None and run.steps_done >= stop_after:
             return None
         tell: Callable[[str], None] = (lambda _: None) if quiet else say
-        if stored is None and picks_threads and config.train.device == "cpu":
+        if run.stored is None and picks_threads and run.config.train.device == "cpu":
             for text in choose_threads().remarks():
                 tell(text)
-        check_data(config, None if quiet else say)
-        measured = fixed.get("mutual_information") if fixed else None
-        if fixed is None:
-            config, found = measure_slot_weights(config)
-            if found is not None:
-                measured, schedule = found.as_dict(), config.schedule()
-                tell(f"slot weights from the corpus: {found.describe(schedule.bag_size)}")
-        trainer = Trainer(config, schedule, source)
-        run_id: str = fixed["id"] if fixed else uuid4().hex[:8]
-        fixed_now = {
-            **(fixed or {}),
-            "id": run_id,
-            "stages": schedule.as_dicts(),
-            "first_total_steps": first_total_steps(fixed) if fixed else schedule.total_steps,
-            "data_fingerprint": trainer.corpora.fingerprint,
-            **({} if measured is None else {"mutual_information": measured}),
-        }
-        trainer.corpora.tokenizer.save(folder.path)
-        folder.write_config(config.model_dump(mode="json"), fixed_now)
-        state = trainer.load(checkpoint) if checkpoint else trainer.start()
-        if source is not None:
-            tell(f"starting from {source.words}")
-        _clear(folder, config, steps_done)
-        for text in (*run_warnings(config, trainer.stream, source), *rounding_changes(config, stored)):
+        check_data(run.config, None if quiet else say)
+        run = run.measure_slot_weights(tell)
+        prepare_process(run.config)
+        trainer = Trainer(run.config, run.schedule, run.corpora, run.source)
+        run.corpora.tokenizer.save(folder.path)
+        folder.write_start(run.config.model_dump(mode="json"), run.record)
+        state = trainer.load(run.checkpoint) if run.checkpoint else trainer.start()
+        if run.source is not None:
+            tell(f"starting from {run.source.words}")
+        _clear(run)
+        for text in run.warnings(trainer.stream):
             warn(text)
-        record = Recorder(trainer, folder, state, run_id=run_id, quiet=quiet)
+        record = Recorder(trainer, folder, state, run_id=run.record.id, quiet=quiet)
         record.progress.say(f"the loss is computed {_LOSS[trainer.loss_backend]} (train.loss_backend)")
         return _run(trainer, record, stop_after)
 
 
-def _newest_checkpoint(folder: RunFolder) -> tuple[Path | None, bool]:
-    """The newest intact checkpoint, or None, and whether a newer checkpoint is damaged."""
-    checkpoint, complaints = newest_checkpoint(folder.checkpoints)
-    if checkpoint is None and complaints:
-        raise no_whole_checkpoint(folder.checkpoints, complaints)
-    for complaint in complaints:
-        warn(f"{complaint}; continuing from the previous checkpoint")
-    return checkpoint, bool(complaints)
-
-
-def _clear(folder: RunFolder, config: RunConfig, steps_done: int) -> None:
+def _clear(run: Run) -> None:
     """Remove the record of an earlier end of the run, temporary files of a kill, and checkpoints that are not kept."""
-    folder.clear_end()
-    folder.clear_leftovers()
-    discard_newer(folder.checkpoints, steps_done)
-    discard_old(folder.checkpoints, config.logging.keep_checkpoints, config.logging.keep_checkpoint_steps)
+    run.folder.clear_end()
+    run.folder.clear_leftovers()
+    discard_newer(run.folder.checkpoints, run.steps_done)
+    logging = run.config.logging
+    discard_old(run.folder.checkpoints, logging.keep_checkpoints, logging.keep_checkpoint_steps)
 
 
 def _run(trainer: Trainer, record: Recorder, stop_after: int | None) -> dict[str, Any] | None:

@@ -92,10 +92,10 @@ def check_run(
     device = resolve_device(train.device)
     corpora = Corpora.open(config.data)
     check_data(config, say)
-    config, found = measure_slot_weights(config)
+    config, found = measure_slot_weights(config, corpora)
     corpora.stream(config, config.schedule())  # raises UserError for data that is too short
     Validators(config, corpora)
-    source, part = open_source(config), config.model
+    source, part = open_source(config, corpora.tokenizer), config.model
     if source is not None:
         part = ModelConfig(**settle_model(part, source.architecture, source.keys, corpora.tokenizer))
     model = corpora.model_spec(part).meta(bytes_per_parameter=bytes_kept(device, loading=source is not None))

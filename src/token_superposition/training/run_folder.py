@@ -19,9 +19,11 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
+from uuid import uuid4
 
 import yaml
 
@@ -30,9 +32,10 @@ from token_superposition.files import (
     is_whole_number,
     make_folder,
     naming,
-    read_object,
+    read_record,
     remove_empty,
     write_json,
+    write_record,
     write_text,
 )
 from token_superposition.schedule import Schedule
@@ -57,6 +60,77 @@ FIGURES = (
     "wall_seconds",
     "peak_memory_bytes",
 )
+
+
+class BranchPoint(NamedTuple):
+    """Where a run was branched from another run: the id of the parent run, and the number of shared steps."""
+
+    parent: str
+    step: int
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The settings that are fixed when a run starts (`run.json`).
+
+    Attributes:
+        id: a random name in hex, for trackers and branches.
+        schedule: the stages; only the number of recovery steps can change later.
+        data_fingerprint: hash of the training data.
+        first_total_steps: `train.total_steps` at the start of the run. A warm-up that is a share of the steps depends
+            on this number, even if the total has changed since.
+        mutual_information: the measurement of the slot weights; None if the run needed no measurement.
+        branch: where the run was branched from another run; None for a run of its own.
+    """
+
+    id: str
+    schedule: Schedule
+    data_fingerprint: str
+    first_total_steps: int
+    mutual_information: dict[str, Any] | None = None
+    branch: BranchPoint | None = None
+
+    @classmethod
+    def new(cls, schedule: Schedule, data_fingerprint: str, **keys: Any) -> RunRecord:
+        """The record of a run that starts now."""
+        return cls(uuid4().hex[:8], schedule, data_fingerprint, schedule.total_steps, **keys)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunRecord:
+        """The record from the content of `run.json`; ValueError if the content is not a record."""
+        try:
+            schedule = Schedule.from_dicts(values["stages"])
+        except (ValueError, TypeError, LookupError) as error:
+            raise ValueError(f"stages: {error}") from None
+        for key in ("id", "data_fingerprint"):
+            if not isinstance(values.get(key), str):
+                raise ValueError(f"no {key}")
+        first = values.get("first_total_steps", schedule.total_steps)  # absent from runs of version 0.1
+        if not is_whole_number(first, 1):
+            raise ValueError("first_total_steps is not a number of steps")
+        branch = values.get("branch")
+        if branch is not None:
+            if not (isinstance(branch, dict) and is_whole_number(branch.get("step"))):
+                raise ValueError("branch has no step")
+            branch = BranchPoint(str(branch.get("parent")), branch["step"])
+        measured = values.get("mutual_information")
+        return cls(values["id"], schedule, values["data_fingerprint"], first, measured, branch)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of `run.json`."""
+        return {
+            "id": self.id,
+            "stages": self.schedule.as_dicts(),
+            "data_fingerprint": self.data_fingerprint,
+            "first_total_steps": self.first_total_steps,
+            **({} if self.mutual_information is None else {"mutual_information": self.mutual_information}),
+            **({} if self.branch is None else {"branch": self.branch._asdict()}),
+        }
+
+    @property
+    def shared_steps(self) -> int:
+        """Number of steps that the run has from its parent run; 0 without a parent."""
+        return 0 if self.branch is None else self.branch.step
 
 
 class RunFolder:
@@ -158,36 +232,28 @@ class RunFolder:
         except UserError as error:
             raise UserError(f"{error}; the file was edited or damaged: fix it, or {_NEW}") from None
 
-    def read_fixed(self) -> dict[str, Any] | None:
+    def read_record(self) -> RunRecord | None:
         """The content of `run.json`; None for a new folder."""
         if not self.config_file.exists():
             return None  # a kill before config.yaml was written: the run has not started
         fix = f"restore the file, or {_NEW}"
         try:
-            fixed = read_object(self.run_file, fix)
+            return RunRecord.from_dict(read_record(self.run_file, fix))
         except FileNotFoundError:
             raise UserError(f"{self.run_file}: is missing from this run; {fix}") from None
-        try:
-            Schedule.from_dicts(fixed["stages"])
-        except (ValueError, TypeError, LookupError) as error:
-            raise UserError(f"{self.run_file}: is damaged (stages: {error}); {fix}") from None
-        for key in ("id", "data_fingerprint"):
-            if not isinstance(fixed.get(key), str):
-                raise UserError(f"{self.run_file}: is damaged (no {key}); {fix}")
-        if not is_whole_number(fixed.get("first_total_steps", 1), 1):
-            raise UserError(f"{self.run_file}: is damaged (first_total_steps is not a number of steps); {fix}")
-        return fixed
+        except ValueError as error:
+            raise UserError(f"{self.run_file}: is damaged ({error}); {fix}") from None
 
-    def write_config(self, config: dict[str, Any], fixed: dict[str, Any]) -> None:
+    def write_start(self, config: dict[str, Any], record: RunRecord) -> None:
         """Write the resolved configuration to `config.yaml` and the fixed settings to `run.json`."""
-        write_json(self.run_file, fixed)
+        write_record(self.run_file, record.as_dict())
         write_text(self.config_file, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
 
     def read_summary(self) -> dict[str, Any] | None:
         """The result of a finished run; None for an unfinished run."""
         fix = "delete it and start the run again to get the result from the last checkpoint"
         try:
-            summary = read_object(self.summary_file, fix)
+            summary = read_record(self.summary_file, fix)
         except FileNotFoundError:
             return None
         for key in FIGURES:
@@ -197,7 +263,7 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write the result, which marks the run as finished."""
-        write_json(self.summary_file, summary)
+        write_record(self.summary_file, summary)
 
     def write_diverged(self, message: str) -> None:
         """Record that the run has diverged, so that a study does not train the run again."""

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
 from token_superposition.data.tokenizers import TOKENIZER_FILE, Tokenizer, load_tokenizer
 from token_superposition.errors import UserError
-from token_superposition.models.device import DTYPES
 from token_superposition.models.spec import ModelSpec
 from token_superposition.models.superposed import SuperposedLM
 from token_superposition.schedule import Schedule
 from token_superposition.training.checkpoint import load_checkpoint, newest_checkpoint, no_whole_checkpoint, read_state
-from token_superposition.training.config_changes import check_trained_with
 from token_superposition.training.provenance import Origin
 from token_superposition.training.run_folder import RunFolder
+from token_superposition.training.stored_run import StoredRun
 
 
 @dataclass(frozen=True)
@@ -31,21 +28,14 @@ class TrainedRun:
     """The model of a run; its weights are not loaded yet.
 
     Attributes:
-        path: the run folder.
-        config: the resolved configuration of the run.
-        architecture, keys: architecture and configuration of the model, from `config`.
-        dtype: data type of the computation; the weights are float32.
+        run: the run, as its folder records it.
         checkpoint: the newest intact checkpoint.
         tokenizer: the tokenizer of the data.
         origin: how the model was trained.
         warnings: messages about damaged newer checkpoints.
     """
 
-    path: Path
-    config: dict[str, Any]
-    architecture: str
-    keys: dict[str, Any]
-    dtype: torch.dtype
+    run: StoredRun
     checkpoint: Path
     tokenizer: Tokenizer
     origin: Origin
@@ -53,7 +43,8 @@ class TrainedRun:
 
     def build(self) -> nn.Module:
         """Build the model with its weights, in float32 on the CPU."""
-        model = ModelSpec.for_tokenizer(self.architecture, self.keys, self.tokenizer).build(seed=0)
+        part = self.run.config.model
+        model = ModelSpec.for_tokenizer(part.architecture, part.config, self.tokenizer).build(seed=0)
         self.fill(model)
         return model
 
@@ -72,8 +63,8 @@ def open_trained(path: Path) -> TrainedRun:
         UserError: if the folder is not a run, was edited, or has no intact checkpoint.
     """
     folder = RunFolder(path)
-    config = folder.read_config()
-    if config is None:
+    run = StoredRun.read(folder)
+    if run is None:
         raise UserError(f"{path}: is not a run folder (no config.yaml)")
     checkpoint, complaints = newest_checkpoint(folder.checkpoints)
     if checkpoint is None:
@@ -83,35 +74,17 @@ def open_trained(path: Path) -> TrainedRun:
     if not (path / TOKENIZER_FILE).exists():
         raise UserError(f"{path}: has no {TOKENIZER_FILE}; copy this file from the dataset that the run was trained on")
     tokenizer, state = load_tokenizer(path), read_state(checkpoint)
-    check_trained_with(folder, checkpoint, config)
-    warnings = [f"{complaint}; using the previous checkpoint" for complaint in complaints]
-    try:
-        return TrainedRun(
-            path=path,
-            config=config,
-            architecture=config["model"]["architecture"],
-            keys=dict(config["model"]["config"]),
-            dtype=DTYPES[config["train"]["dtype"]],
-            checkpoint=checkpoint,
-            tokenizer=tokenizer,
-            origin=_origin(config, state, tokenizer),
-            warnings=warnings,
-        )
-    except (LookupError, TypeError, ValueError):
-        raise UserError(
-            f"{folder.config_file}: is not the configuration of a run; restore the file if it was edited"
-        ) from None
-
-
-def _origin(config: dict[str, Any], state: dict[str, Any], tokenizer: Tokenizer) -> Origin:
+    run.check_trained_with(checkpoint)
     schedule = Schedule.from_dicts(state["stages"])
-    return Origin(
+    origin = Origin(
         step=state["step"],
         total_steps=schedule.total_steps,
         phase=schedule.lookup(max(state["step"] - 1, 0)).phase,
         stages=schedule.as_dicts(),
-        sequence_length=config["train"]["sequence_length"],
+        sequence_length=run.config.train.sequence_length,
         tokenizer=tokenizer.name,
         fingerprint=tokenizer.fingerprint,
         init_from=state.get("init_from"),
     )
+    warnings = [f"{complaint}; using the previous checkpoint" for complaint in complaints]
+    return TrainedRun(run, checkpoint, tokenizer, origin, warnings)

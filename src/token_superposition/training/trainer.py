@@ -62,39 +62,57 @@ class StepResult(NamedTuple):
     expert_loads: Tensor | None = None
 
 
+def prepare_process(config: RunConfig) -> None:
+    """Set the CUDA device, the number of CPU threads and the determinism of this process as a run needs them.
+
+    Args:
+        config: the run's configuration, without any value `auto`.
+    """
+    device = resolve_device(config.train.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if isinstance(config.train.num_threads, int):
+        torch.set_num_threads(config.train.num_threads)
+    make_deterministic(config.train.deterministic)
+
+
 class Trainer:
     """The data, model and optimizers of a run, built from its resolved configuration.
+
+    Building a trainer does not change settings of the process; `prepare_process` does.
 
     Args:
         config: the run's configuration, without any value `auto`.
         schedule: the run's stages.
+        corpora: the run's training data; None to open the data of the configuration.
         source: trained model with the initial weights; None for new weights, or for weights that `load` will restore.
 
     Raises:
         UserError: if the data, the model and the configuration do not match.
     """
 
-    def __init__(self, config: RunConfig, schedule: Schedule, source: InitialModel | None = None) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        schedule: Schedule,
+        corpora: Corpora | None = None,
+        source: InitialModel | None = None,
+    ) -> None:
         train = config.train
         self.config = config
         self.schedule = schedule
         self.device = resolve_device(train.device)
         self.dtype = DTYPES[train.dtype]
         self.pinned = self.device.type == "cuda"  # on other devices an asynchronous copy may read freed memory
-        if self.pinned:
-            torch.cuda.set_device(self.device)
-        if isinstance(train.num_threads, int):
-            torch.set_num_threads(train.num_threads)
-        make_deterministic(train.deterministic)
         if train.loss_backend in ("liger", "torch"):
             try:
                 check_kernel(train.loss_backend)
             except ValueError as error:
                 raise UserError(f"train.{error}") from None
-        self.corpora = Corpora.open(config.data)
-        self.stream = self.corpora.stream(config, schedule)
-        self.validators = Validators(config, self.corpora)
-        model = self.corpora.model_spec(config.model).build(
+        self.corpora = corpora = corpora or Corpora.open(config.data)
+        self.stream = corpora.stream(config, schedule)
+        self.validators = Validators(config, corpora)
+        model = corpora.model_spec(config.model).build(
             train.seed, bytes_per_parameter=bytes_kept(self.device, loading=source is not None)
         )
         check_length(model, train.sequence_length)
@@ -121,7 +139,6 @@ class Trainer:
             stage: slot_weights(stage.slot_weights, stage.num_targets) if stage.bag_size > 1 else None
             for stage in schedule.stages
         }
-        seed_torch(train.seed)  # for dropout, if the model has dropout
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """The run's batches from `first_step` on; in pinned memory for CUDA."""
@@ -206,7 +223,8 @@ class Trainer:
         }
 
     def start(self) -> dict[str, Any]:
-        """The state of a new run other than its tensors, in the form that `load` returns."""
+        """Seed the generators for dropout; returns the state of a new run as `load` does."""
+        seed_torch(self.config.train.seed)
         return {"step": 0, "wall_seconds": 0.0, "skipped_steps": 0, "init_from": self.init_from}
 
     def load(self, checkpoint: Path) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from token_superposition.files import read_object
 from token_superposition.schedule import Schedule
 from token_superposition.study.arms import budgets, by_seed
 from token_superposition.study.guard.projection import Curve, pooled_deviation
-from token_superposition.training.resume import stored_config, trained_learning_rate
 from token_superposition.training.run_folder import RunFolder
+from token_superposition.training.stored_run import StoredRun
 
 _KEYS_OF_MODEL = "model.config."
 _KEYS_OF_TRAINING = ("optimizer", "decay_ratio", "final_learning_rate_ratio", "dtype")
@@ -170,9 +170,9 @@ def _of_report(place: Path) -> Baseline:
         raise UserError(
             f"--guard {file}: is not the report of a comparison, or is damaged; give a study's folder or report.json"
         ) from None
-    fixed = RunFolder(runs[0].parent).read_fixed() if runs else None
-    if fixed is not None:
-        facts |= fingerprint_fact(fixed["data_fingerprint"])
+    record = RunFolder(runs[0].parent).read_record() if runs else None
+    if record is not None:
+        facts |= fingerprint_fact(record.data_fingerprint)
     return Baseline(str(place), _finite(curve), {str(file): facts})
 
 
@@ -182,19 +182,19 @@ def _of_runs(places: Sequence[Path]) -> Baseline:
     seen: dict[tuple[int, int], Path] = {}
     rates: dict[int, Any] = {}
     for place in places:
-        folder = RunFolder(place)
-        config, fixed, summary = stored_config(folder), folder.read_fixed(), folder.read_summary()
-        if config is None or fixed is None or summary is None:
+        stored = StoredRun.read(RunFolder(place))
+        if stored is None or stored.summary is None:
             raise UserError(f"--guard {place}: this run is not done; finish it first")
+        config, summary = stored.config, stored.summary
         train, steps = config.train, int(summary["steps"])
-        if Schedule.from_dicts(fixed["stages"]).switch_step > 0:
+        if stored.record.schedule.switch_step > 0:
             raise UserError(f"--guard {place}: is no baseline: it has superposition")
         if (steps, train.seed) in seen:
             raise UserError(
                 f"--guard {place}: has the steps and the seed of {seen[steps, train.seed]}: give one of the two"
             )
         seen[steps, train.seed] = place
-        rate = trained_learning_rate(config, fixed)
+        rate = stored.learning_rate
         if rates.setdefault(steps, rate) != rate:
             raise UserError(
                 f"--guard {place}: has another learning rate or warm-up than the other runs of {steps:,} steps, so "
@@ -203,7 +203,7 @@ def _of_runs(places: Sequence[Path]) -> Baseline:
         facts[str(place)] = {
             **model_facts(config.model.architecture, config.model.config, config.model.init_from),
             **size_facts(train.batch_size, train.sequence_length, summary["parameters"], summary["validation_tokens"]),
-            **fingerprint_fact(fixed["data_fingerprint"]),
+            **fingerprint_fact(stored.record.data_fingerprint),
             **training_facts(train.model_dump(mode="json")),
         }
         curve.setdefault(steps, []).append(float(summary["final_validation_loss"]))

@@ -19,7 +19,6 @@ from token_superposition.files import write_json
 from token_superposition.models.build import model_cost
 from token_superposition.models.step_memory import abstract
 from token_superposition.progress import say, warn
-from token_superposition.schedule import Schedule
 from token_superposition.study.guard.baseline import (
     Baseline,
     data_facts,
@@ -41,9 +40,8 @@ from token_superposition.training.branch import make_branch
 from token_superposition.training.checkpoint import checkpoint_path, checkpoint_steps
 from token_superposition.training.config import RunConfig
 from token_superposition.training.datasets import Corpora, Validators
-from token_superposition.training.dry_run import settled_ahead
 from token_superposition.training.loop import train
-from token_superposition.training.resume import branch_config, settle_config, settle_schedule
+from token_superposition.training.run import Run, branch_config
 from token_superposition.training.run_folder import RunFolder
 
 IfBehind = Literal["stop", "go-on"]
@@ -94,9 +92,8 @@ def prepare_guard(config: RunConfig, path: Path, request: GuardRequest) -> Guard
             f"--if-behind stop needs a probability, and every length of the baseline in {baseline.source} has one "
             "seed: give a baseline of two seeds or more, or leave it out"
         )
-    settled, _ = settled_ahead(config, folder)
-    steps_done = max(checkpoint_steps(folder.checkpoints), default=0)
-    schedule = settle_schedule(settled, folder.read_fixed(), steps_done)
+    run = Run.open(folder, config)
+    settled, schedule = run.config, run.schedule
     facts, flops_per_step = _facts(settled)
     baseline.check_comparable(facts)
     guards = place_guards(settled.train, schedule, fractions)
@@ -105,7 +102,7 @@ def prepare_guard(config: RunConfig, path: Path, request: GuardRequest) -> Guard
     kept = sorted({*config.logging.keep_checkpoint_steps, schedule.switch_step})
     logging = config.logging.model_copy(update={"keep_checkpoint_steps": kept})
     guarded = GuardedRun(config.model_copy(update={"logging": logging}), folder, request, baseline, plan)
-    guarded.check_begun(steps_done)
+    guarded.check_begun(max(checkpoint_steps(folder.checkpoints), default=0))
     return guarded
 
 
@@ -210,16 +207,13 @@ class GuardedRun:
         path, branch = self.folder.path, self._branch(guard)
         train(self.config, path, quiet=quiet, stop_after=guard.step)
         gc.collect()
-        fixed = self.folder.read_fixed() or {}
-        schedule = Schedule.from_dicts(fixed["stages"])
-        settings = branch_settings(settle_config(self.config, self.folder), schedule, guard)
-        config = branch_config(settings, self.folder)
+        run = Run.open(self.folder, self.config)
+        config = branch_config(branch_settings(run.config, run.schedule, guard), run.stored)
         data = config.data.model_copy(update={"verify": False})  # the run itself has, a moment ago
         config = config.model_copy(update={"data": data})
         if not branch.config_file.exists():
-            stages = schedule.with_total_steps(guard.total_steps)
             branch.path.parent.mkdir(exist_ok=True)
-            make_branch(self.folder, branch.path, guard.step, config.model_dump(mode="json"), stages)
+            make_branch(self.folder, branch.path, guard.step, config)
         if not quiet:
             say(f"guard after step {guard.step:,}: a branch of {guard.branch_steps:,} steps that decays from there")
         try:
