@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.training.runs import shared_steps
 from token_superposition.errors import TrainingDivergedError, UserError
 from token_superposition.files import write_json
 from token_superposition.study import runner
@@ -27,7 +28,6 @@ from token_superposition.study.runner import train_trials
 from token_superposition.study.study_config import Study
 from token_superposition.study.sweep import parse_sweep
 from token_superposition.study.trials import arm_trials, equal_data_steps, with_equal_data
-from token_superposition.training.branch import branch_step
 from token_superposition.training.optim import build_learning_rate
 from token_superposition.training.run_folder import RunFolder
 
@@ -61,7 +61,7 @@ def steps_trained(folder: Path) -> int:
 
 
 def tree(folder: Path) -> dict[str, int]:
-    return {place: branch_step(run) for place, run in runs(folder).items()}
+    return {place: shared_steps(run) for place, run in runs(folder).items()}
 
 
 def without_times(report: Any) -> Any:
@@ -282,7 +282,7 @@ def test_a_run_that_waits_is_trained_from_its_start_where_its_parent_wrote_nothi
     train_trials(trials, [0], branches=True, jobs=2, quiet=True)
     assert short.loss(0) is not None
     assert long.loss(0) is not None
-    assert branch_step(short.run(0)) == 0
+    assert shared_steps(short.run(0)) == 0
     assert "baseline, 12 steps, seed 0: what it would begin with was not written" in capsys.readouterr().err
 
 

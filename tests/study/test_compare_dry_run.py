@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.training.runs import shared_steps
 from token_superposition.cli import main
 from token_superposition.errors import UserError
 from token_superposition.study import tuning as tune
@@ -16,7 +17,6 @@ from token_superposition.study.compare import compare, make_study
 from token_superposition.study.study_config import Study
 from token_superposition.study.study_plan import dry_run
 from token_superposition.study.sweep import parse_sweep
-from token_superposition.training.branch import branch_step
 from token_superposition.training.run_folder import RunFolder
 
 RATES = "train.learning_rate=1e-2,2e-2"
@@ -33,7 +33,7 @@ def study(small_run: dict[str, Any]) -> Study:
 def trained(folder: Path) -> int:
     """Steps that runs of a study have trained themselves."""
     runs = [RunFolder(file.parent) for file in folder.rglob("summary.json")]
-    return sum((run.read_summary() or {})["steps"] - branch_step(run) for run in runs)
+    return sum((run.read_summary() or {})["steps"] - shared_steps(run) for run in runs)
 
 
 @pytest.mark.parametrize(("words", "runs"), [([], 6), (["--seeds", "2"], 4)])

@@ -10,11 +10,10 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.training.runs import going_on, stranger
+from tests.training.runs import going_on, shared_steps, stranger
 from token_superposition.cli import main
 from token_superposition.errors import UserError
 from token_superposition.study.compare import compare, load_study, make_study
-from token_superposition.training.branch import branch_step
 from token_superposition.training.run_folder import RunFolder
 
 
@@ -51,7 +50,7 @@ def test_budgets_that_go_on_from_it_branch(
     values = {**going_on(small_run, foreign), "budgets": [10, 12]}
     report = compare(make_study(values), tmp_path / "out", quiet=True)
     folder = tmp_path / "out" / "runs" / "baseline" / "10-steps" / "seed-0"
-    assert branch_step(RunFolder(folder)) == 9
+    assert shared_steps(RunFolder(folder)) == 9
     assert report["model"]["init_from"]["path"] == str(foreign)
     assert in_process[-1] == "superposition, 10 steps, seed 0"
 

@@ -14,6 +14,7 @@ from token_superposition.training.checkpoint import newest_checkpoint, read_stat
 from token_superposition.training.config import parse_config
 from token_superposition.training.loop import train
 from token_superposition.training.metrics import read_metrics
+from token_superposition.training.run_folder import RunFolder
 from token_superposition.training.trainer import Trainer
 
 TIMES = {
@@ -130,3 +131,10 @@ def stranger(folder: Path, dtype: torch.dtype = torch.float32, *, tied: bool = F
 def going_on(values: dict[str, Any], source: Path, **keys: Any) -> dict[str, Any]:
     """A run's configuration that goes on from a folder and says nothing else of its model."""
     return {**values, "model": {"init_from": str(source), **keys}}
+
+
+def shared_steps(run: RunFolder) -> int:
+    """Number of steps that a run has from its parent run."""
+    record = run.read_record()
+    assert record is not None
+    return record.shared_steps

@@ -139,7 +139,12 @@ def _figures(trial: Trial, num_seeds: int) -> dict[str, Any]:
     for seed in range(num_seeds):
         run = trial.run(seed)
         stored = StoredRun.read(run)
-        summary = {} if stored is None else stored.summary or {}
+        if stored is None or stored.summary is None:
+            raise UserError(
+                f"{run.path}: this run is finished, but config.yaml, run.json or summary.json is missing; restore the "
+                "file, or delete the folder to train the run again"
+            )
+        summary = stored.summary
         keys = ("final_validation_loss", "bits_per_byte", "steps", "positions", "raw_tokens")
         more = ("unique_raw_tokens", "flops", "wall_seconds", "peak_memory_bytes")
         seeds.append(
@@ -148,9 +153,9 @@ def _figures(trial: Trial, num_seeds: int) -> dict[str, Any]:
                 **{key: summary[key] for key in keys + more},
                 "skipped_steps": summary.get("skipped_steps"),
                 "machine": summary.get("machine"),
-                "shared_steps": 0 if stored is None else stored.record.shared_steps,
-                "num_threads": None if stored is None else stored.config.train.num_threads,
-                "first_total_steps": None if stored is None else stored.record.first_total_steps,
+                "shared_steps": stored.record.shared_steps,
+                "num_threads": stored.config.train.num_threads,
+                "first_total_steps": stored.record.first_total_steps,
                 "curve": _curve(run),
             }
         )
