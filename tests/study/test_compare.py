@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.study.reports import compare
 from tests.training.runs import go_until
 from token_superposition.errors import TrainingDivergedError, UserError
-from token_superposition.study.compare import Study, compare, load_study, make_study
+from token_superposition.study.compare import Study, load_study, make_study
 
 ARM_KEYS = {"name", "stages", "mode", "slot_weights", "bag_size", "ratio", "seeds"}
 SEED_KEYS = {

@@ -17,12 +17,13 @@ import yaml
 
 from tests.conftest import small_run_on
 from tests.in_process import train_here
+from tests.study.reports import compare
 from tests.training.runs import Stopped, check_equal, go
 from token_superposition.cli import main
 from token_superposition.errors import TrainingDivergedError
 from token_superposition.files import read_record, write_record
 from token_superposition.schedule import Schedule
-from token_superposition.study.compare import compare, load_study
+from token_superposition.study.compare import load_study
 from token_superposition.study.guard import guarded_run as guard_run
 from token_superposition.study.guard.guarded_run import GuardRequest, prepare_guard
 from token_superposition.study.guard.placement import GuardPlan, parse_fractions, place_guards

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from token_superposition.study.compare import compare, load_study
+from tests.study.reports import compare
+from token_superposition.study.compare import load_study
 
 PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "keep_results.py"
 
