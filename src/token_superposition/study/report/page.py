@@ -57,31 +57,35 @@ class BigNumber(NamedTuple):
 def render_html(report: Report) -> str:
     """The report as one HTML page."""
     sweep = report.sweep
-    return _template().render(
-        report=report,
-        byline=f"{report.created} · {count_in_words(report.model.parameters)} parameters · "
-        f"{plural(num_seeds(report), 'seed')} per arm",
-        verdict=verdict(report),
-        numbers=_big_numbers(report),
-        has_budgets=has_budgets(report),
-        budgets_figure=budgets_figure(report) if has_budgets(report) else None,
-        speedup_table=tables.speedup_table(report) if has_budgets(report) and report.iso_loss_all else None,
-        not_read=sentences.not_read(report),
-        budgets_table=tables.budgets_table(report) if has_budgets(report) else None,
-        compute_figure=curves_figure(report, COMPUTE, "compute"),
-        switches=sentences.switches(report),
-        data_figure=curves_figure(report, DATA, "data"),
-        arms_table=tables.arms_table(report),
-        seeds_figure=seeds_figure(report) if num_seeds(report) > 1 else None,
-        seeds_table=tables.seeds_table(report) if num_seeds(report) > 1 else None,
-        tuning_figure=tuning.tuning_figure(report, sweep) if sweep else None,
-        tuning_table=tuning.tuning_table(report, sweep) if sweep else None,
-        trained=conditions.what_was_trained(report),
-        arm_words=conditions.arm_words,
-        config=json.dumps(report.model.config or {}, indent=2, ensure_ascii=False, default=str),
-        limits=conditions.limits(report),
-        command=command_words(report),
-        files=conditions.files(report),
+    return (
+        _template()
+        .render(
+            report=report,
+            byline=f"{report.created} · {count_in_words(report.model.parameters)} parameters · "
+            f"{plural(num_seeds(report), 'seed')} per arm",
+            verdict=verdict(report),
+            numbers=_big_numbers(report),
+            has_budgets=has_budgets(report),
+            budgets_figure=budgets_figure(report) if has_budgets(report) else None,
+            speedup_table=tables.speedup_table(report) if has_budgets(report) and report.iso_loss_all else None,
+            not_read=sentences.not_read(report),
+            budgets_table=tables.budgets_table(report) if has_budgets(report) else None,
+            compute_figure=curves_figure(report, COMPUTE, "compute"),
+            switches=sentences.switches(report),
+            data_figure=curves_figure(report, DATA, "data"),
+            arms_table=tables.arms_table(report),
+            seeds_figure=seeds_figure(report) if num_seeds(report) > 1 else None,
+            seeds_table=tables.seeds_table(report) if num_seeds(report) > 1 else None,
+            tuning_figure=tuning.tuning_figure(report, sweep) if sweep else None,
+            tuning_table=tuning.tuning_table(report, sweep) if sweep else None,
+            trained=conditions.what_was_trained(report),
+            arm_words=conditions.arm_words,
+            config=json.dumps(report.model.config or {}, indent=2, ensure_ascii=False, default=str),
+            limits=conditions.limits(report),
+            command=command_words(report),
+            files=conditions.files(report),
+        )
+        .lstrip()
     )
 
 
