@@ -300,7 +300,7 @@ def test_what_an_arm_changes_is_in_the_report(small_run: dict[str, Any], tmp_pat
         {"train.optimizer": "muon", "train.weight_decay": 0.0},
     ]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Of its own it has train.optimizer muon, train.weight_decay 0" in page
+    assert "Its own settings: train.optimizer muon, train.weight_decay 0" in page
     assert "validation set, batch and every setting but those" in page
 
 
