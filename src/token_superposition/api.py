@@ -14,6 +14,7 @@ from token_superposition.errors import UserError
 
 if TYPE_CHECKING:
     from token_superposition.planner.plan import Plan
+    from token_superposition.study.report.model import Report
     from token_superposition.study.study_config import Study
     from token_superposition.training.config import RunConfig
 
@@ -69,7 +70,7 @@ def compare(
     overrides: Mapping[str, Any] | None = None,
     jobs: int | None = None,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> Report:
     """Train a run with and without superposition and write a report, as `tst compare` does.
 
     Args:
@@ -81,7 +82,7 @@ def compare(
         quiet: no progress on standard error.
 
     Returns:
-        The report, as in `report.json`.
+        The report: its fields are the keys of `report.json`, and `report.as_dict()` gives the values for JSON.
 
     Raises:
         UserError: if an arm cannot run, or another process uses the folder.
@@ -90,8 +91,8 @@ def compare(
         >>> import token_superposition as ts
         >>> _ = ts.prepare("my-text", out="data/mine", quiet=True)
         >>> report = compare("small.yaml", "runs/study", seeds=1, quiet=True)
-        >>> "arms" in report
-        True
+        >>> [arm.name for arm in report.arms]
+        ['baseline', 'superposition']
     """
     from token_superposition.study.compare import compare as compare_in
     from token_superposition.study.study_config import Study, load_study
