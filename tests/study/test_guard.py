@@ -414,7 +414,7 @@ REPORTS: dict[str, tuple[Callable[[dict[str, Any]], Any], list[str], str]] = {
     ),
     "too long": (lambda r: r["arms"][0]["budgets"][0].update(total_steps=30), [], "branches end at 29 to 34"),
     "too short": (lambda r: r["arms"][0]["budgets"][1].update(total_steps=33), [], "for 26 to 33 steps"),
-    "no arms": (lambda r: r.pop("arms"), [], "arms.0.budgets.0.seeds.0: "),
+    "no arms": (lambda r: r.pop("arms"), [], "report.json: arms: "),
     "damaged": (lambda r: r["arms"][0]["budgets"][0].update(seeds=[3]), [], "arms.0.budgets.0.seeds.0: "),
     "superposed": (
         lambda r: r["arms"][0].update(switch_step=3),
