@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from token_superposition.errors import UserError
 
 if TYPE_CHECKING:
+    from token_superposition.planner.plan import Plan
     from token_superposition.study.report.model import Report
     from token_superposition.study.study_config import Study
     from token_superposition.training.config import RunConfig
@@ -143,7 +144,7 @@ def plan(
     budget: tuple[Literal["tokens", "flops", "hours", "money"], float] | None = None,
     goal: Literal["loss", "cost"] = "loss",
     overrides: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> Plan:
     """Say what a run would cost with and without superposition and what to set, as `tst plan` does.
 
     Args:
@@ -158,20 +159,20 @@ def plan(
         overrides: values by dotted key. Those of `superposition.` are judged, in place of a recommendation.
 
     Returns:
-        The plan, as `tst plan --json` prints it.
+        The plan; `dataclasses.asdict` turns it into a dictionary.
 
     Raises:
         UserError: if an argument cannot be used.
 
     Example:
         >>> advice = plan(parameters="135M", hardware="h100", num_devices=8, budget=("tokens", 10e9))
-        >>> isinstance(advice, dict)
-        True
+        >>> advice.verdict, advice.without.total_steps
+        ('use', 19073)
     """
     from token_superposition.planner.amounts import whole_amount
+    from token_superposition.planner.hardware import find_hardware
     from token_superposition.planner.plan import PlanRequest, make_plan
-    from token_superposition.planner.speed import find_hardware
-    from token_superposition.planner.workload import subject_of_config, subject_of_size
+    from token_superposition.planner.workload import workload_of_config, workload_of_size
 
     if (config is None) == (parameters is None):
         raise UserError('give one of config and parameters, such as parameters="135M"')
@@ -183,12 +184,12 @@ def plan(
     given = {name.removeprefix(_SECTION): value for name, value in values.items() if name.startswith(_SECTION)}
     keys = {name: value for name, value in values.items() if not name.startswith(_SECTION)}
     if config is not None:
-        subject = subject_of_config(Path(config), keys, None)
+        workload = workload_of_config(Path(config), keys, None)
     else:
         try:
             count = whole_amount(str(parameters))
         except argparse.ArgumentTypeError as error:
             raise UserError(f"parameters: {error}") from error
-        subject = subject_of_size(count, None, keys, None)
+        workload = workload_of_size(count, None, keys, None)
     devices = find_hardware(hardware, num_devices=num_devices, price=price)
-    return make_plan(PlanRequest(subject, devices, budget, goal, given=given))
+    return make_plan(PlanRequest(workload, devices, budget, goal, given=given))
