@@ -109,6 +109,31 @@ def compare(
     return compare_in(study, folder, num_seeds=seeds or study.num_seeds or 1, jobs=jobs, quiet=quiet)
 
 
+def read_report(place: str | Path) -> Report:
+    """Read the report of a study that `compare` or `tst compare` wrote.
+
+    Args:
+        place: the study's folder, or its `report.json`.
+
+    Raises:
+        UserError: if there is no report, or it cannot be read.
+
+    Example:
+        >>> import token_superposition as ts
+        >>> _ = ts.prepare("my-text", out="data/mine", quiet=True)
+        >>> _ = ts.compare("small.yaml", "runs/read", seeds=1, quiet=True)
+        >>> ts.read_report("runs/read").equal_flops.arm
+        'superposition'
+    """
+    from token_superposition.study.report.files import read_report as read_file
+
+    file = Path(place) / "report.json" if Path(place).is_dir() else Path(place)
+    try:
+        return read_file(file)
+    except FileNotFoundError:
+        raise UserError(f"{file}: this file does not exist; give the folder of a study or its report.json") from None
+
+
 def plan(
     config: str | Path | None = None,
     *,
