@@ -72,6 +72,11 @@ def train(
         for text in run.damage:
             warn(f"{text}; continuing from the previous checkpoint")
         if run.result is not None:
+            if run.steps_done < run.schedule.total_steps:
+                warn(
+                    f"{path}: this run is finished, but its checkpoint of step {run.schedule.total_steps} is missing; "
+                    f"to train the last steps again, delete {folder.summary_file.name} and run this command again"
+                )
             return run.result
         if stop_after is not None and run.steps_done >= stop_after:
             return None
