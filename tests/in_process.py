@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import email
 import math
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, NoReturn
 
@@ -18,6 +20,7 @@ import pytest
 
 from token_superposition import interrupts
 from token_superposition.cli import main
+from token_superposition.data.readers import discovery
 from token_superposition.study import runner as queue
 from token_superposition.study.job import Job
 from token_superposition.training import logger as record
@@ -118,3 +121,9 @@ def fork_runs(patch: pytest.MonkeyPatch) -> None:
     """From now on the runs of a study are forked from this process."""
     patch.setattr(queue, "subprocess", FORKING)
     patch.setattr(record, "matrix_peak", lambda *_: 1e9)
+
+
+def little_python(patch: pytest.MonkeyPatch) -> None:
+    """From now on the source `python` is one package of the standard library, and not 30 MB of text."""
+    paths = dict.fromkeys(("stdlib", "purelib", "platlib"), str(Path(email.__file__).parent))
+    patch.setattr(discovery, "sysconfig", SimpleNamespace(get_paths=lambda: paths))

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.in_process import little_python
 from token_superposition import __version__
 from token_superposition.cli import main
 from token_superposition.files import read_record
@@ -322,6 +323,7 @@ def test_the_demo_end_to_end(
     values["train"] |= {"batch_size": 2}
     values["logging"] = {"validation_tokens": 4096, "interim_validation_tokens": 1024}
     monkeypatch.setattr(demo, "demo_config", lambda: deepcopy(values))
+    little_python(monkeypatch)
     out = tmp_path / "demo"
     report = result_of(capsys, "demo", "--seeds", "1", "--out", out, "--steps", "12")
     assert report == json.loads((out / "report.json").read_text(encoding="utf-8"))

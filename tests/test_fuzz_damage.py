@@ -103,7 +103,7 @@ def damaged(folder: Path, name: Path, damage: Any) -> bool:
     return bool(after != before)
 
 
-@examples(60)
+@examples(100)
 @given(data=st.data(), damage=damages())
 def test_a_damaged_data_set(world: World, data: st.DataObject, damage: Any) -> None:
     folder = world.copied(world.data)
@@ -121,7 +121,7 @@ def test_a_damaged_data_set(world: World, data: st.DataObject, damage: Any) -> N
     assert again.code == 0 or name.name == "dataset.json", again
 
 
-@examples(80)
+@examples(140)
 @given(data=st.data(), damage=damages(), done=st.booleans())
 def test_a_damaged_run(world: World, data: st.DataObject, damage: Any, done: bool) -> None:
     folder = world.copied(world.run)
