@@ -47,13 +47,15 @@ class World:
     Attributes:
         rank: number of this process, from 0.
         size: number of processes.
-        stop: whether any rank had a request to stop at the last `step_sum`.
+        stop_wanted: function that returns whether this rank received a request to stop.
+        stop: whether any rank had received one at the last `step_sum`.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
         self.group = group
         self.rank = 0 if group is None else dist.get_rank(group)
         self.size = 1 if group is None else dist.get_world_size(group)
+        self.stop_wanted: Callable[[], bool] = lambda: False
         self.stop = False
 
     @property
@@ -136,16 +138,11 @@ class World:
                 dist.all_reduce(tensor, group=self.group)
         return tensor
 
-    def step_sum(self, number: Tensor, *, stop: bool) -> Tensor:
-        """The sum over the ranks of a scalar on the host, once per step; sets `stop` to whether any rank has to stop.
-
-        Args:
-            number: float64 scalar of this rank.
-            stop: whether this rank received a request to stop.
-        """
+    def step_sum(self, number: Tensor) -> Tensor:
+        """The sum over the ranks of a float64 scalar on the host, once per step; also updates `stop`."""
         if self.group is None:
             return number
-        both = self.sum(torch.stack([number, number.new_tensor(float(stop))]))
+        both = self.sum(torch.stack([number, number.new_tensor(float(self.stop_wanted()))]))
         self.stop = bool(both[1] > 0)
         return both[0]
 

@@ -138,7 +138,7 @@ def _check_ranks(world: World, config: RunConfig) -> None:
 
 
 def _open(world: World, folder: RunFolder, config: RunConfig, tell: Callable[[str], None]) -> Run | dict[str, Any]:
-    """Open the run on rank 0, check its data and measure what it needs; returns the run, or a finished run's summary."""
+    """Open the run on rank 0, and check and measure its data; returns the run, or the summary of a finished run."""
 
     def on_main() -> Run:
         picks_threads = config.train.num_threads == "auto"
@@ -153,7 +153,7 @@ def _open(world: World, folder: RunFolder, config: RunConfig, tell: Callable[[st
         check_data(run.config, tell)
         return run.measure_slot_weights(tell)
 
-    opened = world.on_main(on_main, share=lambda run: (run.config, run.record, run.checkpoint, run.result))
+    opened: Any = world.on_main(on_main, share=lambda run: (run.config, run.record, run.checkpoint, run.result))
     config, record, checkpoint, result = (
         (opened.config, opened.record, opened.checkpoint, opened.result) if world.is_main else opened
     )
@@ -187,13 +187,14 @@ def _run(trainer: Trainer, record: Recorder, stop_after: int | None) -> dict[str
         with deferred_stop() as stop_wanted:
             if first_step == 0:
                 record.validate(logging.interim_validation_tokens)
+            world.stop_wanted = stop_wanted
             shorten_timeouts(world, trainer.config.train.parallel.timeout_seconds)
             waited, since, mark = 0.0, first_step, time.perf_counter()
             while record.done < total:
                 fetch = time.perf_counter()
                 batch = next(batches)
                 waited += time.perf_counter() - fetch
-                record.add(batch, trainer.step(batch, stop=stop_wanted()))
+                record.add(batch, trainer.step(batch))
                 step = record.done
                 last_of_stage = step == total or schedule.index_at(step) != batch.span.stage
                 # Read once: a later request takes effect after the next step. Several ranks have agreed in the step.

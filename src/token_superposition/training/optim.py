@@ -74,8 +74,8 @@ class ShardedMuon(torch.optim.Muon):
     """
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Do one step; `closure` must be None."""
+    def step(self) -> None:  # type: ignore[override]
+        """Do one step."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:

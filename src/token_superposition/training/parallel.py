@@ -212,7 +212,7 @@ class ParallelModel:
                 )
         transform = world.on_main(lambda: whole.transform if whole is not None else None)
         dtype = world.on_main(lambda: next(whole.parameters()).dtype if whole is not None else None)
-        model: Any = outline.to(dtype)  # type: ignore[union-attr]
+        model: Any = outline.to(dtype)
         superposed = SuperposedLM(model, verify=False, z_loss=train.z_loss, loss_backend=train.loss_backend)
         superposed.transform = transform
         superposed.documents_apart = config.data.attention_boundary == "document"

@@ -136,16 +136,11 @@ class Trainer:
             else:
                 yield batch
 
-    def step(self, batch: Batch, *, stop: bool = False) -> StepResult:
-        """Do one optimizer step; all ranks skip the step if the loss or the gradient is NaN or infinite.
-
-        Args:
-            batch: the rows of this rank.
-            stop: whether this rank received a request to stop; `world.stop` then tells every rank.
-        """
+    def step(self, batch: Batch) -> StepResult:
+        """Do one optimizer step on this rank's rows; all ranks skip it if the loss or the gradient is not finite."""
         torch.manual_seed(step_seed(self.config.train.seed, batch.step, self.world.rank))
         weights = self._slot_weights[batch.stage]
-        divisor = self.world.step_sum(weight_total(target_weights(batch.targets, weights)), stop=stop)
+        divisor = self.world.step_sum(weight_total(target_weights(batch.targets, weights)))
         divisor = self._moved(divisor.float() if self.device.type == "mps" else divisor)
         if weights is not None:
             weights = self._moved(weights)
