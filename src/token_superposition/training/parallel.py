@@ -16,6 +16,7 @@ The order of the construction matters, and most mistakes are silent:
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -43,6 +44,12 @@ from token_superposition.training.init_from import InitialModel
 from token_superposition.training.parallel_config import ParallelConfig
 from token_superposition.training.preflight import attention_refusal
 
+# DDP's option for buffers, which are the same on all ranks, has a new name since torch 2.13.
+_SYNC_BUFFERS = (
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers"
+)
 _COPIES = 3  # with DDP, activations and communication need about as much memory as two more copies of the state
 
 
@@ -177,7 +184,7 @@ class ParallelModel:
             self.root = DistributedDataParallel(
                 built,
                 device_ids=[device.index] if device.type == "cuda" else None,
-                broadcast_buffers=False,
+                **{_SYNC_BUFFERS: False},
                 gradient_as_bucket_view=True,
             )
 
