@@ -10,7 +10,6 @@ Each job is a dictionary with the keys of `Job`. Each rank writes `outcome-RANK.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -21,6 +20,7 @@ import traceback
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -113,7 +113,7 @@ def _rank(job: Job, rank: int, port: int) -> None:
         _compute_in_float64()
     values = json.loads(json.dumps(job.values))
     outcome: dict[str, Any] = {}
-    with contextlib.suppress(IndexError), open(f"{job.folder}-stderr-{rank}", "w") as log:
+    with Path(f"{job.folder}-stderr-{rank}").open("w") as log:
         sys.stderr = log
         try:
             if job.mishap and job.mishap[1] == rank:
@@ -166,20 +166,16 @@ def _mishap(kind: str, at: int, values: dict[str, Any]) -> None:
             if kind == "twice":
                 os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)
-        if batch.step == at or (kind == "nans" and batch.step > at):
-            if kind.startswith("nan"):
-                forward = self.parallel.root.forward
+        if not (kind == "nan" and batch.step == at) and not (kind == "nans" and batch.step >= at):
+            return original(self, batch)
+        forward = self.parallel.root.forward
 
-                def poisoned(*arguments: Any, **options: Any) -> Any:
-                    output = forward(*arguments, **options)
-                    return output._replace(loss=output.loss * float("nan"))
+        def poisoned(*arguments: Any, **options: Any) -> Any:
+            output = forward(*arguments, **options)
+            return output._replace(loss=output.loss * float("nan"))
 
-                self.parallel.root.forward = poisoned
-                try:
-                    return original(self, batch)
-                finally:
-                    del self.parallel.root.forward
-        return original(self, batch)
+        with mock.patch.object(self.parallel.root, "forward", poisoned):
+            return original(self, batch)
 
     def full(file: Path) -> dict[str, Any]:
         if kind == "full" and now[0] + 1 == at:

@@ -20,7 +20,6 @@ from token_superposition.training.metrics import read_metrics
 from token_superposition.training.parallel import Layout, check_batch_divides, choose_layout
 from token_superposition.training.parallel_config import ParallelConfig
 
-
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "ddp-2": (2, {"mode": "ddp"}),
     "ddp-3": (3, {"mode": "ddp"}),

@@ -220,7 +220,9 @@ class TrainConfig(Section):
     num_threads: NumThreads | Literal["auto"] = Field(
         "auto", description="number of CPU threads; another number can change the last bits of the result"
     )
-    parallel: ParallelConfig = Field(default_factory=ParallelConfig)
+    parallel: ParallelConfig = Field(
+        default_factory=ParallelConfig, description="how several processes share the model; see docs/scaling.md"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> TrainConfig:
