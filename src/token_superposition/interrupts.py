@@ -18,13 +18,12 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from token_superposition.torchrun import launched_by_torchrun
+from token_superposition.torchrun import INTERRUPTED, launched_by_torchrun
 
 # Slurm warns with SIGUSR1 or SIGUSR2. Grid Engine also uses SIGXCPU. A closed terminal sends SIGHUP.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 _ALWAYS_OURS = (signal.SIGINT, signal.SIGTERM)
 _ONE_REQUEST = 5.0  # seconds in which repeated requests are ignored, so that the cleanup after the first can finish
-INTERRUPTED = 130
 
 
 class StoppedError(KeyboardInterrupt):

@@ -14,6 +14,7 @@ _SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
 # Without this variable, the processes of a restart connect to the addresses of the processes that ended.
 _OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 _SHUTDOWN_SECONDS = 300  # for the last checkpoint after a request to stop
+INTERRUPTED = 130
 
 
 def launched_by_torchrun() -> bool:
@@ -34,6 +35,8 @@ def start_torchrun(arguments: Sequence[str], processes: int) -> int:
         processes: number of processes.
     """
     import dataclasses
+    import logging
+    import uuid
 
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -44,6 +47,7 @@ def start_torchrun(arguments: Sequence[str], processes: int) -> int:
     options: dict[str, Any] = {
         "min_nodes": 1,
         "max_nodes": 1,
+        "run_id": uuid.uuid4().hex,
         "nproc_per_node": processes,
         "rdzv_backend": "c10d",
         "rdzv_endpoint": "localhost:0",
@@ -52,6 +56,8 @@ def start_torchrun(arguments: Sequence[str], processes: int) -> int:
         "signals_to_handle": _SIGNALS,
         "shutdown_timeout": _SHUTDOWN_SECONDS,
     }
+    # The processes print one line for an error; torch would add ten.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     known = {field.name for field in dataclasses.fields(LaunchConfig)}  # older versions of torch lack some
     config = LaunchConfig(**{name: value for name, value in options.items() if name in known})
     try:
@@ -62,5 +68,5 @@ def start_torchrun(arguments: Sequence[str], processes: int) -> int:
             print(f"error: a process of the run was ended by signal {-code}", file=sys.stderr)
         return code if code in (1, 2) else 1
     except SignalException:
-        return 0  # every process has written the checkpoint, or has ended with a message
+        return INTERRUPTED  # the processes have written a checkpoint
     return 0

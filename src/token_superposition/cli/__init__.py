@@ -29,9 +29,9 @@ from token_superposition.cli.prepare_command import add_data_commands
 from token_superposition.cli.study_commands import add_study_commands
 from token_superposition.cli.use_commands import add_use_commands
 from token_superposition.errors import RunError, UserError, did_you_mean, machine_trouble, one_line, shortened
-from token_superposition.interrupts import INTERRUPTED, StoppedError, stop_requests
+from token_superposition.interrupts import StoppedError, stop_requests
 from token_superposition.output_streams import losable_stderr, open_standard_streams, to_null_device
-from token_superposition.torchrun import launched_by_torchrun, torchrun_rank
+from token_superposition.torchrun import INTERRUPTED, launched_by_torchrun, torchrun_rank
 
 _EPILOG = "Documentation: the README and docs/ of the repository. Paper: arXiv 2605.06546."
 

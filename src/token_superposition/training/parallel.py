@@ -181,10 +181,11 @@ class ParallelModel:
         if not whole:
             _prepare_layers(built.model, config)
         if self.layout.mode == "ddp":
+            options: dict[str, Any] = {_SYNC_BUFFERS: False}
             self.root = DistributedDataParallel(
                 built,
                 device_ids=[device.index] if device.type == "cuda" else None,
-                **{_SYNC_BUFFERS: False},
+                **options,
                 gradient_as_bucket_view=True,
             )
 
