@@ -24,9 +24,14 @@ from unittest import mock
 
 import torch
 
+# Imported here, so that the forked ranks need not: transformers imports each family when it is used.
+import transformers.models.gpt2.modeling_gpt2
+import transformers.models.llama.modeling_llama
+import transformers.models.qwen3_moe.modeling_qwen3_moe  # noqa: F401
+
 from token_superposition.interrupts import StoppedError
 from token_superposition.models.spec import ModelSpec
-from token_superposition.training import checkpoint, logger
+from token_superposition.training import checkpoint, logger, parallel
 from token_superposition.training.config import parse_config
 from token_superposition.training.loop import train
 from token_superposition.training.trainer import Trainer
@@ -124,6 +129,7 @@ def _rank(job: Job, rank: int, port: int) -> None:
         except Exception as error:
             outcome |= {"error": str(error), "kind": type(error).__name__, "trace": traceback.format_exc()}
             outcome["of_all"] = getattr(error, "of_all_ranks", False)
+    outcome["memory_growth"] = GROWTH
     Path(f"{job.folder}-outcome-{rank}.json").write_text(json.dumps(outcome))
 
 
@@ -138,13 +144,36 @@ def _compute_in_float64() -> None:
     ModelSpec.meta = double_meta  # type: ignore[method-assign]
 
 
+GROWTH: list[int] = []
+
+
+def _measure_memory() -> None:
+    """Measure by how many bytes the memory of this process grows at most while the model is built and sharded."""
+    build = parallel.ParallelModel.__init__
+
+    def resident(name: str) -> int:
+        (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name)]
+        return 1024 * int(line.split()[1])
+
+    def measured(self: parallel.ParallelModel, *arguments: Any) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
+        before = resident("VmRSS")
+        build(self, *arguments)
+        GROWTH.append(resident("VmHWM") - before)
+
+    parallel.ParallelModel.__init__ = measured  # type: ignore[method-assign]
+
+
 def _mishap(kind: str, at: int, values: dict[str, Any]) -> None:
     """Let something go wrong on this rank.
 
     `kill`, `hang`, `signal` (SIGUSR1) and `twice` (two SIGTERM) happen before the step `at`; `nan` makes the loss of
     step `at` NaN, and `nans` that of every later step too; `full` lets the disk refuse the checkpoint's tensors from
-    step `at` on; `data` and `batch` give this rank another configuration.
+    step `at` on; `data` and `batch` give this rank another configuration; `memory` only measures.
     """
+    if kind == "memory":
+        _measure_memory()
+        return
     if kind == "data":
         values["data"]["path"] += "-missing"
         return

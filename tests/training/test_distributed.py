@@ -273,6 +273,29 @@ def test_a_changed_bit_in_the_file_of_any_rank_is_found(run: dict[str, Any], tmp
     assert file.name in Path(f"{job.folder}-stderr-0").read_text()
 
 
+def test_a_trained_model_is_sharded(run: dict[str, Any], tmp_path: Path) -> None:
+    values = plan(run, total_steps=4)
+    trained_first = Job(str(tmp_path / "first"), values)
+    further = {**values, "model": {"init_from": trained_first.folder}}
+    alone = Job(str(tmp_path / "alone"), further)
+    shared = Job(str(tmp_path / "shared"), with_layout(further, {"mode": "fsdp"}), ranks=2)
+    do([trained_first, alone, shared], tmp_path)
+    assert trained(shared)["init_from"] == trained(alone)["init_from"]
+    assert validations(shared)[0] == validations(alone)[0]
+
+
+def test_only_rank_0_holds_the_whole_model(run: dict[str, Any], tmp_path: Path) -> None:
+    values = plan(run, total_steps=1, batch_size=2)
+    del values["superposition"]
+    values["model"]["config"] |= {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8}
+    values["logging"] |= {"interim_validation_tokens": 8, "validation_tokens": 8}
+    job = Job(str(tmp_path / "run"), with_layout(values, {"mode": "fsdp"}), ranks=2, mishap=["memory", 1, 0])
+    do([job], tmp_path)
+    num_bytes = 4 * trained(job)["parameters"]
+    assert num_bytes > 80e6
+    assert job.outcomes[1]["memory_growth"][0] < 0.8 * num_bytes
+
+
 def test_rows_that_do_not_divide_name_what_divides() -> None:
     with pytest.raises(UserError, match="1 or 2 or 5 or 10 processes"):
         check_batch_divides(10, None, 4)
