@@ -141,6 +141,7 @@ def test_an_arm_that_cannot_run_is_refused_before_any_does(world: World, arms: d
         ("llama", {"hidden_size": -16}, "llama refuses these values"),
         ("llama", {"hidden_size": 0}, "llama refuses these values"),
         ("llama", {"head_dim": 7}, "llama refuses these values"),
+        ("llama", {"hidden_act": "x" * 5000}, "llama refuses these values: '" + "x" * 79 + "..."),
         ("llama", {"attention_dropout": 2.0}, "llama cannot run with these values"),
         ("llama", {"num_key_value_heads": 3}, "llama cannot run with these values"),
         ("llama", {"rms_norm_eps": -0.5}, "llama cannot run with these values: its logits are not numbers"),

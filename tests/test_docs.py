@@ -23,6 +23,7 @@ from token_superposition.cli import main
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 USE_A_RUN = ("exporting.md", "evaluating.md", "generating.md")  # and take runs/small for granted
+GO_ON = (*USE_A_RUN, "comparing.md")  # whose programs use what their commands made
 SHORT = ["--train.total_steps", "12", "--logging.validation_tokens", "2000", "--quiet"]
 SHARE = 25  # of its steps, where the lengths of runs have to fit each other
 SMALL = [*SHORT[2:], "--train.batch_size", "1", "--logging.interim_validation_tokens", "1000"]
@@ -159,12 +160,12 @@ def test_commands_run(
     for command in commands(page):
         if not command.startswith("tst demo"):  # which tests/test_cli.py runs from end to end
             run(shorten(shlex.split(command, comments=True)), workplace)
-    if page.name in USE_A_RUN:  # their programs go on from what their commands made
+    if page.name in GO_ON:  # their programs go on from what their commands made
         monkeypatch.chdir(workplace)
         run_programs(page)
 
 
-PROGRAMS = [page for page in PAGES if blocks(page, "python") and page.name not in USE_A_RUN]
+PROGRAMS = [page for page in PAGES if blocks(page, "python") and page.name not in GO_ON]
 
 
 @pytest.mark.parametrize("page", PROGRAMS, ids=lambda page: page.name)

@@ -61,7 +61,7 @@ def test_what_is_wrong_is_told_without_torch(tmp_path: Path, small_run: dict[str
     for command in ("train", "compare", "plan", "bench"):
         cases += [
             ([command, missing], "does not exist"),
-            ([command, folder], "no run to continue" if command == "train" else "cannot be read"),
+            ([command, folder], "no run to continue" if command == "train" else "is a folder"),
             ([command, bad_key], "learning_rate"),
             ([command, good, "--train.learning_rat", "1"], "learning_rate"),
             ([command, good, "--train.seed", "x"], "--train.seed"),

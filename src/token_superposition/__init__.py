@@ -30,6 +30,7 @@ _HOMES = {
     "multi_hot_cross_entropy": "losses.multi_hot",
     "plan": "api",
     "prepare": "data.prepare",
+    "read_report": "api",
     "slot_weights": "losses.slot_weights",
     "split_inputs_and_targets": "bags",
     "superpose": "models.plain_module",
@@ -41,6 +42,7 @@ __all__ = [*_HOMES, "__version__"]
 if TYPE_CHECKING:
     from token_superposition.api import compare as compare
     from token_superposition.api import plan as plan
+    from token_superposition.api import read_report as read_report
     from token_superposition.api import train as train
     from token_superposition.bags import bag_embedding as bag_embedding
     from token_superposition.bags import fold_into_bags as fold_into_bags

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from token_superposition.errors import UserError
 
 if TYPE_CHECKING:
+    from token_superposition.planner.plan import Plan
+    from token_superposition.study.report.model import Report
     from token_superposition.study.study_config import Study
     from token_superposition.training.config import RunConfig
 
@@ -68,7 +70,7 @@ def compare(
     overrides: Mapping[str, Any] | None = None,
     jobs: int | None = None,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> Report:
     """Train a run with and without superposition and write a report, as `tst compare` does.
 
     Args:
@@ -80,7 +82,7 @@ def compare(
         quiet: no progress on standard error.
 
     Returns:
-        The report, as in `report.json`.
+        The report: its fields are the keys of `report.json`, and `report.as_dict()` gives the values for JSON.
 
     Raises:
         UserError: if an arm cannot run, or another process uses the folder.
@@ -89,8 +91,8 @@ def compare(
         >>> import token_superposition as ts
         >>> _ = ts.prepare("my-text", out="data/mine", quiet=True)
         >>> report = compare("small.yaml", "runs/study", seeds=1, quiet=True)
-        >>> "arms" in report
-        True
+        >>> [arm.name for arm in report.arms]
+        ['baseline', 'superposition']
     """
     from token_superposition.study.compare import compare as compare_in
     from token_superposition.study.study_config import Study, load_study
@@ -107,6 +109,31 @@ def compare(
     return compare_in(study, folder, num_seeds=seeds or study.num_seeds or 1, jobs=jobs, quiet=quiet)
 
 
+def read_report(place: str | Path) -> Report:
+    """Read the report of a study that `compare` or `tst compare` wrote.
+
+    Args:
+        place: the study's folder, or its `report.json`.
+
+    Raises:
+        UserError: if there is no report, or it cannot be read.
+
+    Example:
+        >>> import token_superposition as ts
+        >>> _ = ts.prepare("my-text", out="data/mine", quiet=True)
+        >>> _ = ts.compare("small.yaml", "runs/read", seeds=1, quiet=True)
+        >>> ts.read_report("runs/read").equal_flops.arm
+        'superposition'
+    """
+    from token_superposition.study.report.files import read_report as read_file
+
+    file = Path(place) / "report.json" if Path(place).is_dir() else Path(place)
+    try:
+        return read_file(file)
+    except FileNotFoundError:
+        raise UserError(f"{file}: this file does not exist; give the folder of a study or its report.json") from None
+
+
 def plan(
     config: str | Path | None = None,
     *,
@@ -117,7 +144,7 @@ def plan(
     budget: tuple[Literal["tokens", "flops", "hours", "money"], float] | None = None,
     goal: Literal["loss", "cost"] = "loss",
     overrides: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> Plan:
     """Say what a run would cost with and without superposition and what to set, as `tst plan` does.
 
     Args:
@@ -132,20 +159,20 @@ def plan(
         overrides: values by dotted key. Those of `superposition.` are judged, in place of a recommendation.
 
     Returns:
-        The plan, as `tst plan --json` prints it.
+        The plan; `dataclasses.asdict` turns it into a dictionary.
 
     Raises:
         UserError: if an argument cannot be used.
 
     Example:
         >>> advice = plan(parameters="135M", hardware="h100", num_devices=8, budget=("tokens", 10e9))
-        >>> isinstance(advice, dict)
-        True
+        >>> advice.verdict, advice.without.total_steps
+        ('use', 19073)
     """
     from token_superposition.planner.amounts import whole_amount
+    from token_superposition.planner.hardware import find_hardware
     from token_superposition.planner.plan import PlanRequest, make_plan
-    from token_superposition.planner.speed import find_hardware
-    from token_superposition.planner.workload import subject_of_config, subject_of_size
+    from token_superposition.planner.workload import workload_of_config, workload_of_size
 
     if (config is None) == (parameters is None):
         raise UserError('give one of config and parameters, such as parameters="135M"')
@@ -157,12 +184,12 @@ def plan(
     given = {name.removeprefix(_SECTION): value for name, value in values.items() if name.startswith(_SECTION)}
     keys = {name: value for name, value in values.items() if not name.startswith(_SECTION)}
     if config is not None:
-        subject = subject_of_config(Path(config), keys, None)
+        workload = workload_of_config(Path(config), keys, None)
     else:
         try:
             count = whole_amount(str(parameters))
         except argparse.ArgumentTypeError as error:
             raise UserError(f"parameters: {error}") from error
-        subject = subject_of_size(count, None, keys, None)
+        workload = workload_of_size(count, None, keys, None)
     devices = find_hardware(hardware, num_devices=num_devices, price=price)
-    return make_plan(PlanRequest(subject, devices, budget, goal, given=given))
+    return make_plan(PlanRequest(workload, devices, budget, goal, given=given))

@@ -31,6 +31,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], yaml.Node | None]:
         text = data.decode("utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: this file does not exist") from None
+    except IsADirectoryError:
+        inside = " (a run has config.yaml)" if (path / "config.yaml").is_file() else ""
+        raise UserError(f"{path}: is a folder; give a YAML file{inside}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:

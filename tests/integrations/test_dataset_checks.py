@@ -128,6 +128,49 @@ def test_one_odd_row_anywhere_is_named_before_step_1(tmp_path: Path, kind: Calla
         assert not hasattr(run, "seen")
 
 
+def changed(data: list[dict[str, Any]], number: int, **columns: Any) -> list[dict[str, Any]]:
+    """The data with other columns in one row; None removes a column."""
+    row = {k: v for k, v in {**data[number], **columns}.items() if v is not None}
+    return [row if n == number else other for n, other in enumerate(data)]
+
+
+@pytest.mark.parametrize("kind", [list, arrow, lambda data: arrow([data[0], *data]).select(range(1, 41)), Computed])
+@pytest.mark.parametrize(
+    ("columns", "word"),
+    [
+        ({"input_ids": [5000] * L}, "input_ids holds 5000"),
+        ({"input_ids": [-1] * L}, "input_ids holds -1"),
+        ({"labels": [5000] * L}, "labels holds 5000"),
+        ({"labels": [-1] * L}, "labels holds -1"),
+        ({"labels": [1] * (L - 3)}, f"{L - 3} labels and {L} token ids"),
+        ({"labels": None}, "no labels"),
+    ],
+)
+def test_ids_and_labels_that_no_step_can_read_are_named_before_step_1(
+    tmp_path: Path, kind: Callable[..., Any], columns: dict[str, Any], word: str
+) -> None:
+    run = run_of(tmp_path, kind(changed(plain(), 23, **columns)))
+    with pytest.raises(UserError, match=f"row 23 .*{word}"):
+        run.train()
+    assert not hasattr(run, "seen")
+
+
+@pytest.mark.parametrize("kind", [list, Stream, arrow])
+def test_labels_that_are_shifted_already_are_refused(tmp_path: Path, kind: Callable[..., Any]) -> None:
+    data = [{**row, "labels": [*row["labels"][1:], -100]} for row in plain()]
+    with pytest.raises(UserError, match="moved by one place"):
+        run_of(tmp_path, kind(data)).train()
+
+
+@pytest.mark.parametrize("columns", [{"labels": [-100] * L}, {"attention_mask": [0] * L}])
+def test_data_without_a_target_is_refused_and_rows_without_one_are_not(tmp_path: Path, columns: dict[str, Any]) -> None:
+    data = [{"attention_mask": [1] * L, **row} for row in plain()]
+    with pytest.raises(UserError, match="none of 40 rows"):
+        run_of(tmp_path / "none", [{**row, **columns} for row in data]).train()
+    some = [row if number % 3 == 1 else {**row, **columns} for number, row in enumerate(data)]  # not rows 0 and 39
+    assert run_of(tmp_path / "some", some).train().global_step
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("spoil", [short, packed])
 def test_a_streams_odd_row_is_named_when_it_is_read(tmp_path: Path, spoil: Any, workers: int) -> None:

@@ -135,9 +135,9 @@ def test_other_bags_or_an_end_before_the_switch_are_refused(tmp_path: Path, chan
     [
         ({}, []),
         ({"max_steps": 16}, ["after step 4"]),
-        ({"per_device_train_batch_size": 4}, ["rows per step", "were 2 and are 4"]),
+        ({"per_device_train_batch_size": 4}, ["rows per step", "2 before, now 4"]),
         ({"data_seed": 7}, ["data_seed"]),
-        ({"data": rows(50)}, ["were 64 and are 50"]),
+        ({"data": rows(50)}, ["64 before, now 50"]),
     ],
 )
 def test_what_does_not_go_on_as_it_was_is_said(

@@ -11,7 +11,6 @@ import yaml
 
 from tests.bad_input import refused, tst
 from token_superposition.data.prepare import prepare
-from token_superposition.planner import pilot as pilot_module
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -36,12 +35,11 @@ def config(small_run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_papers_3b_from_its_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     setting = ("--superposition.bag_size", 6, "--superposition.ratio", 0.3)
-    speed = ("--hardware", "b200", "--measured-hours", 247, "--measured-steps", 20_000)
+    speed = ("--hardware", "b200", "--mfu", 0.4)
     plan = plan_of(capsys, CONFIGS / "paper-3b.yaml", *setting, *speed, "--train.total_steps", 50_000)
-    assert plan["model"]["parameters"] == pytest.approx(3.34e9, rel=0.01)
-    assert plan["without"]["device_hours"] == pytest.approx(622, rel=0.05)
+    assert plan["workload"]["parameters"] == pytest.approx(3.34e9, rel=0.01)
+    assert plan["without"]["device_hours"] == pytest.approx(622, rel=0.2)  # the paper's hours
     assert round(plan["without"]["raw_tokens"] / 1e9) == 105
-    assert 0.3 < plan["hardware"]["mfu"] < 0.5
     assert plan["verdict"] == "use"
 
 
@@ -51,12 +49,12 @@ def test_a_plan_becomes_a_run(config: Path, small_run: dict[str, Any], capsys: p
     dry = tst("train", "plan.yaml", "--dry-run", "--json")
     assert dry.code == 0, dry.err
     run = json.loads(dry.out.splitlines()[-1])
-    assert run["parameters"] == plan["model"]["parameters"]
-    assert run["flops"] == plan["same_cost"]["flops"]
-    assert run["raw_tokens"] == plan["same_cost"]["raw_tokens"]
-    assert run["switch_step"] == plan["recommended"]["switch_step"] == 5
-    assert run["epochs"] == pytest.approx(plan["same_cost"]["epochs"], abs=1e-6)
-    assert run["train_tokens"] == plan["corpus_tokens"]
+    assert run["parameters"] == plan["workload"]["parameters"]
+    assert run["flops"] == plan["same_cost"]["runs"][0]["flops"]
+    assert run["raw_tokens"] == plan["same_cost"]["runs"][0]["raw_tokens"]
+    assert run["switch_step"] == plan["same_cost"]["runs"][0]["switch_step"] == 5
+    assert run["epochs"] == pytest.approx(plan["same_cost"]["runs"][0]["epochs"], abs=1e-6)
+    assert run["train_tokens"] == sum(part["num_tokens"] for part in plan["workload"]["corpus"]["sources"])
     assert run["config"]["train"]["warmup_ratio"] == small_run["train"]["warmup_ratio"]
     text = tst("plan", config, "--tokens", 64 * 20, "--out", "plan.yaml").out  # an earlier plan makes way
     assert "Do not use superposition here." in text
@@ -76,8 +74,8 @@ def test_of_a_mixture_plan_and_run_count_the_same(
     sources = {"words": {"path": small_run["data"]["path"]}, "few": {"path": str(little)}}
     config.write_text(yaml.safe_dump({**small_run, "data": {"sources": sources}}))
     plan = plan_of(capsys, config, "--train.total_steps", 40, "--out", "plan.yaml")
-    assert "already reads source few (" in plan["reasons"][0]
-    assert "50% of what is read) more than once" in plan["reasons"][0]
+    assert "already reads source few (" in plan["same_cost"]["reasons"][0]
+    assert "50% of what is read) more than once" in plan["same_cost"]["reasons"][0]
     assert plan["without"]["unique_raw_tokens"] < 0.8 * plan["without"]["raw_tokens"]
     run = json.loads(tst("train", "plan.yaml", "--dry-run", "--json").out.splitlines()[-1])
     for key in ("raw_tokens", "unique_raw_tokens", "epochs"):
@@ -97,40 +95,23 @@ def test_a_model_of_a_size_becomes_a_run_on_ones_own_data(
     monkeypatch.chdir(tmp_path)
     keys = ("--data.path", small_data, "--train.batch_size", 2, "--train.sequence_length", 16)
     plan = plan_of(capsys, "--parameters", "200k", "--tokens", 320, *keys, "--out", "plan.yaml")
-    assert (plan["model"]["vocab_size"], plan["model"]["unit"]) == (320, "bytes")
+    assert (plan["workload"]["vocab_size"], plan["workload"]["unit"]) == (320, "bytes")
     assert plan["without"]["total_steps"] == 10
-    assert any("a Llama of width" in text for text in plan["assumptions"])
+    assert any("a Llama of width" in text for text in plan["workload"]["assumptions"])
     dry = tst("train", "plan.yaml", "--dry-run", "--json")
     assert dry.code == 0, dry.err
-    assert json.loads(dry.out.splitlines()[-1])["parameters"] == plan["model"]["parameters"]
+    assert json.loads(dry.out.splitlines()[-1])["parameters"] == plan["workload"]["parameters"]
 
 
 def test_the_less_costly_run_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("--parameters", "1B", "--tokens", "60B", "--goal", "cost", "--hardware", "h100", "--num-devices", 8)
     plan = plan_of(capsys, *words, "--out", tmp_path / "plan.yaml")
-    low, high = plan["same_loss"]
+    low, high = plan["same_loss"]["runs"]
     assert plan["without"]["total_steps"] > low["total_steps"] > high["total_steps"]
     assert plan["without"]["cost"] > low["cost"] > high["cost"]
     written = yaml.safe_load((tmp_path / "plan.yaml").read_text())
-    assert written["train"]["total_steps"] == plan["recommended"]["total_steps"] == low["total_steps"]
-    assert written["superposition"]["bag_size"] == plan["recommended"]["bag_size"]
-    assert "cautious end" in (tmp_path / "plan.yaml").read_text()
-
-
-def test_the_pilot_measures_this_machine(
-    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(pilot_module, "SECONDS", 0.0)
-    setting = ("--superposition.bag_size", 2, "--superposition.ratio", 0.5)
-    words = ("--tokens", 64 * 100, "--pilot", "--price", 3, "--train.micro_batch_size", 2, *setting)
-    plan = plan_of(capsys, config, *words)
-    assert plan["hardware"]["step_seconds"] > 0
-    assert "measured here" in plan["hardware"]["speed_basis"]
-    assert "2 micro-batches of 2 rows a step" in plan["hardware"]["speed_basis"]
-    seconds = 50 * (plan["hardware"]["step_seconds"] + plan["hardware"]["superposition_step_seconds"])
-    assert plan["same_cost"]["hours"] == pytest.approx(seconds / 3600)
-    assert plan["same_cost"]["cost"] == pytest.approx(3 * seconds / 3600)
-    assert [path.name for path in Path.cwd().iterdir()] == ["small.yaml"]
+    assert written["train"]["total_steps"] == low["total_steps"]
+    assert written["superposition"]["bag_size"] == plan["setting"]["bag_size"]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +152,6 @@ def test_the_pilot_measures_this_machine(
         (["--parameters", "1B", "--tokens", "10B", "--corpus-tokens", "100"], "is smaller than one row"),
         (["--parameters", "100", "--tokens", "10B"], "no usual shape has about 100 parameters"),
         (["--parameters", "1e25", "--tokens", "10B"], "no usual shape has about"),
-        (["--parameters", "1B", "--tokens", "10B", "--measured-hours", "3"], "--measured-steps must be given together"),
         (["--parameters", "1B", "--tokens", "10B", "--train.lerning_rate", "3"], "mean 'train.learning_rate'"),
         (["--parameters", "1B", "--tokens", "10B", "--train.sequence_length", "x"], "train.sequence_length"),
         (["--parameters", "1B", "--tokens", "10B", "--superposition.ratio", "2"], "superposition.ratio"),
@@ -193,7 +173,7 @@ def test_bad_input_is_one_line(config: Path, words: list[str], said: str) -> Non
 
 def test_nobody_elses_file_is_written_over(config: Path) -> None:
     before = config.read_text()
-    assert "is there, and no plan of ours" in refused("plan", config, "--out", config)
+    assert "exists and was not written by tst plan" in refused("plan", config, "--out", config)
     assert config.read_text() == before
 
 

@@ -1,14 +1,13 @@
-"""What the planner is asked for in tests: a model of a billion parameters, and its need of advice."""
+"""What is planned in tests: a model of a billion parameters."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from token_superposition.planner.settings import Need
 from token_superposition.planner.workload import Workload
 
 
-def subject_of(**changed: Any) -> Workload:
+def workload_of(**changed: Any) -> Workload:
     """A model of a billion parameters with the paper's batch, without any file."""
     values: dict[str, Any] = {
         "source": "test",
@@ -27,15 +26,3 @@ def subject_of(**changed: Any) -> Workload:
         "assumptions": [],
     }
     return Workload(**{**values, **changed})
-
-
-def need_of(subject: Workload, steps: int, **changed: Any) -> Need:
-    values: dict[str, Any] = {
-        "scale": subject.scale(steps),
-        "total_steps": steps,
-        "positions_per_step": subject.positions_per_step,
-        "unit": subject.unit,
-        "start": subject.start,
-        "corpus": subject.corpus,
-    }
-    return Need(**{**values, **changed})

@@ -11,9 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.study.reports import difference_of, seed_result
-from token_superposition.study.report import write_report
-from token_superposition.study.significance import headline_of
+from tests.study.reports import difference_of, headline_dict, seed_result, write_report
 
 TOTAL, ROWS, LENGTH, FLOPS = 4000, 16, 128, 3_024_000
 
@@ -117,7 +115,7 @@ def fake_report(arms: list[dict[str, Any]]) -> dict[str, Any]:
             "dtype": "float32",
         },
         "arms": arms,
-        "equal_flops": headline_of(results),
+        "equal_flops": headline_dict(results),
         "equal_flops_all": results,
         "equal_data": None,
         "iso_loss": None,

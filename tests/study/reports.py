@@ -5,15 +5,75 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
-from token_superposition.study.significance import paired_difference
+from token_superposition.study import compare as study_compare
+from token_superposition.study.loss_spike import switch_facts
+from token_superposition.study.report import files, page
+from token_superposition.study.report import verdict as sentences
+from token_superposition.study.report.facts import make_difference
+from token_superposition.study.report.model import Arm, Difference, Report
+from token_superposition.study.report.verdict import Verdict
+from token_superposition.study.significance import headline_of
+from token_superposition.study.speedup import choose_headline, iso_loss_all
 
 WON = (-0.05, -0.06, -0.045, -0.055, -0.052)
 LOST = (0.05, 0.06, 0.045, 0.055, 0.052)
 UNDECIDED = (-0.05, 0.06, -0.02, 0.03, -0.01)
 
 STEPS, SWITCH, POSITIONS, FLOPS = 400, 120, 2048, 5_000_000
+
+
+# A report is made as the values of its JSON, which tests change; these read it as a user's file is read.
+
+
+def compare(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    """The values of the report of a study, as they are in its report.json."""
+    return study_compare.compare(*args, **kwargs).as_dict()
+
+
+def parse(report: dict[str, Any]) -> Report:
+    return files.parse_report(report, "report.json")
+
+
+def render_html(report: dict[str, Any]) -> str:
+    return page.render_html(parse(report))
+
+
+def verdict(report: dict[str, Any]) -> Verdict:
+    return sentences.verdict(parse(report))
+
+
+def said(report: dict[str, Any], label: str | None = None) -> str:
+    """Facts and notes of the verdict, or the one of that label; empty if it is not there."""
+    return " ".join(row.text for row in verdict(report).rows if label in (None, row.label))
+
+
+def write_report(report: dict[str, Any], folder: Path) -> None:
+    files.write_report(parse(report), folder)
+
+
+def to_arms(arms: Sequence[dict[str, Any]]) -> list[Arm]:
+    return [Arm.model_validate(arm) for arm in arms]
+
+
+def headline_dict(differences: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    found = headline_of([Difference.model_validate(each) for each in differences])
+    return next(each for each in differences if each["arm"] == found.arm)
+
+
+def with_readings(report: dict[str, Any]) -> str | None:
+    """Add the speed-ups that follow from the arms; returns why there is no headline."""
+    found = iso_loss_all(to_arms(report["arms"]))
+    headline, reason = choose_headline(found, report["equal_flops"]["arm"])
+    report["iso_loss_all"] = [each.model_dump() for each in found]
+    report["iso_loss"] = headline and headline.model_dump()
+    return reason
+
+
+def switch_dicts(arms: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [each.model_dump() for each in switch_facts(to_arms(arms))]
 
 
 def seed_result(seed: int, final: float, *, steps: int, positions: int, raw_tokens: int, flops: int) -> dict[str, Any]:
@@ -82,16 +142,7 @@ def make_arm(name: str, finals: Sequence[float], *, bag_size: int) -> dict[str, 
 
 def difference_of(baseline: str, theirs: Sequence[float], arm: str, ours: Sequence[float]) -> dict[str, Any]:
     """What a report has of an arm's final losses less the baseline's, seed by seed."""
-    found = paired_difference(ours, theirs)
-    return {
-        "baseline": baseline,
-        "arm": arm,
-        "delta_nats": found.mean,
-        "confidence_interval": None if found.interval is None else list(found.interval),
-        "confidence_level": 0.95,
-        "deltas": list(found.differences),
-        "reason": found.reason,
-    }
+    return make_difference(baseline, theirs, arm, ours).model_dump(mode="json", exclude_unset=True)
 
 
 def make_report(

@@ -16,11 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.study.one_budget import LENGTH, ROWS, compare_fakes, fake_arm, fake_report
-from tests.study.reports import difference_of
-from token_superposition.study.loss_spike import switch_facts
-from token_superposition.study.report import write_report
-from token_superposition.study.significance import headline_of
-from token_superposition.study.speedup import choose_headline, iso_loss_all
+from tests.study.reports import difference_of, headline_dict, switch_dicts, with_readings, write_report
 
 BUDGETS = (1000, 2000, 4000)
 Speedup = float | Callable[[int], float]
@@ -86,14 +82,13 @@ def finish(report: dict[str, Any]) -> dict[str, Any]:
     """What follows from a report's arms, computed as a study would."""
     arms = report["arms"]
     results = compare_fakes(arms)
-    report["equal_flops"] = headline_of(results)
+    report["equal_flops"] = headline_dict(results)
     report["equal_flops_all"] = results
     report["equal_data_all"] = [found for arm in arms[1:] if (found := _equal_data(arms[0], arm))]
     best = report["equal_flops"]["arm"]
     report["equal_data"] = next((found for found in report["equal_data_all"] if found["arm"] == best), None)
-    report["iso_loss_all"] = iso_loss_all(arms)
-    report["iso_loss"], reason = choose_headline(report["iso_loss_all"], best)
-    report["switch"] = switch_facts(arms)
+    reason = with_readings(report)
+    report["switch"] = switch_dicts(arms)
     report["reasons"] = {
         "equal_data": None if report["equal_data"] else "it was not asked for (--equal-data)",
         "iso_loss": reason,

@@ -12,7 +12,8 @@ import yaml
 from torch import Tensor
 
 from tests.in_process import train_here
-from token_superposition.study.compare import compare, load_study
+from tests.study.reports import compare
+from token_superposition.study.compare import load_study
 from token_superposition.training.trainer import Trainer
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"

@@ -17,11 +17,12 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.study.reports import compare
 from tests.training.runs import shared_steps
 from token_superposition.errors import TrainingDivergedError, UserError
 from token_superposition.files import write_json
 from token_superposition.study import runner
-from token_superposition.study.compare import compare, load_study, make_study
+from token_superposition.study.compare import load_study, make_study
 from token_superposition.study.job import Job
 from token_superposition.study.resources import Share
 from token_superposition.study.runner import train_trials

@@ -9,11 +9,12 @@ import pytest
 import torch
 import yaml
 
+from tests.study.reports import compare
 from tests.training.runs import go_until
 from token_superposition.errors import UserError
 from token_superposition.files import write_record
 from token_superposition.study import results
-from token_superposition.study.compare import Study, compare, make_study
+from token_superposition.study.compare import Study, make_study
 from token_superposition.study.results import build_report
 from token_superposition.study.runner import plan_runs
 from token_superposition.study.study_plan import dry_run

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.study.reports import compare
 from tests.training.runs import go_until
 from token_superposition.errors import TrainingDivergedError, UserError
-from token_superposition.study.compare import Study, compare, load_study, make_study
+from token_superposition.study.compare import Study, load_study, make_study
 
 ARM_KEYS = {"name", "stages", "mode", "slot_weights", "bag_size", "ratio", "seeds"}
 SEED_KEYS = {
@@ -299,7 +300,7 @@ def test_what_an_arm_changes_is_in_the_report(small_run: dict[str, Any], tmp_pat
         {"train.optimizer": "muon", "train.weight_decay": 0.0},
     ]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "Of its own it has train.optimizer muon, train.weight_decay 0" in page
+    assert "Its own settings: train.optimizer muon, train.weight_decay 0" in page
     assert "validation set, batch and every setting but those" in page
 
 

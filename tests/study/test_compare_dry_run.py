@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.study.reports import compare
 from tests.training.runs import shared_steps
 from token_superposition.cli import main
 from token_superposition.errors import UserError
 from token_superposition.study import tuning as tune
-from token_superposition.study.compare import compare, make_study
+from token_superposition.study.compare import make_study
 from token_superposition.study.study_config import Study
 from token_superposition.study.study_plan import dry_run
 from token_superposition.study.sweep import parse_sweep

@@ -9,14 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.study.reports import make_report
+from tests.study.reports import compare, make_report, parse, render_html, said, to_arms, with_readings
 from tests.study.synthetic import make_study
 from token_superposition.cli import main
 from token_superposition.errors import UserError
-from token_superposition.study.compare import compare
 from token_superposition.study.compare import make_study as read_study
 from token_superposition.study.prices import cost_of, parse_price
-from token_superposition.study.report import render_html, verdict
 
 
 def timed(*, hours: float = 2.0, speedup: float = 1.0) -> dict[str, Any]:
@@ -32,10 +30,9 @@ def timed(*, hours: float = 2.0, speedup: float = 1.0) -> dict[str, Any]:
 
 
 def costed(report: dict[str, Any], price: float | None, device: str = "cuda:0") -> dict[str, Any]:
-    from token_superposition.study.speedup import iso_loss_all
-
-    report["iso_loss_all"] = iso_loss_all(report["arms"])
-    report["cost"] = cost_of(report["arms"], report["iso_loss_all"], report["equal_flops"]["arm"], device, price)
+    with_readings(report)
+    arms, best = to_arms(report["arms"]), report["equal_flops"]["arm"]
+    report["cost"] = cost_of(arms, parse(report).iso_loss_all, best, device, price).model_dump()
     return report
 
 
@@ -51,7 +48,7 @@ def test_hours_and_money_of_every_arm_and_of_the_saving() -> None:
     assert saving["hours"] == pytest.approx(2 * (1 - 1 / seconds["speedup"]))
     assert saving["money"] == pytest.approx(2.5 * saving["hours"])
     assert saving["money_interval"][0] < saving["money"] < saving["money_interval"][1]
-    for text in (" ".join(verdict(report).details), render_html(report)):
+    for text in (said(report), render_html(report)):
         assert "2.00 GPU-hours ($5.00)" in text
         assert f"(${saving['money']:.2f})" in text
 
@@ -62,8 +59,8 @@ def test_without_a_price_there_are_hours_only() -> None:
     assert [arm["money"] for arm in report["cost"]["arms"]] == [None, None]
     assert report["cost"]["saving"]["hours"] > 0
     assert report["cost"]["saving"]["money"] is None
-    assert "2.00 machine-hours" in " ".join(verdict(report).details)
-    assert "$" not in " ".join(verdict(report).details)
+    assert "2.00 machine-hours" in said(report)
+    assert "$" not in said(report)
 
 
 @pytest.mark.parametrize(("key", "values"), [("num_threads", (1, 4)), ("machine", ("H100", "A100"))])
@@ -77,9 +74,8 @@ def test_seconds_that_cannot_be_compared_give_no_money(key: str, values: tuple[A
     assert cost["saving"] is None
     assert [arm["money"] for arm in cost["arms"]] == [None, None]
     assert all(str(value) in cost["reason"] for value in values)
-    said = " ".join(verdict(report).details)
-    assert "$" not in said
-    assert "not known" in said
+    assert "$" not in said(report)
+    assert "not known" in said(report)
 
 
 def test_a_machine_that_was_busier_with_the_baseline_saves_nothing() -> None:
@@ -90,7 +86,7 @@ def test_a_machine_that_was_busier_with_the_baseline_saves_nothing() -> None:
 
 def test_a_study_of_one_budget_has_no_saving_and_says_why() -> None:
     report = make_report()
-    report["cost"] = cost_of(report["arms"], [], "superposition", "cpu", 2.5)
+    report["cost"] = cost_of(to_arms(report["arms"]), [], "superposition", "cpu", 2.5).model_dump()
     assert report["cost"]["saving"] is None
     assert report["cost"]["reason"]
     assert report["cost"]["arms"][0]["money"] == pytest.approx(75.25 / 3600 * 2.5)

@@ -10,10 +10,11 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 
+from tests.study.reports import compare
 from tests.training.runs import going_on, shared_steps, stranger
 from token_superposition.cli import main
 from token_superposition.errors import UserError
-from token_superposition.study.compare import compare, load_study, make_study
+from token_superposition.study.compare import load_study, make_study
 from token_superposition.training.run_folder import RunFolder
 
 

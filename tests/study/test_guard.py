@@ -17,15 +17,17 @@ import yaml
 
 from tests.conftest import small_run_on
 from tests.in_process import train_here
+from tests.study.reports import compare
 from tests.training.runs import Stopped, check_equal, go
 from token_superposition.cli import main
 from token_superposition.errors import TrainingDivergedError
 from token_superposition.files import read_record, write_record
 from token_superposition.schedule import Schedule
-from token_superposition.study.compare import compare, load_study
+from token_superposition.study.compare import load_study
 from token_superposition.study.guard import guarded_run as guard_run
 from token_superposition.study.guard.guarded_run import GuardRequest, prepare_guard
 from token_superposition.study.guard.placement import GuardPlan, parse_fractions, place_guards
+from token_superposition.study.report.model import Report
 from token_superposition.training.checkpoint import checkpoint_path
 from token_superposition.training.config import TrainConfig, parse_config
 from token_superposition.training.trainer import Trainer
@@ -70,9 +72,9 @@ def compared(small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder / "study"
 
 
-def write_json_only(report: dict[str, Any], folder: Path) -> None:
+def write_json_only(report: Report, folder: Path) -> None:
     """The page, whose figures want longer curves, is not what is read."""
-    (folder / "report.json").write_text(json.dumps(report))
+    (folder / "report.json").write_text(json.dumps(report.as_dict()))
 
 
 @pytest.fixture
@@ -412,10 +414,10 @@ REPORTS: dict[str, tuple[Callable[[dict[str, Any]], Any], list[str], str]] = {
     ),
     "too long": (lambda r: r["arms"][0]["budgets"][0].update(total_steps=30), [], "branches end at 29 to 34"),
     "too short": (lambda r: r["arms"][0]["budgets"][1].update(total_steps=33), [], "for 26 to 33 steps"),
-    "no arms": (lambda r: r.pop("arms"), [], "is not the report of a comparison"),
-    "damaged": (lambda r: r["arms"][0]["budgets"][0].update(seeds=[3]), [], "is not the report of a comparison"),
+    "no arms": (lambda r: r.pop("arms"), [], "report.json: arms: "),
+    "damaged": (lambda r: r["arms"][0]["budgets"][0].update(seeds=[3]), [], "arms.0.budgets.0.seeds.0: "),
     "superposed": (
-        lambda r: r["arms"][0].update(stages=[{"bag_size": 2, "steps": 3}, {"bag_size": 1, "steps": 3}]),
+        lambda r: r["arms"][0].update(switch_step=3),
         [],
         "its first arm, 'baseline', is no baseline",
     ),

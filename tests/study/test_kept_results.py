@@ -1,7 +1,9 @@
-"""What `benchmarks/keep_results.py` keeps of a study is enough to go on with it."""
+"""Kept results: their reports stay readable, and what `benchmarks/keep_results.py` keeps is enough to go on with."""
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +12,40 @@ from typing import Any
 import pytest
 import yaml
 
-from token_superposition.study.compare import compare, load_study
+from tests.study.reports import compare, make_report
+from token_superposition.errors import UserError
+from token_superposition.study.compare import load_study
+from token_superposition.study.report.files import read_report, write_report
 
-PROGRAM = Path(__file__).resolve().parents[2] / "benchmarks" / "keep_results.py"
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = ROOT / "benchmarks" / "keep_results.py"
+KEPT = sorted((ROOT / "results").glob("*/report.json"))
+
+
+@pytest.mark.parametrize("file", KEPT, ids=lambda file: file.parent.name)
+def test_a_kept_report_is_read_and_written_the_same(file: Path, tmp_path: Path) -> None:
+    report = read_report(file)
+    write_report(report, tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text()) == json.loads(file.read_text())
+    assert (tmp_path / "report.html").stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"schema_version": 3}, "schema_version"),
+        ({"arms": []}, "arms"),
+        ({"title": None}, "title"),
+        ({"settings": {}}, r"settings\.total_steps"),
+        ({"equal_flops": {"baseline": "a", "arm": "b", "delta_nats": "x"}}, r"equal_flops\.delta_nats"),
+    ],
+)
+def test_another_report_is_refused_in_one_line_with_the_key(change: dict[str, Any], key: str, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps({**make_report(), **change}))
+    with pytest.raises(UserError, match=f"^{re.escape(str(file))}: {key}: .*; start the command .* again") as caught:
+        read_report(file)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_kept_study_goes_on_without_its_weights(

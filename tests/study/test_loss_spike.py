@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.study.reports import switch_dicts, to_arms
 from tests.study.synthetic import make_arms
-from token_superposition.study.loss_spike import mean_gaps, switch_facts
+from token_superposition.study.loss_spike import mean_gaps
 
 SWITCH = 1200
 GAPS = {1000: 2.0, 1200: 2.0, 1400: 0.5, 1600: 0.1, 1800: 0.01, 2000: -0.01, 2200: 0.0, 2400: -0.02}
@@ -20,14 +21,21 @@ def with_gaps(*seeds: Mapping[int, float | None], spread: Sequence[float] = (0.0
     for number, gaps in enumerate(seeds):
         for arm, share in ((arms[0], 0), (arms[1], 1)):
             arm["seeds"][number]["curve"] = [
-                {"step": step, "validation_loss": None if gap is None else 1.5 + share * gap + spread[0]}
+                {
+                    "step": step,
+                    "phase": "recovery",
+                    "bag_size": 1,
+                    "flops": step,
+                    "raw_tokens": step,
+                    "validation_loss": None if gap is None else 1.5 + share * gap + spread[0],
+                }
                 for step, gap in gaps.items()
             ]
     return arms
 
 
 def facts(*seeds: Mapping[int, float | None]) -> dict[str, Any]:
-    (found,) = switch_facts(with_gaps(*seeds))
+    (found,) = switch_dicts(with_gaps(*seeds))
     return found
 
 
@@ -80,11 +88,11 @@ def test_the_baseline_need_not_be_validated_at_the_switch() -> None:
     curve = arms[0]["seeds"][0]["curve"]
     for point in curve:  # it falls by 0.4 from step 1,000 to 1,400
         point["validation_loss"] = 1.5 + 0.001 * (1200 - point["step"])
-    whole = switch_facts(arms)
+    whole = switch_dicts(arms)
     arms[0]["seeds"][0]["curve"] = [point for point in curve if point["step"] != SWITCH]
-    assert switch_facts(arms)[0]["spike_nats"] == pytest.approx(whole[0]["spike_nats"]) == pytest.approx(2.0)
+    assert switch_dicts(arms)[0]["spike_nats"] == pytest.approx(whole[0]["spike_nats"]) == pytest.approx(2.0)
     arms[0]["seeds"][0]["curve"] = [point for point in curve if point["step"] > SWITCH]
-    (beyond,) = switch_facts(arms)
+    (beyond,) = switch_dicts(arms)
     assert beyond["spike_nats"] is None
     assert "or the baseline not near it" in beyond["reason"]
 
@@ -104,7 +112,7 @@ def test_no_spike_is_read_off_a_line_between_distant_validations(steps: Sequence
     arms = with_gaps(dict.fromkeys(range(0, 4001, 100), 0.5))
     curve = arms[0]["seeds"][0]["curve"]
     arms[0]["seeds"][0]["curve"] = [point for point in curve if point["step"] in steps]
-    (found,) = switch_facts(arms)
+    (found,) = switch_dicts(arms)
     assert (found["spike_nats"], found["spike_steps"]) == (None, None)
     assert "the spike is not known" in found["reason"]
 
@@ -132,13 +140,13 @@ def test_no_recovery_and_no_curves_have_their_reasons() -> None:
 
 def test_every_superposition_arm_has_its_facts() -> None:
     arms = make_arms([("s2", 2, 0.3, 1.2), ("s4", 4, 0.2, 1.5)])
-    assert [(f["arm"], f["switch_step"]) for f in switch_facts(arms)] == [("s2", 1200), ("s4", 800)]
+    assert [(f["arm"], f["switch_step"]) for f in switch_dicts(arms)] == [("s2", 1200), ("s4", 800)]
     for arm in arms:
         del arm["budgets"]  # a report of before
-    assert [f["switch_step"] for f in switch_facts(arms)] == [1200, 800]
+    assert [f["switch_step"] for f in switch_dicts(arms)] == [1200, 800]
 
 
 def test_a_run_without_a_curve_is_passed_over() -> None:
     arms = with_gaps(GAPS, GAPS)
     arms[1]["seeds"][1]["curve"] = []
-    assert dict(mean_gaps(*arms)) == pytest.approx(GAPS)
+    assert dict(mean_gaps(*to_arms(arms))) == pytest.approx(GAPS)

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.study.one_budget import BASE, LOST, STUDIES, TOTAL, WON, fake_arm, fake_report, four_arms, two_arms
-from tests.study.reports import Page
-from token_superposition.study.report import render_html, verdict, write_report
-from token_superposition.study.report.curves import all_series
-from token_superposition.study.report.plot import end_window, whole_window
+from tests.study.reports import Page, parse, render_html, said, verdict, write_report
+from token_superposition.study.report.curves import all_series, end_window, whole_window
 
 
 @pytest.mark.parametrize("study", STUDIES)
@@ -31,8 +29,8 @@ def test_every_study_has_a_whole_page_that_fetches_nothing(study: str, tmp_path:
 @pytest.mark.parametrize(
     ("study", "outcome", "words"),
     [
-        ("won", "won", "lower loss in all 5 seeds: 0.047 nats per byte better"),
-        ("lost", "lost", "higher loss in all 5 seeds: 0.032 nats per byte worse"),
+        ("won", "won", "Superposition won: at the same compute its loss was 0.047 nats per byte better"),
+        ("lost", "lost", "Superposition lost: at the same compute its loss was 0.032 nats per byte worse"),
         ("split", "undecided", "These seeds do not decide"),
         ("won-one-seed", "undecided", "One seed does not decide"),
         ("lost-one-seed", "undecided", "One seed does not decide"),
@@ -48,7 +46,7 @@ def test_the_headline_says_what_came_out(study: str, outcome: str, words: str) -
 def test_one_seed_is_told_what_to_do() -> None:
     words = verdict(two_arms(WON, 1))
     assert "--seeds 5" in words.next_step
-    assert all(text in " ".join(words.details) for text in ("no interval", "0.003", "0.02 to 0.04"))
+    assert all(text in " ".join(row.text for row in words.rows) for text in ("no interval", "0.003", "0.01 to 0.03"))
 
 
 def test_a_loss_says_whether_the_gap_was_still_closing() -> None:
@@ -56,31 +54,31 @@ def test_a_loss_says_whether_the_gap_was_still_closing() -> None:
     for seed in closing["arms"][1]["seeds"]:
         for point in seed["curve"]:
             point["validation_loss"] += 0.1 * (1 - point["step"] / TOTAL)
-    assert any("no longer shrinking" in line for line in verdict(flat).details)
-    assert any("still shrinking" in line for line in verdict(closing).details)
-    assert not any("shrinking" in line for line in verdict(two_arms(WON, 5)).details)
+    assert "no longer shrinking" in said(flat)
+    assert "still shrinking" in said(closing)
+    assert "shrinking" not in said(two_arms(WON, 5))
 
 
 def test_unequal_compute_is_not_called_equal() -> None:
     report = two_arms(WON, 5)
     for seed in report["arms"][1]["seeds"]:
         seed["flops"] *= 1.25
-    assert "with 1.25 times the baseline's compute" in verdict(report).headline
+    assert "with 1.25 times the baseline’s compute" in verdict(report).headline
     page = render_html(report)
     assert "Not at equal compute" in page
     assert "Equal compute: measured" not in page
 
 
 def test_the_best_of_several_arms_is_named_and_said_to_be_chosen() -> None:
-    said = verdict(four_arms())
-    assert "(“s=2, r=0.3”)" in said.headline
-    assert any("best of 3" in line for line in said.details)
+    found = verdict(four_arms())
+    assert "(“s=2, r=0.3”)" in found.headline
+    assert "best of 3" in " ".join(row.text for row in found.notes)
 
 
 @pytest.mark.parametrize("study", STUDIES)
 @pytest.mark.parametrize("key", ["flops", "raw_tokens"])
 def test_the_final_difference_can_be_seen(study: str, key: str) -> None:
-    series = all_series(STUDIES[study](), key)
+    series = all_series(parse(STUDIES[study]()), key)
     whole = whole_window(series)
     end = end_window(series, whole)
     ends = [s.mean[-1].loss for s in series]
@@ -91,7 +89,7 @@ def test_the_final_difference_can_be_seen(study: str, key: str) -> None:
 
 
 def test_the_first_steps_are_cut_off_but_superposition_is_not() -> None:
-    series = all_series(two_arms(WON, 5), "flops")
+    series = all_series(parse(two_arms(WON, 5)), "flops")
     window = whole_window(series)
     plateau = [point.loss for point in series[1].mean if 0 < point.step <= 1200]
     assert window.clipped
@@ -104,7 +102,7 @@ def test_nothing_is_cut_off_a_curve_of_few_points() -> None:
     report = two_arms(WON, 1)
     for arm in report["arms"]:
         arm["seeds"][0]["curve"] = [p for p in arm["seeds"][0]["curve"] if p["step"] % 2000 == 0]
-    assert not whole_window(all_series(report, "flops")).clipped
+    assert not whole_window(all_series(parse(report), "flops")).clipped
 
 
 def test_curves_that_end_apart_from_the_final_losses_say_where() -> None:

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from tests.study.one_budget import STUDIES as ONE_BUDGET
+from tests.study.reports import render_html
 from tests.study.synthetic import STUDIES
-from token_superposition.study.report import render_html
 
 ROOT = Path(__file__).resolve().parents[2]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)

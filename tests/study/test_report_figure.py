@@ -9,18 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.study.reports import FLOPS, POSITIONS, SWITCH, WON, Page, make_report
+from tests.study.reports import FLOPS, POSITIONS, SWITCH, WON, Page, make_report, parse, render_html
 from token_superposition.formatting import count_in_words, duration, power_of_ten, signed
-from token_superposition.study.report import render_html
 from token_superposition.study.report.curves import all_series
-from token_superposition.study.report.plot import AxisScale, spread, tick_labels, ticks
+from token_superposition.study.report.panel import Scale, spread, tick_labels, ticks
 
 
 def test_the_mean_is_over_the_steps_all_seeds_have() -> None:
     report = make_report(WON[:2])
     del report["arms"][0]["seeds"][1]["curve"][3:]
     del report["arms"][0]["seeds"][0]["curve"][0]
-    baseline = all_series(report, "flops")[0]
+    baseline = all_series(parse(report), "flops")[0]
     assert [point.step for point in baseline.mean] == [40, 80]
     for point in baseline.mean:
         losses = [p.loss for line in baseline.seeds for p in line if p.step == point.step]
@@ -32,7 +31,7 @@ def test_the_mean_is_over_the_steps_all_seeds_have() -> None:
 )
 def test_curves_have_a_band_over_their_seeds(num_seeds: int, words: str | None) -> None:
     report = make_report(WON[:num_seeds])
-    series = all_series(report, "flops")[0]
+    series = all_series(parse(report), "flops")[0]
     assert len(series.bands) == (0 if words is None else len(series.mean))
     for point, (low, high) in zip(series.mean, series.bands, strict=False):
         assert low < point.loss < high
@@ -42,7 +41,7 @@ def test_curves_have_a_band_over_their_seeds(num_seeds: int, words: str | None) 
 
 
 def test_the_switch_is_placed_on_each_axis() -> None:
-    by_flops, by_raw = (all_series(make_report(), key) for key in ("flops", "raw_tokens"))
+    by_flops, by_raw = (all_series(parse(make_report()), key) for key in ("flops", "raw_tokens"))
     assert by_flops[0].switch is None
     assert by_flops[1].switch == SWITCH * POSITIONS * FLOPS
     assert by_raw[1].switch == 2 * SWITCH * POSITIONS
@@ -78,7 +77,7 @@ def test_a_power_of_ten_reads_back(value: float) -> None:
 
 
 def test_a_scale_maps_its_ends() -> None:
-    scale = AxisScale(2, 4, start=100, end=20)
+    scale = Scale(2, 4, start=100, end=20)
     assert (scale(2), scale(3), scale(4)) == (100, 60, 20)
     assert ticks(2, 4, 4) == [2, 2.5, 3, 3.5, 4]
 

@@ -10,8 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.study.reports import LOST, UNDECIDED, WON, Page, make_arm, make_report
-from token_superposition.study.report import render_html, verdict, write_report
+from tests.study.reports import (
+    LOST,
+    UNDECIDED,
+    WON,
+    Page,
+    make_arm,
+    make_report,
+    render_html,
+    verdict,
+    write_report,
+)
 
 
 @pytest.mark.parametrize("deltas", [WON, LOST, UNDECIDED, WON[:1], LOST[:1]])
@@ -27,8 +36,8 @@ def test_the_page_is_whole_and_loads_nothing(deltas: Sequence[float]) -> None:
     assert not {"src", "href", "onload", "onclick"} & {key for key, _ in page.attributes}
     assert not re.search(r"\bnan\b|\bNone\b|\binf\b|not finite|not recorded", page.text)
     words = verdict(report)
-    for said in (words.headline, *words.details):
-        assert said in page.text
+    for line in (words.headline, *(row.text for row in words.rows)):
+        assert line in page.text
     assert page.text.index(words.headline) < page.text.index("Loss over compute")
 
 
@@ -59,8 +68,8 @@ def test_other_texts_are_escaped_too() -> None:
 
 def test_what_was_not_measured_is_on_the_page_with_its_reason() -> None:
     text = Page(render_html(make_report())).text
-    assert "Equal data: not measured, because no arm had the same text" in re.sub(r" +(?=[,:])", "", text)
-    assert "Equal loss (speed-up): not measured, because one budget was trained" in re.sub(r" +(?=[,:])", "", text)
+    assert "Equal data Not measured: no arm had the same text." in text
+    assert "Equal loss Not measured: one budget was trained." in text
 
 
 def test_the_switch_is_marked() -> None:
@@ -153,11 +162,11 @@ def test_steps_that_were_skipped_are_told() -> None:
     for arm in report["arms"]:
         for seed in arm["seeds"]:
             seed["skipped_steps"] = 0
-    assert "Skipped steps" not in Page(render_html(report)).text
+    assert "Steps skipped" not in Page(render_html(report)).text
     report["arms"][0]["seeds"][1]["skipped_steps"] = 1
     report["arms"][1]["seeds"][3]["skipped_steps"] = 10
     text = Page(render_html(report)).text
-    assert "weights and optimizer as they were: baseline, seed 1: 1; superposition, seed 3: 10." in text
+    assert "not finite: baseline, seed 1: 1; superposition, seed 3: 10." in text
 
 
 def test_both_files_are_written(tmp_path: Path) -> None:

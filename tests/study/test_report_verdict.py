@@ -10,26 +10,37 @@ from typing import Any
 import pytest
 
 from tests.study.one_budget import fake_arm, fake_report
-from tests.study.reports import LOST, STEPS, SWITCH, UNDECIDED, WON, Page, make_arm, make_report
-from token_superposition.study.report import render_html, verdict
+from tests.study.reports import (
+    LOST,
+    STEPS,
+    SWITCH,
+    UNDECIDED,
+    WON,
+    Page,
+    make_arm,
+    make_report,
+    render_html,
+    said,
+    verdict,
+)
 
 
 def test_won_says_by_how_much_and_that_it_helped() -> None:
     words = verdict(make_report(WON))
     assert words.outcome == "won"
-    assert "in all 5 seeds: 0.052 nats per byte better at the same compute" in words.headline
-    assert "did not help" not in words.headline
-    assert "95% interval 0.045 to 0.059 better" in words.details[0]
-    assert "5 seeds" in words.details[0]
+    assert "won: at the same compute its loss was 0.052 nats per byte better" in words.headline
+    assert "in all 5 seeds" in words.headline
+    assert "95% interval 0.045 to 0.059 better" in words.facts[0].text
+    assert "5 seeds" in words.facts[0].text
 
 
 def test_lost_says_so_in_the_headline_and_why_it_may_be() -> None:
     words = verdict(make_report(LOST))
     assert words.outcome == "lost"
-    assert "in all 5 seeds: 0.052 nats per byte worse at the same compute" in words.headline
-    assert "did not help" in words.headline
-    assert "interval 0.045 to 0.059 worse" in words.details[0]
-    assert any(f"too few next-token steps follow it; here {STEPS - SWITCH} did" in text for text in words.details)
+    assert "lost: at the same compute its loss was 0.052 nats per byte worse" in words.headline
+    assert "in all 5 seeds" in words.headline
+    assert "interval 0.045 to 0.059 worse" in words.facts[0].text
+    assert f"{STEPS - SWITCH} steps followed the switch" in said(make_report(LOST), "Why it may have lost")
 
 
 def test_an_interval_that_holds_zero_decides_nothing() -> None:
@@ -37,14 +48,14 @@ def test_an_interval_that_holds_zero_decides_nothing() -> None:
     assert words.outcome == "undecided"
     assert "do not decide whether superposition helps" in words.headline
     assert "level" not in words.headline
-    assert "includes zero" in words.details[0]
+    assert "includes zero" in words.facts[0].text
 
 
-@pytest.mark.parametrize(("share", "said"), [(0.2, True), (0.0, False)])
-def test_text_that_the_tokenizer_lost_stands_beside_the_bits_per_byte(share: float, said: bool) -> None:
+@pytest.mark.parametrize(("share", "lost"), [(0.2, True), (0.0, False)])
+def test_text_that_the_tokenizer_lost_stands_beside_the_bits_per_byte(share: float, lost: bool) -> None:
     report = make_report(WON)
     report["data"]["text_lost"] = share
-    assert any("lost 20.0% of the characters" in text for text in verdict(report).details) == said
+    assert ("lost 20.0% of the characters" in said(report)) == lost
 
 
 @pytest.mark.parametrize("delta", [-0.5, 0.5])
@@ -53,7 +64,7 @@ def test_one_seed_is_undecided_whatever_the_difference(delta: float) -> None:
     assert words.outcome == "undecided"
     assert f"0.500 nats per byte {'better' if delta < 0 else 'worse'}" in words.headline
     assert "One seed does not decide" in words.headline
-    assert any("no interval" in text for text in words.details)
+    assert "no interval" in said(make_report([delta]), "Equal compute")
     assert "--seeds 5" in words.next_step
 
 
@@ -67,7 +78,7 @@ def test_more_seeds_are_asked_for_where_they_are_few() -> None:
 @pytest.mark.parametrize("deltas", [WON, LOST, UNDECIDED, WON[:1]])
 def test_only_bytes_are_said_to_flatter(deltas: Sequence[float]) -> None:
     def flatters(tokenizer: str) -> bool:
-        return any("may flatter" in text for text in verdict(make_report(deltas, tokenizer=tokenizer)).details)
+        return "may flatter" in said(make_report(deltas, tokenizer=tokenizer))
 
     assert flatters("bytes")
     assert not flatters("gpt2")
@@ -82,22 +93,21 @@ def test_the_unit_is_the_tokenizer_s() -> None:
 
 @pytest.mark.parametrize(("bag_size", "factor"), [(2, "1.30"), (4, "1.90")])
 def test_the_price_in_raw_text_is_said(bag_size: int, factor: str) -> None:
-    details = verdict(make_report(bag_size=bag_size)).details
-    assert any(f"{factor} times the raw data" in text for text in details)
+    assert f"{factor} times the raw data" in said(make_report(bag_size=bag_size), "Text read")
     assert f"× {factor}" in Page(render_html(make_report(bag_size=bag_size))).text
 
 
 def test_text_that_was_read_again_is_said() -> None:
     report = make_report()
-    assert not any("more than once" in text for text in verdict(report).details)
+    assert "more than once" not in said(report)
     for seed in report["arms"][1]["seeds"]:
         seed["unique_raw_tokens"] //= 2
-    assert any("more than once" in text for text in verdict(report).details)
+    assert "more than once" in said(report)
 
 
 def test_a_difference_under_the_noise_is_called_that() -> None:
-    assert any("noise" in text for text in verdict(make_report([-0.001, -0.0011, -0.0012])).details)
-    assert not any("noise" in text for text in verdict(make_report(WON)).details)
+    assert "noise" in said(make_report([-0.001, -0.0011, -0.0012]))
+    assert "noise" not in said(make_report(WON))
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
@@ -109,11 +119,11 @@ def test_a_tiny_difference_that_all_seeds_share_is_level(sign: int, size: float)
     side = "better" if sign < 0 else "worse"
     assert "ended level" in words.headline
     assert f"{size:.4f} nats per byte {side}, which is within the noise" in words.headline
-    assert f"{size:.4f} nats per byte {side}" in words.details[0]
-    assert "0.000 " not in words.details[0]
-    assert "includes zero" not in words.details[0]
-    assert any("noise" in text for text in words.details)
-    assert not any("Superposition costs" in text for text in words.details)
+    assert f"{size:.4f} nats per byte {side}" in words.facts[0].text
+    assert "0.000 " not in words.facts[0].text
+    assert "includes zero" not in words.facts[0].text
+    assert "noise" in said(report, "Equal compute")
+    assert not said(report, "Why it may have lost")
     assert f"Difference in validation loss {size:.4f} {side}" in Page(render_html(report)).text
 
 
@@ -128,15 +138,15 @@ def test_level_is_not_said_where_seeds_do_not_decide(deltas: Sequence[float]) ->
 def test_the_side_of_zero_that_an_interval_lies_on_can_be_read() -> None:
     words = verdict(make_report([-0.02793, -0.02, -0.01207]))
     assert words.outcome == "won"
-    assert "95% interval 0.0003 to 0.0397 better" in words.details[0]
+    assert "95% interval 0.0003 to 0.0397 better" in words.facts[0].text
 
 
 def test_the_best_of_several_arms_was_chosen() -> None:
     report = make_report()
-    assert not any("best of" in text for text in verdict(report).details)
+    assert "best of" not in said(report)
     report["arms"].append(make_arm("bags of 4", [1.6] * 5, bag_size=4))
     report["equal_flops_all"].append({**report["equal_flops"], "arm": "bags of 4"})
-    assert any("best of 2" in text for text in verdict(report).details)
+    assert "best of 2" in said(report)
 
 
 def of_arms(**deltas: Sequence[float]) -> dict[str, Any]:
@@ -151,11 +161,10 @@ def test_an_arm_that_won_is_not_hidden_by_a_lower_one_whose_seeds_lie_apart() ->
     report = of_arms(a=[-0.136, -0.016, -0.016], b=[-0.0445, -0.045, -0.0455], c=[-0.0402, -0.04, -0.0398])
     words = verdict(report)
     assert words.outcome == "won"
-    assert "(“b”) reached a lower loss in all 3 seeds: 0.045 nats per byte better" in words.headline
-    assert "Other arms that are clearly better than the baseline: “c” (0.040 better)." in words.details
-    assert "Better on average, but undecided with these seeds: “a” (0.056 better)." in words.details
-    alone = verdict(of_arms(b=[-0.0445, -0.045, -0.0455])).details
-    assert not any("Other arms" in text or "Better on average" in text for text in alone)
+    assert "(“b”) won: at the same compute its loss was 0.045 nats per byte better" in words.headline
+    assert "clearly better than the baseline: “c” (0.040 better)." in said(report)
+    assert "undecided: “a” (0.056 better)." in said(report)
+    assert not said(of_arms(b=[-0.0445, -0.045, -0.0455]), "Best of several")
 
 
 def test_the_best_of_several_arms_is_held_to_a_wider_interval() -> None:
@@ -164,15 +173,15 @@ def test_the_best_of_several_arms_is_held_to_a_wider_interval() -> None:
     words = verdict(of_arms(a=barely, b=LOST[:3], c=LOST[:3]))
     assert words.outcome == "undecided"
     assert words.headline.startswith("For the best of 3 arms these seeds do not decide")
-    assert "95% interval 0.016 to 0.124 better" in words.details[0]
-    assert "includes zero" not in words.details[0]
-    said = " ".join(words.details)
-    assert "best of 3 superposition arms, chosen by its result, so it counts as a gain only where a wider" in said
-    assert "the 98.3% interval, 0.166 better to 0.026 worse, is not." in said
+    assert "95% interval 0.016 to 0.124 better" in words.facts[0].text
+    assert "includes zero" not in words.facts[0].text
+    chosen = said(of_arms(a=barely, b=LOST[:3], c=LOST[:3]), "Best of several")
+    assert "best of 3" in chosen
+    assert "the 98.3% interval, 0.166 better to 0.026 worse, is not." in chosen
     sure = verdict(of_arms(a=WON, b=LOST))
     assert sure.outcome == "won"
-    assert any("the 97.5% interval, 0.044 to 0.061 better, is." in text for text in sure.details)
-    assert not any("wider" in text for text in verdict(of_arms(a=LOST, b=LOST)).details)
+    assert "the 97.5% interval, 0.044 to 0.061 better, is." in said(of_arms(a=WON, b=LOST))
+    assert "wider" not in said(of_arms(a=LOST, b=LOST))
 
 
 def test_a_run_that_diverged_is_not_compared() -> None:
@@ -221,7 +230,7 @@ def test_people_read_no_signs_of_differences() -> None:
         report = make_report(deltas)
         words = verdict(report)
         shown = re.sub(r"<(script|style|pre).*?</\1>", "", render_html(report), flags=re.S)
-        for text in (words.headline, words.next_step, *words.details, Page(shown).text):
+        for text in (words.headline, words.next_step, *(row.text for row in words.rows), Page(shown).text):
             assert not re.search(r"[+\-−]\d*\.\d", text)
 
 

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 import pytest
 
 from tests.study.reports import LOST, UNDECIDED, WON, difference_of
-from token_superposition.study.significance import Difference, headline_of, outcome_of, widened
+from token_superposition.study.report.facts import make_difference
+from token_superposition.study.report.model import Difference
+from token_superposition.study.significance import headline_of, outcome_of, widened
 
 LOW_BUT_WIDE = (-0.136, -0.016, -0.016)  # mean -0.056, interval -0.228 to +0.116
 CLEAR = (-0.0445, -0.045, -0.0455)
@@ -17,7 +19,7 @@ BARELY = (-0.045, -0.085, -0.080)  # its own interval lies below zero, that of t
 
 
 def difference(deltas: Sequence[float], arm: str = "arm") -> Difference:
-    return difference_of("baseline", [0.0] * len(deltas), arm, deltas)
+    return Difference.model_validate(difference_of("baseline", [0.0] * len(deltas), arm, deltas))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ def test_the_headline_is_of_the_arm_that_decides_the_most(arms: Sequence[Sequenc
 
 def test_the_best_of_several_has_to_be_surer() -> None:
     assert [outcome_of(difference(BARELY), number) for number in (1, 3)] == ["won", "undecided"]
-    assert widened(difference(BARELY), 1) == pytest.approx(difference(BARELY)["confidence_interval"])
+    assert widened(difference(BARELY), 1) == pytest.approx(difference(BARELY).confidence_interval)
     assert widened(difference(BARELY), 3)[1] > 0
     assert outcome_of(difference(WON), 10) == "won"
     assert [outcome_of(difference(LOST), number) for number in (1, 10)] == ["lost", "lost"]
@@ -76,6 +78,6 @@ def test_arms_without_an_effect_seldom_win(num_arms: int) -> None:
     won, studies = 0, 2000
     for _ in range(studies):
         baseline, *arms = [[dice.gauss(0, 1) for _ in range(5)] for _ in range(num_arms + 1)]
-        found = [difference_of("baseline", baseline, str(number), arm) for number, arm in enumerate(arms)]
+        found = [make_difference("baseline", baseline, str(number), arm) for number, arm in enumerate(arms)]
         won += outcome_of(headline_of(found), num_arms) == "won"
     assert 0.01 < won / studies < 0.035

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from tests.study.reports import compare
 from token_superposition.errors import TrainingDivergedError, UserError
 from token_superposition.files import write_json
 from token_superposition.study import runner as queue
-from token_superposition.study.compare import Study, compare, make_study
+from token_superposition.study.compare import Study, make_study
 from token_superposition.study.job import Job
 from token_superposition.study.sweep import parse_sweep
 from token_superposition.study.tuning import Tuned, tune

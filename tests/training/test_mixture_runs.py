@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.study.reports import compare
 from tests.training.runs import go, go_until, numbers, weights
 from token_superposition.data.dataset import TokenDataset
 from token_superposition.data.prepare import prepare
 from token_superposition.errors import UserError
-from token_superposition.study.compare import compare, make_study
+from token_superposition.study.compare import make_study
 from token_superposition.training.config import parse_config
 from token_superposition.training.datasets import mixed_result
 from token_superposition.training.dry_run import describe, dry_run

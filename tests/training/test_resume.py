@@ -116,7 +116,9 @@ def test_a_run_that_is_done_goes_on_to_more_steps_where_its_learning_rate_has_no
         go(steady, folder, train__total_steps=12)
 
 
-def test_without_its_last_checkpoint_it_is_not_taken_for_a_longer_one(steady: dict[str, Any], tmp_path: Path) -> None:
+def test_without_its_last_checkpoint_it_is_not_taken_for_a_longer_one(
+    steady: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As in a study's results that were kept without weights."""
     go(steady, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-0000012")
@@ -124,7 +126,9 @@ def test_without_its_last_checkpoint_it_is_not_taken_for_a_longer_one(steady: di
         UserError, match=r"ended after 12 steps, and the checkpoint that it would continue from to 20 is"
     ):
         go(steady, tmp_path / "run", train__total_steps=20)
+    capsys.readouterr()
     assert go(steady, tmp_path / "run")["steps"] == 12
+    assert "checkpoint of step 12 is missing" in capsys.readouterr().err
 
 
 def test_a_run_whose_learning_rate_falls_is_not_made_longer(

@@ -11,11 +11,12 @@ import pytest
 import torch
 import yaml
 
+from tests.study.reports import compare
 from tests.training.runs import TIMES, go, go_until, numbers, weights
 from tests.training.test_mixture_runs import digits, mixed_run  # noqa: F401
 from token_superposition import slot_weights
 from token_superposition.errors import UserError
-from token_superposition.study.compare import compare, make_study
+from token_superposition.study.compare import make_study
 from token_superposition.training import datasets as measuring
 from token_superposition.training.config import parse_config
 from token_superposition.training.datasets import Corpora

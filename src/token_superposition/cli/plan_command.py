@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from token_superposition.arguments import path
 from token_superposition.errors import UserError
+from token_superposition.files import write_text
 from token_superposition.planner.amounts import amount, between, dollars, num_devices, price, share, whole_amount
 
 if TYPE_CHECKING:
-    from token_superposition.planner.speed import Speed
+    from token_superposition.planner.plan import Plan
     from token_superposition.planner.workload import Workload
 
 _BUDGETS = ("tokens", "flops", "hours", "money")
 _SECTION = "superposition."
+_MARK = "# Written by tst plan"
 _HOURS = between(1e-6, 1e7, "hours, such as 24")
 _PEAK = between(1e9, 1e18, "FLOPs per second of one device, such as 989T")
 
@@ -57,22 +61,11 @@ def add_plan_command(add: Callable[..., argparse.ArgumentParser]) -> None:
     machine.add_argument(
         "--peak-flops", type=_PEAK, metavar="N", help="peak FLOPs per second per device, dense bfloat16, such as 989T"
     )
-    speed = machine.add_mutually_exclusive_group()
-    speed.add_argument(
+    machine.add_argument(
         "--mfu",
         type=share,
         metavar="F",
         help="share of the peak FLOPs that training reaches (default: from measurements)",
-    )
-    speed.add_argument("--pilot", action="store_true", help="measure the step time on this machine first")
-    speed.add_argument(
-        "--measured-hours",
-        type=_HOURS,
-        metavar="H",
-        help="hours that an earlier run took on these devices (with --measured-steps)",
-    )
-    machine.add_argument(
-        "--measured-steps", type=whole_amount, metavar="N", help="number of steps of that run (with --measured-hours)"
     )
     plan.add_argument(
         "--corpus-tokens", type=whole_amount, metavar="N", help="size of the corpus in tokens (default: the dataset's)"
@@ -87,15 +80,14 @@ def add_plan_command(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _plan(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
+    from token_superposition.planner.hardware import find_hardware
     from token_superposition.planner.plan import PlanRequest, check_given, make_plan
     from token_superposition.planner.plan_text import describe
-    from token_superposition.planner.run_file import check_place, write_run
-    from token_superposition.planner.speed import find_hardware
     from token_superposition.yaml_files import parse_overrides
 
     _check(options)
     if options.out:
-        check_place(options.out)
+        _check_place(options.out)
     hardware = find_hardware(
         options.hardware, num_devices=options.num_devices, peak_flops=options.peak_flops, price=options.price
     )
@@ -103,39 +95,23 @@ def _plan(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[
     given = {name.removeprefix(_SECTION): value for name, value in values.items() if name.startswith(_SECTION)}
     keys = {name: value for name, value in values.items() if not name.startswith(_SECTION)}
     check_given(given)
-    subject = _subject(options, keys)
-    budget = next(((kind, value) for kind in _BUDGETS if (value := getattr(options, kind)) is not None), None)
-    measured = None if options.measured_hours is None else (options.measured_hours, options.measured_steps)
-    request = PlanRequest(subject, hardware, budget, options.goal, options.mfu, measured, given)  # type: ignore[arg-type]
-    pilot = None
-    if options.pilot:
-
-        def pilot(bag_size: int) -> Speed:
-            from token_superposition.planner.pilot import measure_speed
-
-            return measure_speed(
-                subject.values,
-                bag_size,
-                num_devices=hardware.num_devices,
-                peak_flops=hardware.peak_flops_per_second,
-                flops_per_step=subject.flops_per_step,
-                quiet=options.quiet,
-            )
-
-    plan = make_plan(request, pilot)
+    budget: Any = next(((kind, value) for kind in _BUDGETS if (value := getattr(options, kind)) is not None), None)
+    plan = make_plan(PlanRequest(_workload(options, keys), hardware, budget, options.goal, options.mfu, given))
     text = describe(plan)
     if options.out:
-        write_run(options.out, plan)
+        _write_run(options.out, plan)
         text += f"\n\nrun in {options.out}: tst train {options.out} --dry-run"
-    return plan, text
+    result = asdict(plan)
+    del result["workload"]["values"]  # `config` has them, with the setting
+    return result, text
 
 
-def _subject(options: argparse.Namespace, keys: Mapping[str, Any]) -> Workload:
-    from token_superposition.planner.workload import subject_of_config, subject_of_size
+def _workload(options: argparse.Namespace, keys: Mapping[str, Any]) -> Workload:
+    from token_superposition.planner.workload import workload_of_config, workload_of_size
 
     if options.config is not None:
-        return subject_of_config(options.config, keys, options.corpus_tokens)
-    return subject_of_size(options.parameters, options.vocab_size, keys, options.corpus_tokens)
+        return workload_of_config(options.config, keys, options.corpus_tokens)
+    return workload_of_size(options.parameters, options.vocab_size, keys, options.corpus_tokens)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -145,9 +121,25 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(
             "--vocab-size needs --parameters; with a configuration file give --model.config.vocab_size instead"
         )
-    if (options.measured_hours is None) != (options.measured_steps is None):
-        raise UserError(
-            "--measured-hours and --measured-steps must be given together: the duration of a run and its steps"
-        )
     if options.mfu is not None and options.hardware is None and options.peak_flops is None:
         raise UserError("--mfu is a share of the peak FLOPs: give --hardware or --peak-flops too")
+
+
+def _check_place(file: Path) -> None:
+    """Refuse to write over anything but an earlier plan."""
+    if file.is_dir():
+        raise UserError(f"--out: {file}: is a folder; name a file")
+    if not file.parent.is_dir():
+        raise UserError(f"--out: {file}: there is no folder {file.parent}")
+    if file.exists() and not file.read_bytes().startswith(_MARK.encode()):
+        raise UserError(f"--out: {file}: exists and was not written by tst plan; name another file, or move it away")
+
+
+def _write_run(file: Path, plan: Plan) -> None:
+    """Write the plan's configuration, with the verdict and its reasons as comments above it."""
+    import yaml
+
+    lines = [f"{_MARK} for {plan.workload.parameters:,} parameters. Verdict: {plan.verdict}."]
+    assumed = [f"assumed: {text}" for text in plan.workload.assumptions]
+    lines += [f"# {text[:1].upper()}{text[1:]}." for text in [*plan.recommended.reasons, *assumed]]
+    write_text(file, "\n".join(lines) + "\n" + yaml.safe_dump(plan.config, sort_keys=False, allow_unicode=True))

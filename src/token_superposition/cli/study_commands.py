@@ -22,6 +22,7 @@ from token_superposition.torchrun import launched_by_torchrun, start_torchrun
 
 if TYPE_CHECKING:
     from token_superposition.study.guard.guarded_run import GuardedRun
+    from token_superposition.study.report.model import Report
     from token_superposition.training.config import RunConfig
 
 
@@ -343,14 +344,14 @@ def _sweep_seeds(options: argparse.Namespace) -> int:
     return 1 if options.sweep_seeds is None else int(options.sweep_seeds)
 
 
-def _with_verdict(report: dict[str, Any], folder: Path) -> tuple[dict[str, Any], str]:
+def _with_verdict(report: Report, folder: Path) -> tuple[dict[str, Any], str]:
     from token_superposition.formatting import wrapped
-    from token_superposition.study.report import verdict
+    from token_superposition.study.report.verdict import verdict
 
     words = verdict(report)
     lines = [wrapped(line) for line in (words.headline, words.next_step)]
-    lines += ["", *(wrapped(f"- {line}", "  ") for line in words.details)]
-    return report, "\n".join([*lines, "", f"report: {folder / 'report.html'}"])
+    lines += ["", *(wrapped(f"- {line}", "  ") for line in (f"{row.label}: {row.text}" for row in words.rows))]
+    return report.as_dict(), "\n".join([*lines, "", f"report: {folder / 'report.html'}"])
 
 
 def _values(overrides: dict[str, str]) -> dict[str, Any]:

@@ -264,4 +264,6 @@ def told(error: Exception) -> str:
 
 
 def _named(numbers: Sequence[int]) -> str:
+    if len(numbers) > 4:
+        return f"rows {numbers[0]} to {numbers[-1]}"
     return f"row {numbers[0]}" if len(numbers) == 1 else f"rows {', '.join(map(str, numbers))}"

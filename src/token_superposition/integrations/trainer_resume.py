@@ -108,7 +108,7 @@ def continued(before: Started, stage: Stage, wanted: Schedule | None, total_step
 def warn_of_other_rows(before: Started, facts: Mapping[str, int | None]) -> None:
     """Warn if the next rows differ from the rows that the run would have read without the interruption."""
     changed = [
-        f"{words} were {before.facts[name]} and are {facts[name]}"
+        f"{words}: {before.facts[name]} before, now {facts[name]}"
         for name, words in _FACTS.items()
         if before.facts[name] != facts[name]
     ]

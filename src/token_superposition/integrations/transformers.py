@@ -45,6 +45,7 @@ from token_superposition.integrations.dataset_checks import (
 )
 from token_superposition.integrations.folding import HONOURED, PACKED, Folding, Group, collated
 from token_superposition.integrations.loss_check import check_loss, check_settings, who_overrides
+from token_superposition.integrations.row_checks import check_rows, check_targets
 from token_superposition.integrations.superposition_arguments import SuperpositionArguments as SuperpositionArguments
 from token_superposition.integrations.trainer_progress import FollowSteps, TrainerProgress
 from token_superposition.integrations.trainer_resume import KEY, Started, continued, started
@@ -225,7 +226,10 @@ class SuperpositionMixin:
             if self._run is not None:
                 self._run.opened = some.opened
             batch = collated(self._plain_collator(), some.rows, some.numbers)
-            length = self._folding().table(some.rows, some.numbers).ids.shape[1]
+            table = self._folding().table(some.rows, some.numbers)
+            check_targets(table, some.numbers, rows, self._folding().table)
+            check_rows(rows, self._token_column, trainer.model.get_input_embeddings().weight.shape[0])
+            length = table.ids.shape[1]
             check_next_token_loss(trainer, batch, some.numbers)
         if (why := disorder(rows)) is not None:
             logger.warning("%s: %s; give rows in the order of the text", why, cost_of_disorder(self._stage, length))

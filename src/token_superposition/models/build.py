@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from token_superposition.errors import UserError, did_you_mean
+from token_superposition.errors import UserError, did_you_mean, shortened
 from token_superposition.files import is_whole_number
 from token_superposition.models.families import num_attention_layers, refusal
 from token_superposition.models.flops import ModelCost
@@ -154,7 +154,7 @@ def try_out(architecture: str, model: nn.Module) -> None:
 
 
 def _refused(architecture: str, verb: str, error: Exception) -> UserError:
-    line = " ".join(str(error).split()) or type(error).__name__
+    line = " ".join(map(shortened, str(error).split())) or type(error).__name__
     return UserError(f"model.config: {architecture} {verb} these values: {line[:300]}")
 
 

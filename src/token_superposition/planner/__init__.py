@@ -1,12 +1,10 @@
-"""`tst plan`: what a run would cost with and without superposition, before money is spent.
+"""`tst plan`: what a run costs with and without superposition, and what was measured near it.
 
-From the bottom up: `amounts` (10B, 1.5T), `hardware` (peaks and list prices), `measured` (what was measured so far, as
-package data), `expectation` (from that, a range for the run in question), `shapes` (a model for a parameter count),
-`subject` (what is planned: model, batch, corpus), `speed` (seconds a step: from MFU, from a run's hours, from a pilot),
-`advice` (bag size, ratio, slot weights, or none, each with its reasons), `forecast` (steps, FLOPs, tokens, hours, cost;
-puts all of it together), `report` (for people), `run_file` (the YAML).
+From the bottom up: `amounts` parses 10B or $5,000; `measured_runs` reads the tables in `evidence/`; `shapes` gives a
+model for a parameter count; `workload` is the model, batch and corpus; `hardware` has peaks, prices and the MFU;
+`advice` finds the nearest measured runs and from them a setting, a range and a verdict; `plan` puts all together and
+`plan_text` writes it for people.
 
-No figure of what superposition saves is written into the code: each comes from the tables in `evidence/`, and where
-these have nothing near, the plan says so and gives none. Numbers of steps and tokens come from the same `Schedule` that
-a run is trained by.
+No figure of what superposition saves is in the code. Each comes from a measured run near the planned one. If there is
+none, the plan says so.
 """

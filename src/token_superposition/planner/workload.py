@@ -1,8 +1,7 @@
-"""What is planned: a run's configuration, or a model of so many parameters, counted; its batch, corpus and kind.
+"""What is planned: the model, batch and corpus of a configuration, or of a model with a given parameter count.
 
-A configuration's own `superposition` section is not looked at: the plan is what recommends one. Its model is sketched
-without storage, as `tst train --dry-run` does; a mere parameter count needs no model library. Whatever is assumed is
-said, in `assumptions`.
+The `superposition` section of a configuration is ignored, because the plan recommends one. Its model is built without
+storage, as in `tst train --dry-run`. For a parameter count the model is counted by arithmetic, without torch.
 """
 
 from __future__ import annotations
@@ -39,15 +38,15 @@ class Workload:
     """What is planned.
 
     Attributes:
-        source: the file, or the option, that it is from.
-        values: a run's configuration, nested, without a superposition section.
+        source: the file or option that it is from.
+        values: the run's configuration, nested, without a superposition section.
         architecture, parameters, vocab_size: of the model.
-        active_parameters: those that a position visits; of a mixture of experts fewer.
+        active_parameters: used per position; fewer than all in a mixture of experts.
         flops_per_position: forward and backward.
         positions_per_step, sequence_length: of the batch.
-        total_steps: that the configuration names; None for a parameter count.
-        unit, start: what its tokens are, and whether its weights are fresh.
-        corpus: of the training splits; None where it is not known.
+        total_steps: of the configuration; None for a parameter count.
+        unit, start: the kind of its tokens; fresh or trained weights.
+        corpus: the training text; None if not known.
         assumptions: what was not given, in words.
     """
 
@@ -76,18 +75,18 @@ class Workload:
         return RunSize(self.active_parameters, total_steps * self.positions_per_step)
 
     def config(self, total_steps: int) -> dict[str, Any]:
-        """The configuration of a run of so many steps; of a parameter count's, warm-up is the paper's, or a tenth."""
+        """The configuration of a run of so many steps. For a parameter count, warm-up is the paper's, or a tenth."""
         train = {**self.values.get("train", {}), "total_steps": total_steps}
         if self.total_steps is None and train.get("warmup_steps") is None:
             train.setdefault("warmup_ratio", round(min(0.1, _WARMUP_STEPS / total_steps), 6))
         return {**self.values, "train": train}
 
 
-def subject_of_config(path: Path, keys: Mapping[str, Any], corpus_tokens: int | None) -> Workload:
-    """A run's YAML file with keys laid over it.
+def workload_of_config(path: Path, keys: Mapping[str, Any], corpus_tokens: int | None) -> Workload:
+    """A run's YAML file, with keys that override it.
 
     Raises:
-        UserError: for what `tst train` would refuse of it; or where neither data nor a key says the vocabulary.
+        UserError: for what `tst train` refuses, or if neither data nor a key gives the vocabulary.
     """
     from token_superposition.training.config import parse_config, read_yaml
 
@@ -97,13 +96,13 @@ def subject_of_config(path: Path, keys: Mapping[str, Any], corpus_tokens: int | 
     return _counted(config, str(path), config.train.total_steps, corpus_tokens, [])
 
 
-def subject_of_size(
+def workload_of_size(
     parameters: int, vocab_size: int | None, keys: Mapping[str, Any], corpus_tokens: int | None
 ) -> Workload:
-    """A usual Llama of about so many parameters, with a usual batch; keys of a configuration are laid over it.
+    """A Llama of usual shape with about so many parameters and a usual batch; keys override its configuration.
 
     Raises:
-        UserError: where no usual shape has so many parameters, or a key does not fit.
+        UserError: if no usual shape has so many parameters, or a key does not fit.
     """
     from token_superposition.training.config import parse_config
 
@@ -281,14 +280,9 @@ def _made(
     )
 
 
-# How much text there is to read: one corpus, or the sources of a mixture, each read by its share.
-#
-# A mixture repeats as soon as its scarcest source does, long before as many tokens are read as it has in all.
-
-
 @dataclass(frozen=True)
 class PlannedSource:
-    """Tokens of one source, and the share of what a run reads that is taken from it; without a name, all of it."""
+    """Tokens of one source, and its share of what a run reads."""
 
     num_tokens: int
     share: float = 1.0
@@ -296,13 +290,13 @@ class PlannedSource:
 
     @property
     def once(self) -> float:
-        """Raw tokens that a run reads, of all sources, until it has read this one once."""
+        """Raw tokens of all sources that a run reads until it has read this source once."""
         return self.num_tokens / self.share
 
 
 @dataclass(frozen=True)
 class PlannedCorpus:
-    """The text of a run."""
+    """The text of a run. A mixture repeats text as soon as its scarcest source is read once."""
 
     sources: tuple[PlannedSource, ...]
 
@@ -313,7 +307,7 @@ class PlannedCorpus:
 
     @property
     def num_tokens(self) -> int:
-        """Of all of it."""
+        """Of all sources."""
         return sum(source.num_tokens for source in self.sources)
 
     @property
@@ -322,15 +316,15 @@ class PlannedCorpus:
         return min(self.sources, key=lambda source: source.once)
 
     def holds(self, raw_tokens: int) -> bool:
-        """Whether so many are read without reading any text twice."""
+        """Whether so many tokens can be read without reading any text twice."""
         return raw_tokens <= self.scarcest.once
 
     def unique(self, raw_tokens: int) -> int:
-        """How many of them are different."""
+        """The number of different tokens among so many."""
         return sum(min(round(raw_tokens * source.share), source.num_tokens) for source in self.sources)
 
     def __str__(self) -> str:
-        """The scarcest part of it, to follow a verb."""
+        """The scarcest source, in words."""
         scarcest = self.scarcest
         tokens = count_in_words(scarcest.num_tokens)
         if len(self.sources) == 1:

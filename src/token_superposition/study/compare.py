@@ -23,7 +23,8 @@ from token_superposition.data.mutual_information import MutualInformation
 from token_superposition.errors import UserError
 from token_superposition.files import make_folder, naming, remove_empty
 from token_superposition.progress import say, warn
-from token_superposition.study.report import write_report
+from token_superposition.study.report.files import write_report
+from token_superposition.study.report.model import Report, SweepReport
 from token_superposition.study.results import build_report
 from token_superposition.study.runner import train_trials
 from token_superposition.study.study_config import Study, load_study, make_study
@@ -48,7 +49,7 @@ def compare(
     jobs: int | None = None,
     quiet: bool = False,
     command: str | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """Train every arm at every budget with every seed, and write `report.json` and `report.html`.
 
     Args:
@@ -61,7 +62,7 @@ def compare(
         command: what to type for the same again, for the report.
 
     Returns:
-        The report, as in `report.json`.
+        The report, which is also in the folder.
 
     Raises:
         UserError: where an arm could not run, or another process is at work in the folder.
@@ -79,13 +80,14 @@ def compare(
             # What a value of the sweep brought.
             _warn_all([text for text in what_is_odd_in(trials, ready.sources) if text not in ready.odd])
         report = build_report(study, trials, num_seeds, longer)
-        report["runs_at_once"] = runs_at_once
+        more: dict[str, Any] = {"runs_at_once": runs_at_once}
         if tuned is not None:
-            report["sweep"] = tuned.report
+            more["sweep"] = SweepReport.model_validate(tuned.report)
         if ready.measured:
-            report["mutual_information"] = {arm: found.as_dict() for arm, found in ready.measured.items()}
+            more["mutual_information"] = {arm: found.as_dict() for arm, found in ready.measured.items()}
         if command is not None:
-            report["command"] = command
+            more["command"] = command
+        report = report.model_copy(update=more)
         write_report(report, folder)
     return report
 

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -15,6 +15,9 @@ from token_superposition.errors import UserError
 from token_superposition.study.study_config import LEAST_STEPS, budget_words, make_study
 from token_superposition.study.study_options import check_request
 from token_superposition.study.sweep import parse_sweep, sweep_words
+
+if TYPE_CHECKING:
+    from token_superposition.study.report.model import Report
 
 
 def demo_config() -> dict[str, Any]:
@@ -36,7 +39,7 @@ def demo(
     sweep_budget: int | None = None,
     jobs: int | None = None,
     quiet: bool = False,
-) -> dict[str, Any]:
+) -> Report:
     """Prepare the Python source on this machine, train both arms on it, and report into `folder`.
 
     Args:
@@ -49,7 +52,7 @@ def demo(
         num_seeds, jobs, quiet: as in `compare`.
 
     Returns:
-        The report, as in `report.json`.
+        The report, which is also in the folder.
     """
     if steps is not None and steps < LEAST_STEPS:
         raise UserError(f"--steps is at least {LEAST_STEPS}, not {steps}")

@@ -24,32 +24,25 @@ import itertools
 import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
 
-from token_superposition.study.arms import Arm, Budget, by_seed, reference
+from token_superposition.study.report.model import Arm, SeedRun, Switch
 
 LEFT = 0.1  # of the spike, where it counts as over
 _MOST_APART = 0.25  # of the run, whatever the interval
 
 
-def switch_facts(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+def switch_facts(arms: Sequence[Arm]) -> list[Switch]:
     """Spike and crossing of every superposition arm.
 
     Args:
         arms: the report's, the baseline first.
-
-    Returns:
-        A dictionary an arm: arm (its name), switch_step, spike_nats, spike_steps (recovery steps until it was over),
-        crossing_step, crossing_recovery_steps (the same, counted from the switch), ahead_at_end (whether superposition
-        was at or below the baseline at the last validation of both; null where there is none after the switch), reason
-        (why any of them is null).
     """
     return [_facts(arms[0], arm) for arm in arms[1:]]
 
 
 def mean_gaps(baseline: Arm, arm: Arm) -> list[tuple[int, float]]:
     """(step, mean over seeds of the arm's validation loss less the baseline's), at the steps all of them have."""
-    theirs, ours = by_seed(reference(baseline)), by_seed(reference(arm))
+    theirs, ours = baseline.reference.by_seed, arm.reference.by_seed
     gaps = []
     for seed, run in ours.items():
         if seed in theirs:
@@ -63,15 +56,15 @@ def mean_gaps(baseline: Arm, arm: Arm) -> list[tuple[int, float]]:
 def _most_apart(baseline: Arm, gaps: Sequence[tuple[int, float]]) -> float:
     """The most steps between two validations that are near to each other; 0 where there are no two validations."""
     distances = [after - before for (before, _), (after, _) in itertools.pairwise(gaps)]
-    total = int(reference(baseline)["total_steps"])
+    total = baseline.reference.total_steps
     return min(2 * statistics.median(distances), _MOST_APART * total) if distances else 0.0
 
 
 def _mean_gap_at(baseline: Arm, arm: Arm, step: int, most_apart: float) -> float | None:
     """The mean gap at a step at which the arm was validated; None where the baseline was not near it."""
-    theirs, gaps = by_seed(reference(baseline)), []
-    for seed, run in by_seed(reference(arm)).items():
-        base, ours = _losses(theirs.get(seed, {})), _losses(run)
+    theirs, gaps = baseline.reference.by_seed, []
+    for seed, run in arm.reference.by_seed.items():
+        base, ours = _losses(theirs[seed]) if seed in theirs else {}, _losses(run)
         if not base or not ours:  # as for the other steps
             continue
         loss = _loss_near(base, step, most_apart)
@@ -93,15 +86,14 @@ def _loss_near(losses: Mapping[int, float], step: int, most_apart: float) -> flo
     return losses[before] + share * (losses[after] - losses[before])
 
 
-def _losses(run: Mapping[str, Any]) -> dict[int, float]:
+def _losses(run: SeedRun) -> dict[int, float]:
     """A run's validation losses by step, those that are numbers."""
-    losses = {int(point["step"]): point.get("validation_loss") for point in run.get("curve") or []}
+    losses = {point.step: point.validation_loss for point in run.curve}
     return {step: loss for step, loss in losses.items() if loss is not None and math.isfinite(loss)}
 
 
-def _facts(baseline: Arm, arm: Arm) -> dict[str, Any]:
-    budget: Budget = reference(arm)
-    switch = int(budget["switch_step"])
+def _facts(baseline: Arm, arm: Arm) -> Switch:
+    switch = arm.reference.switch_step
     gaps = mean_gaps(baseline, arm)
     most = _most_apart(baseline, gaps)
     at_switch = _mean_gap_at(baseline, arm, switch, most)
@@ -111,16 +103,16 @@ def _facts(baseline: Arm, arm: Arm) -> dict[str, Any]:
     near = {step for step, last in before.items() if step - last <= most}
     spike, spike_steps, no_spike = _spike(at_switch, recovery, switch, near)
     crossing, no_crossing = _crossing(recovery, near, before)
-    return {
-        "arm": arm["name"],
-        "switch_step": switch,
-        "spike_nats": spike,
-        "spike_steps": spike_steps,
-        "crossing_step": crossing,
-        "crossing_recovery_steps": None if crossing is None else crossing - switch,
-        "ahead_at_end": recovery[-1][1] <= 0 if recovery else None,
-        "reason": "; ".join(reason for reason in (no_spike, no_crossing) if reason) or None,
-    }
+    return Switch(
+        arm=arm.name,
+        switch_step=switch,
+        spike_nats=spike,
+        spike_steps=spike_steps,
+        crossing_step=crossing,
+        crossing_recovery_steps=None if crossing is None else crossing - switch,
+        ahead_at_end=recovery[-1][1] <= 0 if recovery else None,
+        reason="; ".join(reason for reason in (no_spike, no_crossing) if reason) or None,
+    )
 
 
 def _spike(

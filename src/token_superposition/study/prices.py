@@ -9,11 +9,12 @@ baseline's final loss: what one run of the baseline takes, minus what superposit
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from token_superposition.errors import UserError
-from token_superposition.study.arms import Arm, reference, why_seconds_differ
+from token_superposition.study.report.facts import why_seconds_differ
+from token_superposition.study.report.model import Arm, ArmCost, Cost, Saving, Speedup
 
 MUCH_FASTER = 1.1  # seconds a step from arm to arm: on a quiet machine they are within a few percent
 _MOST = 1e9
@@ -39,8 +40,8 @@ def parse_price(given: Any, place: str) -> float:
 
 
 def cost_of(
-    arms: Sequence[Arm], speedups: Sequence[Mapping[str, Any]], best: str, device: str | None, price: float | None
-) -> dict[str, Any]:
+    arms: Sequence[Arm], speedups: Sequence[Speedup], best: str, device: str | None, price: float | None
+) -> Cost:
     """Hours and money of every arm, and what the best arm saves.
 
     Args:
@@ -49,62 +50,53 @@ def cost_of(
         best: the arm that the saving is of.
         device: what the runs computed on.
         price: of an hour of the device; None for hours only.
-
-    Returns:
-        unit (`GPU-hours` or `machine-hours`), price_per_hour, arms (name, hours, money of one run at the longest
-        budget), saving (null, or hours, money, share of the baseline's cost, and their intervals) and reason (why
-        there is no saving, or no money). A saving below zero is a loss.
     """
     incomparable = why_seconds_differ(arms)
     paid = price if incomparable is None else None
     listed = []
     for arm in arms:
-        seconds = [run.get("wall_seconds") for run in reference(arm)["seeds"]]
-        known = bool(seconds) and all(isinstance(each, int | float) and math.isfinite(each) for each in seconds)
-        hours = math.fsum(seconds) / len(seconds) / 3600 if known else None
-        listed.append({"name": arm["name"], "hours": hours, "money": _times(hours, paid)})
+        seconds = [run.wall_seconds for run in arm.reference.seeds]
+        known = [each for each in seconds if each is not None and math.isfinite(each)]
+        hours = math.fsum(known) / len(known) / 3600 if known and len(known) == len(seconds) else None
+        listed.append(ArmCost(name=arm.name, hours=hours, money=_times(hours, paid)))
     saving, reason = None, incomparable
     if reason is None:
         saving, reason = _saving(speedups, best, paid)
-    return {
-        "unit": "GPU-hours" if (device or "").startswith("cuda") else "machine-hours",
-        "price_per_hour": price,
-        "arms": listed,
-        "saving": saving,
-        "reason": reason,
-    }
+    return Cost(
+        unit="GPU-hours" if (device or "").startswith("cuda") else "machine-hours",
+        price_per_hour=price,
+        arms=tuple(listed),
+        saving=saving,
+        reason=reason,
+    )
 
 
-def _saving(
-    speedups: Sequence[Mapping[str, Any]], best: str, price: float | None
-) -> tuple[dict[str, Any] | None, str | None]:
+def _saving(speedups: Sequence[Speedup], best: str, price: float | None) -> tuple[Saving | None, str | None]:
     """What the best arm saves, and why there is no saving, or no interval of it."""
-    headline = {
-        found["unit"]: found for found in speedups if (found.get("arm"), found.get("read_at")) == (best, "baseline_end")
-    }
+    headline = {found.unit: found for found in speedups if (found.arm, found.read_at) == (best, "baseline_end")}
     found = headline.get("seconds")
     if found is None:
         return None, "no speed-up was measured"
-    if found["speedup"] is None:
-        return None, found["reason"]
-    flops = headline["flops"]["speedup"]
-    if flops is not None and found["speedup"] > MUCH_FASTER * flops:
+    if found.speedup is None or found.baseline_cost is None:
+        return None, found.reason
+    flops = headline["flops"].speedup
+    if flops is not None and found.speedup > MUCH_FASTER * flops:
         return None, (
-            f"the baseline’s steps took {found['speedup'] / flops:.2f} times as long as superposition’s, which "
+            f"the baseline’s steps took {found.speedup / flops:.2f} times as long as superposition’s, which "
             "the method does not explain, so the machine was busier with them"
         )
-    hours, share, ends = found["baseline_cost"] / 3600, 1 - 1 / found["speedup"], found["confidence_interval"]
-    shares = [1 - 1 / end for end in ends] if ends else None
-    saving = {
-        "arm": best,
-        "share": share,
-        "share_interval": shares,
-        "hours": hours * share,
-        "hours_interval": shares and [hours * each for each in shares],
-        "money": _times(hours * share, price),
-        "money_interval": shares and price and [hours * each * price for each in shares],
-    }
-    return saving, found["reason"]
+    hours, share, ends = found.baseline_cost / 3600, 1 - 1 / found.speedup, found.confidence_interval
+    shares = (1 - 1 / ends[0], 1 - 1 / ends[1]) if ends else None
+    saving = Saving(
+        arm=best,
+        share=share,
+        share_interval=shares,
+        hours=hours * share,
+        hours_interval=(hours * shares[0], hours * shares[1]) if shares else None,
+        money=_times(hours * share, price),
+        money_interval=(hours * shares[0] * price, hours * shares[1] * price) if shares and price else None,
+    )
+    return saving, found.reason
 
 
 def _times(hours: float | None, price: float | None) -> float | None:

@@ -18,9 +18,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-Difference = Mapping[str, Any]  # an entry of the report's `equal_flops_all`
+if TYPE_CHECKING:
+    from token_superposition.study.report.model import Difference
+
 Outcome = Literal["won", "lost", "level", "undecided"]
 OUTCOME_WORDS: Mapping[Outcome, str] = {
     "won": "clearly better",
@@ -51,7 +53,7 @@ def outcome_of(difference: Difference, num_arms: int) -> Outcome:
         difference: the arm's.
         num_arms: how many arms were compared with the baseline.
     """
-    ends, delta = difference["confidence_interval"], _delta(difference)
+    ends, delta = difference.confidence_interval, _delta(difference)
     if ends is None:
         return "undecided"
     below, above = ends[1] < 0, ends[0] > 0
@@ -74,17 +76,17 @@ def is_lower(one: Difference, other: Difference) -> bool:
 
 def widened(difference: Difference, num_arms: int) -> tuple[float, float]:
     """The interval that has to lie below zero for a gain; only of a difference that has an interval."""
-    return t_interval(difference["deltas"], widened_level(difference, num_arms))
+    return t_interval(difference.deltas, widened_level(difference, num_arms))
 
 
 def widened_level(difference: Difference, num_arms: int) -> float:
     """That interval's confidence: 0.99 for five arms."""
-    return 1 - (1 - float(difference["confidence_level"])) / num_arms
+    return 1 - (1 - float(difference.confidence_level)) / num_arms
 
 
 def _delta(difference: Difference) -> float:
     """Infinite where a run ended without a finite loss, which is worse than any."""
-    delta = difference["delta_nats"]
+    delta = difference.delta_nats
     return float(delta) if delta is not None and math.isfinite(delta) else math.inf
 
 

@@ -31,16 +31,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from token_superposition.study.arms import Arm, Budget, budgets, by_seed, quoted, reference
+from token_superposition.study.report.model import Arm, Budget, ReadAt, Speedup, Unit
 from token_superposition.study.significance import NOISE, ONE_SEED, t_interval
 
-ReadAt = Literal["baseline_end", "superposition_end"]
-Unit = Literal["flops", "seconds"]
 LEVEL = 0.95
 ONE_BUDGET = "one budget was trained, and a speed-up at equal loss needs several (such as --budgets 1000,2000,4000)"
-_COST: Mapping[Unit, str] = {"flops": "flops", "seconds": "wall_seconds"}
 _COST_WORDS: Mapping[Unit, str] = {"flops": "compute", "seconds": "wall time"}
 
 
@@ -79,28 +76,18 @@ class _Unreadable(Exception):  # noqa: N818 - an answer, not an error
         self.reason, self.bounds = reason, bounds
 
 
-def iso_loss_all(arms: Sequence[Arm]) -> list[dict[str, Any]]:
+def iso_loss_all(arms: Sequence[Arm]) -> list[Speedup]:
     """The speed-up of every superposition arm, read at both ends, in FLOPs and in measured seconds.
 
     Args:
         arms: the report's, the baseline first.
-
-    Returns:
-        A dictionary a reading: baseline, arm (names), read_at, unit, loss (nats), speedup, confidence_interval,
-        confidence_level, speedups (one a seed), baseline_cost, arm_cost (in the unit), bounds ([low, high], one of them
-        null, where the loss lies outside the curve), basis (how it was read), reason (why there is no speed-up, or no
-        interval). Numbers that cannot be had are null.
     """
-    baseline = arms[0]
-    return [
-        _iso_loss(baseline, arm, read_at, unit)
-        for arm in arms[1:]
-        for unit in _COST
-        for read_at in ("baseline_end", "superposition_end")
-    ]
+    units: tuple[Unit, ...] = ("flops", "seconds")
+    ends: tuple[ReadAt, ...] = ("baseline_end", "superposition_end")
+    return [_iso_loss(arms[0], arm, read_at, unit) for arm in arms[1:] for unit in units for read_at in ends]
 
 
-def choose_headline(results: Sequence[Mapping[str, Any]], arm: str) -> tuple[dict[str, Any] | None, str | None]:
+def choose_headline(results: Sequence[Speedup], arm: str) -> tuple[Speedup | None, str | None]:
     """The speed-up that the report leads with, or None and the reason.
 
     Args:
@@ -108,38 +95,24 @@ def choose_headline(results: Sequence[Mapping[str, Any]], arm: str) -> tuple[dic
         arm: the arm that the report's `equal_flops` is about.
     """
     for result in results:
-        if (result["arm"], result["read_at"], result["unit"]) == (arm, "baseline_end", "flops"):
-            return (None, result["reason"]) if result["speedup"] is None else (dict(result), None)
+        if (result.arm, result.read_at, result.unit) == (arm, "baseline_end", "flops"):
+            return (None, result.reason) if result.speedup is None else (result, None)
     return None, ONE_BUDGET
 
 
-def _iso_loss(baseline: Arm, arm: Arm, read_at: ReadAt, unit: Unit) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "baseline": baseline["name"],
-        "arm": arm["name"],
-        "read_at": read_at,
-        "unit": unit,
-        "loss": None,
-        "speedup": None,
-        "confidence_interval": None,
-        "confidence_level": LEVEL,
-        "speedups": [],
-        "baseline_cost": None,
-        "arm_cost": None,
-        "bounds": None,
-        "basis": None,
-        "reason": None,
-    }
+def _iso_loss(baseline: Arm, arm: Arm, read_at: ReadAt, unit: Unit) -> Speedup:
+    result: dict[str, Any] = {name: field.get_default() for name, field in Speedup.model_fields.items()}
+    result |= {"baseline": baseline.name, "arm": arm.name, "read_at": read_at, "unit": unit, "confidence_level": LEVEL}
     at_baseline = read_at == "baseline_end"
     ending, other = (baseline, arm) if at_baseline else (arm, baseline)
     ending_cost, other_cost = ("baseline_cost", "arm_cost") if at_baseline else ("arm_cost", "baseline_cost")
     try:
-        seeds = [seed for seed in by_seed(reference(baseline)) if seed in by_seed(reference(arm))]
+        seeds = [seed for seed in baseline.reference.by_seed if seed in arm.reference.by_seed]
         end = _end(ending, unit, seeds)
         result |= {"loss": end.loss, ending_cost: math.exp(end.log_cost)}
         reading = _read(other, end, unit, seeds, at_baseline=at_baseline)
     except _Unreadable as no:
-        return result | {"reason": no.reason, "bounds": no.bounds}
+        return Speedup(**result | {"reason": no.reason, "bounds": no.bounds})
     sign = 1 if at_baseline else -1
     center = sign * (end.log_cost - reading.log_cost)
     logs = [
@@ -148,37 +121,37 @@ def _iso_loss(baseline: Arm, arm: Arm, read_at: ReadAt, unit: Unit) -> dict[str,
     ]
     if reading.no_interval is None:
         result["confidence_interval"] = [math.exp(limit) for limit in t_interval(logs, LEVEL)]
-    return result | {
+    result |= {
         "speedup": math.exp(center),
         "speedups": [math.exp(value) for value in logs],
         other_cost: math.exp(reading.log_cost),
         "basis": reading.basis,
         "reason": reading.no_interval,
     }
+    return Speedup(**result)
 
 
 def _end(arm: Arm, unit: Unit, seeds: Sequence[int]) -> _Point:
-    budget = reference(arm)
+    budget = arm.reference
     point = _point(budget, unit, seeds)
     if point is None:
         what = "loss and cost" if unit == "flops" else "loss and wall time"
         raise _Unreadable(
-            f"{quoted(arm['name'])} has no finite {what} of every seed at {budget['total_steps']:,} steps, its longest "
-            "budget"
+            f"{arm.quoted} has no finite {what} of every seed at {budget.total_steps:,} steps, its longest budget"
         )
     return point
 
 
 def _point(budget: Budget, unit: Unit, seeds: Sequence[int]) -> _Point | None:
     """None where a seed's loss or cost is missing or not finite: a mean over other seeds would be another curve's."""
-    runs = by_seed(budget)
+    runs = budget.by_seed
     if not seeds or any(seed not in runs for seed in seeds):
         return None
-    losses = [_number(runs[seed].get("final_validation_loss")) for seed in seeds]
-    costs = [_number(runs[seed].get(_COST[unit])) for seed in seeds]
+    losses = [_number(runs[seed].final_validation_loss) for seed in seeds]
+    costs = [_number(runs[seed].flops if unit == "flops" else runs[seed].wall_seconds) for seed in seeds]
     if not all(map(math.isfinite, losses)) or not all(math.isfinite(cost) and cost > 0 for cost in costs):
         return None
-    return _Point(int(budget["total_steps"]), tuple(map(math.log, costs)), tuple(losses))
+    return _Point(budget.total_steps, tuple(map(math.log, costs)), tuple(losses))
 
 
 def _read(arm: Arm, end: _Point, unit: Unit, seeds: Sequence[int], *, at_baseline: bool) -> _Reading:
@@ -187,8 +160,8 @@ def _read(arm: Arm, end: _Point, unit: Unit, seeds: Sequence[int], *, at_baselin
     Raises:
         _Unreadable: where the curve does not pass that loss.
     """
-    name, loss, cost = quoted(arm["name"]), end.loss, _COST_WORDS[unit]
-    points = {budget["total_steps"]: _point(budget, unit, seeds) for budget in budgets(arm)}
+    name, loss, cost = arm.quoted, end.loss, _COST_WORDS[unit]
+    points = {budget.total_steps: _point(budget, unit, seeds) for budget in arm.all_budgets}
     curve = [point for point in points.values() if point is not None]
     left_out = [steps for steps, point in points.items() if point is None]
     without = f" (without {_steps(left_out)}, where a run has no finite loss or {cost})" if left_out else ""
@@ -286,5 +259,5 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -146,6 +146,12 @@ def _open(world: World, folder: RunFolder, config: RunConfig, tell: Callable[[st
         for text in run.damage:
             warn(f"{text}; continuing from the previous checkpoint")
         if run.result is not None:
+            if run.steps_done < run.schedule.total_steps:
+                warn(
+                    f"{folder.path}: this run is finished, but its checkpoint of step {run.schedule.total_steps} is "
+                    f"missing; to train the last steps again, delete {folder.summary_file.name} and run this command "
+                    "again"
+                )
             return run
         if run.stored is None and picks_threads and run.config.train.device == "cpu":
             for text in choose_threads().remarks():

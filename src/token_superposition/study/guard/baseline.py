@@ -19,9 +19,8 @@ from typing import Any
 
 from token_superposition.errors import UserError
 from token_superposition.files import read_object
-from token_superposition.schedule import Schedule
-from token_superposition.study.arms import budgets, by_seed
 from token_superposition.study.guard.projection import Curve, pooled_deviation
+from token_superposition.study.report.files import parse_report
 from token_superposition.training.run_folder import RunFolder
 from token_superposition.training.stored_run import StoredRun
 
@@ -141,35 +140,26 @@ def read_baseline(places: Sequence[Path]) -> Baseline:
 def _of_report(place: Path) -> Baseline:
     file = place / "report.json" if place.is_dir() else place
     try:
-        report = read_object(file, "give a study's folder or its report.json")
+        values = read_object(file, "give a study's folder or its report.json")
     except FileNotFoundError:
         raise UserError(
             f"--guard {file}: is not there; give a study's folder, its report.json, or finished runs; {_COMPARE}"
         ) from None
     try:
-        arm, model, data, settings = (report["arms"][0], *(report[key] for key in ("model", "data", "settings")))
-        if Schedule.from_dicts(arm["stages"]).switch_step > 0:
-            raise UserError(f"--guard {file}: its first arm, {arm['name']!r}, is no baseline: it has superposition")
-        curve = {
-            int(budget["total_steps"]): [float(run["final_validation_loss"]) for run in by_seed(budget).values()]
-            for budget in budgets(arm)
-        }
-        facts = {
-            **model_facts(model["architecture"], model["config"], model.get("init_from")),
-            **size_facts(
-                settings["batch_size"],
-                settings["sequence_length"],
-                model["parameters"],
-                data["validation_tokens_used"],
-            ),
-            **data_facts(data["tokenizer"], data["train_tokens"], data["train_bytes"]),
-            **training_facts(settings),
-        }
-        runs = sorted((file.parent / "runs" / arm["name"]).glob("**/seed-*/run.json"))
-    except (LookupError, TypeError, ValueError, AttributeError):
-        raise UserError(
-            f"--guard {file}: is not the report of a comparison, or is damaged; give a study's folder or report.json"
-        ) from None
+        report = parse_report(values, str(file))
+    except UserError as error:
+        raise UserError(f"--guard {error}") from None
+    arm, model, data, settings = report.arms[0], report.model, report.data, report.settings
+    if arm.switch_step > 0:
+        raise UserError(f"--guard {file}: its first arm, {arm.name!r}, is no baseline: it has superposition")
+    curve = {budget.total_steps: [run.loss for run in budget.seeds] for budget in arm.all_budgets}
+    facts = {
+        **model_facts(model.architecture, model.config or {}, model.init_from),
+        **size_facts(settings.batch_size, settings.sequence_length, model.parameters, data.validation_tokens_used),
+        **data_facts(data.tokenizer, data.train_tokens, data.train_bytes),
+        **training_facts(settings.model_dump(mode="json")),
+    }
+    runs = sorted((file.parent / "runs" / arm.name).glob("**/seed-*/run.json"))
     record = RunFolder(runs[0].parent).read_record() if runs else None
     if record is not None:
         facts |= fingerprint_fact(record.data_fingerprint)

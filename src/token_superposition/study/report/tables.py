@@ -1,11 +1,9 @@
-"""The report's tables: one column an arm, and with several seeds one row a seed."""
+"""The tables of the page, as cells: the arms, the budgets, the speed-ups, the seeds."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from html import escape
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from token_superposition.formatting import (
     as_typed,
@@ -14,351 +12,281 @@ from token_superposition.formatting import (
     count_in_words,
     decimal,
     duration,
-    finite,
     interval,
     memory,
     plain,
     power_of_ten,
 )
 from token_superposition.schedule import describe_slot_weights
-from token_superposition.study.arms import Arm, why_seconds_differ
-from token_superposition.study.report.budget_facts import (
-    as_difference,
-    budget_at,
+from token_superposition.study.report.facts import (
+    baseline,
     compared_steps,
     difference_at,
-    difference_at_equal_data,
+    differences,
+    equal_data_of,
     equal_data_steps,
     has_budgets,
-    reference_steps,
-)
-from token_superposition.study.report.facts import (
-    Report,
-    baseline,
-    differences,
-    mean,
     num_seeds,
     outcome_words,
     ratio,
+    readings,
+    reference_steps,
+    switch_of,
     token_word,
     unit,
+    why_seconds_differ,
 )
-from token_superposition.study.report.findings import Reading, readings, saving, saving_interval, switch_of
-from token_superposition.study.report.plot import arm_class, marker
+from token_superposition.study.report.model import Arm, Budget, Difference, ReadAt, Report, Speedup
+from token_superposition.study.report.sentences import bounds_words, saving, saving_interval
 
-_Cell = Callable[[Arm], str]
-
-_FEW_ARMS = 4  # more stand closer, and their cells may break, so that a page holds them
+_FEW_ARMS = 4  # more are set closer, and their cells may break, so that a page holds them
 
 
-def arm_heading(index: int, name: str) -> str:
-    """An arm's name with its marker, in its colour."""
-    mark = f'<svg viewBox="0 0 12 12" aria-hidden="true">{marker(index, 6, 6)}</svg>'
-    return f'<span class="arm-name {arm_class(index)}">{mark}{escape(name)}</span>'
+@dataclass(frozen=True)
+class Cell:
+    """A cell: its text, further lines in small print, and the place of the arm whose mark it has."""
+
+    text: str
+    more: tuple[str, ...] = ()
+    arm: int | None = None
+    kind: str = ""
 
 
-def arms_table(report: Report, number: int) -> str:
-    """What each arm reached and what it used, means over seeds."""
-    seeds = num_seeds(report)
-    over = f"Means over {seeds} seeds. " if seeds > 1 else ""
+@dataclass(frozen=True)
+class TableRow:
+    """A row: its heading and its cells; `kind` is its class."""
+
+    cells: Sequence[Cell]
+    kind: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: caption, head, and groups of rows; `kind` and `holder` are classes."""
+
+    caption: str
+    head: Sequence[Cell]
+    bodies: Sequence[Sequence[TableRow]]
+    kind: str = ""
+    holder: str = ""
+
+
+_Write = Callable[[Arm], Cell | str]
+_NONE = Cell("–")
+
+
+def arms_table(report: Report) -> Table:
+    """What each arm reached and used: means over seeds, a column for each arm."""
     longest = f" at {count(reference_steps(report))} steps, the longest budget" if has_budgets(report) else ""
-    heads = "".join(
-        f'<th scope="col">{arm_heading(index, arm["name"])}</th>' for index, arm in enumerate(report["arms"])
-    )
-    bodies = "".join(
-        f"<tbody>{''.join(_row(report, *row) for row in rows)}</tbody>"
-        for rows in (_results(report), _trained(report), _used(report))
-    )
-    return (
-        f'<div class="scroll"><table{_kind(report)}><caption><b>Table {number}.</b> The arms{longest}. {over}'
-        "Raw tokens are what is read; positions are what the network computes, and what FLOPs count.</caption>"
-        f'<thead><tr><th scope="col"></th>{heads}</tr></thead>{bodies}</table></div>'
+    over = f" Means over {num_seeds(report)} seeds." if num_seeds(report) > 1 else ""
+    groups = (_results(report), _trained(report), _used(report))
+    bodies = [[_arms_row(report, title, write) for title, write in group] for group in groups]
+    bodies[0][0] = TableRow(bodies[0][0].cells, "key")
+    return Table(
+        f"The arms{longest}.{over} Raw tokens are what is read; positions are what the network computes.",
+        [Cell(""), *(Cell(arm.name, arm=index) for index, arm in enumerate(report.arms))],
+        bodies,
+        _kind(report),
     )
 
 
 def _kind(report: Report) -> str:
-    """The table's class."""
-    return ' class="many"' if len(report["arms"]) > _FEW_ARMS else ""
+    return "many" if len(report.arms) > _FEW_ARMS else ""
 
 
-def _row(report: Report, title: str, cell: _Cell, kind: str = "") -> str:
-    cells = "".join(f"<td>{cell(arm)}</td>" for arm in report["arms"])
-    return f'<tr{kind}><th scope="row">{escape(title)}</th>{cells}</tr>'
+def _arms_row(report: Report, title: str, write: _Write) -> TableRow:
+    cells = [cell if isinstance(cell := write(arm), Cell) else Cell(cell) for arm in report.arms]
+    return TableRow([Cell(title), *cells])
 
 
-def _results(report: Report) -> list[tuple[str, _Cell, str]]:
-    found = {result["arm"]: result for result in differences(report)}
-
-    def difference(arm: Arm) -> str:
-        result = found.get(arm["name"])
-        if result is None:
-            return "–"
-        return _difference_cell(report, result, f"{result['confidence_level']:.0%} interval")
-
-    def at_equal_data(arm: Arm) -> str:
-        result = difference_at_equal_data(report, arm)
-        if result is None:
-            return "–"
-        return _difference_cell(report, result)
+def _results(report: Report) -> list[tuple[str, _Write]]:
+    found = {result.arm: result for result in differences(report)}
 
     def span(arm: Arm) -> str:
-        losses = [seed["final_validation_loss"] for seed in arm["seeds"]]
-        if not all(map(finite, losses)):
-            return "–"
-        return f"{decimal(min(losses))} to {decimal(max(losses))}"
+        known = [run.final_validation_loss for run in arm.seeds if run.final_validation_loss is not None]
+        return f"{decimal(min(known))} to {decimal(max(known))}" if known else "–"
 
-    rows: list[tuple[str, _Cell, str]] = [
-        (f"Final validation loss, {unit(report)}", lambda a: decimal(mean(a, "final_validation_loss")), ' class="key"'),
-        ("Difference to the baseline", difference, ""),
-        ("Bits per byte", lambda a: decimal(mean(a, "bits_per_byte")), ""),
+    rows: list[tuple[str, _Write]] = [
+        (f"Final validation loss, {unit(report)}", lambda arm: decimal(arm.mean("final_validation_loss")))
     ]
-    if any(difference_at_equal_data(report, arm) for arm in report["arms"]):
-        rows.insert(2, ("Difference at equal data", at_equal_data, ""))
     if num_seeds(report) > 1:
-        rows.insert(1, ("Lowest to highest seed", span, ""))
+        rows.append(("Lowest to highest seed", span))
+    rows.append(("Difference to the baseline", lambda arm: _difference(report, found.get(arm.name))))
+    if any(equal_data_of(report, arm) for arm in report.arms):
+        rows.append(("Difference at equal data", lambda arm: _difference(report, equal_data_of(report, arm))))
+    rows.append(("Bits per byte", lambda arm: decimal(arm.mean("bits_per_byte"))))
     return rows
 
 
-def _difference_cell(report: Report, result: Mapping[str, Any], level: str = "") -> str:
+def _difference(report: Report, found: Difference | None) -> Cell:
     """A difference, its interval, and what the seeds say of it."""
-    ends = result["confidence_interval"]
-    lines = [level, interval(ends)] if ends else ["no interval"]
-    lines.append(outcome_words(report, result))
-    return compared(result["delta_nats"], 4) + "".join(more(line) for line in lines if line)
+    if found is None:
+        return _NONE
+    ends = found.confidence_interval
+    level = f"{found.confidence_level:.0%}: {interval(ends)}" if ends else "no interval"
+    return Cell(compared(found.delta_nats, 4), (level, outcome_words(report, found)))
 
 
-def more(text: str) -> str:
-    """A further line in a cell, in small print."""
-    return f'<span class="more">{escape(text)}</span>'
-
-
-def _trained(report: Report) -> list[tuple[str, _Cell]]:
+def _trained(report: Report) -> list[tuple[str, _Write]]:
     def superposed(arm: Arm) -> str:
-        if not arm["switch_step"]:
+        if not arm.switch_step:
             return "none"
-        return f"{plain(arm['mode'])}, {describe_slot_weights(arm['slot_weights'])}".replace("_", " ")
-
-    def bags(arm: Arm) -> str:
-        sizes = [str(stage["bag_size"]) for stage in arm["stages"]]
-        return escape(" → ".join(sizes))
-
-    sweep = report.get("sweep") or {"keys": [], "arms": []}
-    best = {tried["name"]: tried["best"] for tried in sweep["arms"]}
-
-    def swept(key: str) -> _Cell:
-        return lambda arm: escape(as_typed(best[arm["name"]][key]))
+        return f"{plain(arm.mode)}, {describe_slot_weights(arm.slot_weights)}".replace("_", " ")
 
     def spike(arm: Arm) -> str:
         found = switch_of(report, arm)
-        return compared(found["spike_nats"], 2) if found and found["spike_nats"] is not None else "–"
+        return compared(found.spike_nats, 2) if found and found.spike_nats is not None else "–"
+
+    best = {tried.name: tried.best for tried in report.sweep.arms} if report.sweep else {}
+
+    def swept(key: str) -> _Write:
+        return lambda arm: as_typed(best[arm.name][key])
 
     def crossing(arm: Arm) -> str:
         found = switch_of(report, arm)
         if found is None:
             return "–"
-        if found["crossing_step"] is not None:
-            return count(found["crossing_step"])
-        return "not reached" if found.get("ahead_at_end") is False else "not known"
+        if found.crossing_step is not None:
+            return count(found.crossing_step)
+        return "not reached" if found.ahead_at_end is False else "not known"
 
-    at_switch: list[tuple[str, _Cell]] = [
-        ("Loss against the baseline’s at the switch", spike),
-        ("At or below the baseline’s from step", crossing),
+    rows: list[tuple[str, _Write]] = [
+        ("Bag size, stage by stage", lambda arm: " → ".join(str(stage.bag_size) for stage in arm.stages)),
+        ("Superposition: mode, slot weights", superposed),
+        ("Share of steps in superposition", lambda arm: f"{100 * arm.ratio:.3g}%"),
+        ("Switch to next-token at step", lambda arm: count(arm.switch_step) if arm.switch_step else "–"),
     ]
-    keys = [key for key in sweep["keys"] if key != "train.learning_rate"]  # which has its row in any case
-    return [
-        ("Bag size, stage by stage", bags),
-        ("Superposition: mode, slot weights", lambda a: escape(superposed(a))),
-        ("Share of steps in superposition", lambda a: f"{100 * a['ratio']:.3g}%"),
-        ("Switch to next-token at step", lambda a: count(a["switch_step"]) if a["switch_step"] else "–"),
-        *(at_switch if report.get("switch") else []),
-        ("Peak learning rate", lambda a: plain(a.get("learning_rate", report["settings"].get("learning_rate")))),
-        *((key, swept(key)) for key in keys),
-    ]
+    if report.switch:
+        rows += [("Loss against the baseline’s at the switch", spike), ("At or below the baseline from step", crossing)]
+    rows.append(("Peak learning rate", lambda arm: plain(arm.learning_rate or report.settings.learning_rate)))
+    if report.sweep:
+        keys = [key for key in report.sweep.keys if key != "train.learning_rate"]
+        rows += [(key, swept(key)) for key in keys]
+    return rows
 
 
-def _used(report: Report) -> list[tuple[str, _Cell]]:
-    def wall_time(arm: Arm) -> str:
-        if why_seconds_differ(report["arms"]):
-            return escape(duration(mean(arm, "wall_seconds")))
-        return against("wall_seconds", duration)(arm)
-
-    def against(key: str, write: Callable[[float | None], str]) -> _Cell:
-        def cell(arm: Arm) -> str:
+def _used(report: Report) -> list[tuple[str, _Write]]:
+    def against(key: str, write: Callable[[float | None], str]) -> Callable[[Arm], Cell]:
+        def cell(arm: Arm) -> Cell:
             relative = ratio(report, arm, key) if arm is not baseline(report) else None
-            against_it = more(f"× {decimal(relative, 2)}") if relative is not None else ""
-            return escape(write(mean(arm, key))) + against_it
+            return Cell(write(arm.mean(key)), () if relative is None else (f"× {decimal(relative, 2)}",))
 
         return cell
 
+    def seconds(arm: Arm) -> Cell:
+        cell = against("wall_seconds", duration)(arm)
+        return Cell(cell.text) if why_seconds_differ(report.arms) else cell
+
     return [
-        ("Optimizer steps", lambda a: count(mean(a, "steps"))),
-        ("Positions", lambda a: count(mean(a, "positions"))),
+        ("Optimizer steps", lambda arm: count(arm.mean("steps"))),
+        ("Positions", lambda arm: count(arm.mean("positions"))),
         ("Training FLOPs", against("flops", power_of_ten)),
         ("Raw tokens read", against("raw_tokens", count)),
         ("Unique raw tokens", against("unique_raw_tokens", count)),
-        ("Wall time", wall_time),
-        ("Peak memory", lambda a: memory(mean(a, "peak_memory_bytes"))),
+        ("Wall time", seconds),
+        ("Peak memory", lambda arm: memory(arm.mean("peak_memory_bytes"))),
     ]
 
 
-def seeds_table(report: Report, number: int) -> str:
-    """Every seed's final loss and difference; empty with one seed."""
-    if num_seeds(report) < 2:
-        return ""
-    found = differences(report)
-    order = {arm["name"]: index for index, arm in enumerate(report["arms"])}
-    heads = "".join(f'<th scope="col">{arm_heading(order[a["name"]], a["name"])}</th>' for a in report["arms"])
-    heads += "".join(
-        '<th scope="col">difference'
-        + (f'<span class="more">{arm_heading(order[r["arm"]], r["arm"])}</span>' if len(found) > 1 else "")
-        + "</th>"
-        for r in found
-    )
-    losses = [[seed["final_validation_loss"] for seed in arm["seeds"]] for arm in report["arms"]]
-    rows = "".join(
-        f'<tr><th scope="row">{escape(str(seed["seed"]))}</th>'
-        + "".join(f"<td>{decimal(_at(column, place))}</td>" for column in losses)
-        + "".join(f"<td>{compared(_at(r['deltas'], place), 4)}</td>" for r in found)
-        + "</tr>"
-        for place, seed in enumerate(baseline(report)["seeds"])
-    )
-    means = "".join(f"<td>{decimal(mean(arm, 'final_validation_loss'))}</td>" for arm in report["arms"])
-    means += "".join(f"<td>{compared(r['delta_nats'], 4)}</td>" for r in found)
-    return (
-        f'<div class="scroll seeds"><table{_kind(report)}><caption><b>Table {number}.</b> Final validation loss of '
-        f"every seed, {escape(unit(report))}. Arms share a seed’s initialisation, so differences are taken seed by "
-        "seed.</caption>"
-        f'<thead><tr><th scope="col">Seed</th>{heads}</tr></thead><tbody>{rows}</tbody>'
-        f'<tbody><tr class="key"><th scope="row">Mean</th>{means}</tr></tbody></table></div>'
-    )
-
-
-def _at(values: list[float], place: int) -> float | None:
-    return values[place] if place < len(values) else None
-
-
-# The tables of the budgets: every arm at every length it was trained, and the speed-ups read off between them.
-
-
-_HEADS = ("Final loss", "Difference", "Learning rate", "Raw {token}s read", "Compute, FLOPs", "Wall time")
-
-
-def budgets_table(report: Report, number: int) -> str:
-    """Every arm at every budget, a group of rows a budget; then what was trained for equal data."""
-    heads = "".join(f'<th scope="col">{text.format(token=token_word(report))}</th>' for text in _HEADS)
-    groups = [_group(report, steps, f"{count(steps)} steps", equal_data=False) for steps in compared_steps(report)]
-    groups += [
-        _group(report, steps, f"{count(steps)} steps, for equal data", equal_data=True)
-        for steps in equal_data_steps(report)
-    ]
-    seeds = "Means over seeds; d" if any(len(arm["seeds"]) > 1 for arm in report["arms"]) else "D"
-    return (
-        f'<div class="scroll"><table class="budgets"><caption><b>Table {number}.</b> The budgets. {seeds}ifferences '
-        "are to the baseline at the same steps, in the last group to the baseline that read as much text. Losses in "
-        f'{escape(unit(report))}.</caption><thead><tr><th scope="col"></th>{heads}</tr></thead>{"".join(groups)}'
-        "</table></div>"
-    )
-
-
-def _group(report: Report, steps: int, title: str, *, equal_data: bool) -> str:
+def seeds_table(report: Report) -> Table:
+    """Every seed's final loss and difference."""
+    found, several = differences(report), len(differences(report)) > 1
+    head = [Cell("Seed"), *(Cell(arm.name, arm=index) for index, arm in enumerate(report.arms))]
+    head += [Cell("difference", (each.arm,) if several else ()) for each in found]
     rows = []
-    for index, arm in enumerate(report["arms"]):
-        budget = budget_at(arm, steps)
-        if budget is not None and (budget["kind"] != "budget") == equal_data:
-            rows.append(_budget_row(report, index, arm, budget, _difference(report, arm, steps) if index else ""))
-        elif equal_data:
-            data = difference_at_equal_data(report, arm)
-            if data is not None and data.get("total_steps") == steps:
-                longest = budget_at(arm, compared_steps(report)[-1])
-                if longest is not None:
-                    note = f"of {count(longest['total_steps'])} steps"
-                    cell = _interval_cell(report, data)
-                    rows.append(_budget_row(report, index, arm, longest, cell, note))
-    heading = f'<tr class="group"><th scope="rowgroup" colspan="{len(_HEADS) + 1}">{escape(title)}</th></tr>'
-    return f"<tbody>{heading}{''.join(rows)}</tbody>"
+    for place, run in enumerate(baseline(report).seeds):
+        losses = [arm.seeds[place].final_validation_loss if place < len(arm.seeds) else None for arm in report.arms]
+        deltas = [each.deltas[place] if place < len(each.deltas) else None for each in found]
+        rows.append(
+            TableRow(
+                [
+                    Cell(str(run.seed)),
+                    *(Cell(decimal(loss)) for loss in losses),
+                    *(Cell(compared(delta, 4)) for delta in deltas),
+                ]
+            )
+        )
+    means = [Cell(decimal(arm.mean("final_validation_loss"))) for arm in report.arms]
+    mean = TableRow([Cell("Mean"), *means, *(Cell(compared(each.delta_nats, 4)) for each in found)], "key")
+    caption = f"Final validation loss of every seed, {unit(report)}. Arms share a seed’s initialisation."
+    return Table(caption, head, [rows, [mean]], _kind(report), "seeds")
 
 
-def _budget_row(
-    report: Report, index: int, arm: Arm, budget: Mapping[str, Any], difference: str, note: str = ""
-) -> str:
-    rate = budget.get("learning_rate") or arm.get("learning_rate") or report["settings"].get("learning_rate")
+def budgets_table(report: Report) -> Table:
+    """Every arm at every budget, a group of rows for each; then what was trained for equal data."""
+    tokens = f"Raw {token_word(report)}s read"
+    heads = ("", "Final loss", "Difference", "Learning rate", tokens, "Compute, FLOPs", "Wall time")
+    bodies = []
+    for steps in compared_steps(report):
+        rows = [TableRow([Cell(f"{count(steps)} steps")], "group")]
+        for index, arm in enumerate(report.arms):
+            budget = arm.budget_at(steps)
+            if budget is not None and budget.kind == "budget":
+                cell = _difference(report, difference_at(report, arm, steps)) if index else Cell("")
+                rows.append(_budget_row(report, Cell(arm.name, arm=index), budget, cell))
+        bodies.append(rows)
+    for steps in equal_data_steps(report):
+        rows = [TableRow([Cell(f"{count(steps)} steps, for equal data")], "group")]
+        longer = baseline(report).budget_at(steps)
+        if longer is not None:
+            rows.append(_budget_row(report, Cell(baseline(report).name, arm=0), longer, Cell("")))
+        for index, arm in enumerate(report.arms[1:], 1):
+            found = equal_data_of(report, arm)
+            if found is not None and found.total_steps == steps:
+                name = Cell(arm.name, (f"of {count(arm.reference.total_steps)} steps",), arm=index)
+                rows.append(_budget_row(report, name, arm.reference, _difference(report, found)))
+        bodies.append(rows)
+    caption = (
+        f"The budgets. Differences are to the baseline at the same steps; at equal data, to the baseline that read as "
+        f"much text. Losses in {unit(report)}."
+    )
+    return Table(caption, [Cell(text) for text in heads], bodies, "budgets")
+
+
+def _budget_row(report: Report, name: Cell, budget: Budget, difference: Cell) -> TableRow:
     cells = (
-        decimal(mean(budget, "final_validation_loss")),
+        Cell(decimal(budget.mean("final_validation_loss"))),
         difference,
-        escape(plain(rate)),
-        escape(count_in_words(mean(budget, "raw_tokens"))),
-        escape(power_of_ten(mean(budget, "flops"))),
-        escape(duration(mean(budget, "wall_seconds"))),
+        Cell(plain(budget.learning_rate or report.settings.learning_rate)),
+        Cell(count_in_words(budget.mean("raw_tokens"))),
+        Cell(power_of_ten(budget.mean("flops"))),
+        Cell(duration(budget.mean("wall_seconds"))),
     )
-    return (
-        f'<tr><th scope="row">{arm_heading(index, arm["name"])}{more(note) if note else ""}</th>'
-        + "".join(f"<td>{cell}</td>" for cell in cells)
-        + "</tr>"
-    )
+    return TableRow([name, *cells])
 
 
-def _difference(report: Report, arm: Arm, steps: int) -> str:
-    found = difference_at(report, arm, steps)
-    if found is None or not math.isfinite(found.mean):
-        return "–"
-    return _interval_cell(report, as_difference(found))
-
-
-def _interval_cell(report: Report, found: Mapping[str, Any]) -> str:
-    ends = found["confidence_interval"]
-    return (
-        compared(found["delta_nats"], 4)
-        + more(interval(ends) if ends else "no interval")
-        + more(outcome_words(report, found))
-    )
-
-
-def speedup_table(report: Report, number: int) -> str:
+def speedup_table(report: Report) -> Table:
     """Each arm's speed-up at both ends, in FLOPs and in seconds."""
+    ends: tuple[tuple[ReadAt, str], ...] = (
+        ("baseline_end", "at the baseline’s loss"),
+        ("superposition_end", "at its own loss"),
+    )
     rows = []
-    for index, arm in enumerate(report["arms"][1:], 1):
-        for read_at, whose in (("baseline_end", "at the baseline’s loss"), ("superposition_end", "at its own loss")):
-            found = readings(report, arm["name"], read_at)
+    for index, arm in enumerate(report.arms[1:], 1):
+        for read_at, whose in ends:
+            found = readings(report, arm.name, read_at)
             if found:
-                rows.append(_speedup_row(arm_heading(index, arm["name"]), whose, found))
-    heads = ("Compute", "Time", "Loss", "Baseline’s FLOPs", "Its own FLOPs")
-    return (
-        f'<div class="scroll"><table><caption><b>Table {number}.</b> Speed-up at equal loss: what the baseline needs '
-        "for a loss over what superposition needs for it, read off between budgets and never beyond them. The loss is "
-        "that of an arm’s longest budget. Compute is counted in FLOPs, time as measured here.</caption>"
-        '<thead><tr><th scope="col"></th>'
-        + "".join(f'<th scope="col">{head}</th>' for head in heads)
-        + f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+                flops = found["flops"]
+                cells = (
+                    _saves(flops),
+                    _saves(found.get("seconds")),
+                    Cell("–" if flops.loss is None else decimal(flops.loss)),
+                    Cell(power_of_ten(flops.baseline_cost) if flops.baseline_cost else "–"),
+                    Cell(power_of_ten(flops.arm_cost) if flops.arm_cost else "–"),
+                )
+                rows.append(TableRow([Cell(arm.name, (whose,), arm=index), *cells]))
+    heads = ("", "Compute", "Time", "Loss", "Baseline’s FLOPs", "Its own FLOPs")
+    caption = (
+        "Speed-up at equal loss: what the baseline needs for a loss, divided by what superposition needs for it. It is "
+        "read between budgets and never extrapolated. Compute is counted in FLOPs, time is measured."
     )
+    return Table(caption, [Cell(text) for text in heads], [rows])
 
 
-def _speedup_row(heading: str, whose: str, found: Mapping[str, Reading]) -> str:
-    flops = found["flops"]
-    cells = (
-        _saves(flops),
-        _saves(found.get("seconds")),
-        decimal(flops["loss"]) if flops["loss"] is not None else "–",
-        escape(power_of_ten(flops["baseline_cost"])) if flops["baseline_cost"] else "–",
-        escape(power_of_ten(flops["arm_cost"])) if flops["arm_cost"] else "–",
-    )
-    return f'<tr><th scope="row">{heading}{more(whose)}</th>' + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
-
-
-def _saves(reading: Reading | None) -> str:
-    if reading is None:
-        return "–"
-    if reading["speedup"] is None:
-        return escape(bounds_words(reading)) + more("see below") if reading["bounds"] else "–"
+def _saves(reading: Speedup | None) -> Cell:
+    if reading is None or (reading.speedup is None and reading.bounds is None):
+        return _NONE
+    if reading.speedup is None:
+        return Cell(bounds_words(reading), ("see below",))
     number, words = saving(reading)
-    ends = saving_interval(reading)
-    return f"{number}× {escape(words.split()[0])}{more(ends or 'no interval')}"
-
-
-def bounds_words(reading: Reading) -> str:
-    """`over 1.60× less`, `not reached`: what is known of a speed-up that is out of range."""
-    low, high = reading["bounds"]
-    if high is not None and reading["read_at"] == "baseline_end":
-        return "not reached"
-    limit = low if low is not None else high
-    size = f"{decimal(limit, 2)}× less" if limit >= 1 else f"{decimal(1 / limit, 2)}× more"
-    return f"{'over' if (low is not None) == (limit >= 1) else 'under'} {size}"
+    return Cell(f"{number}× {words.split()[0]}", (saving_interval(reading) or "no interval",))
