@@ -50,9 +50,6 @@ def shorten(words: list[str]) -> list[str]:
         (config,) = (ROOT / word for word in words if word.endswith(".yaml"))
         steps = yaml.safe_load(config.read_text())["train"]["total_steps"]
         more["train"] = ["--train.total_steps", str(steps // SHARE), *SMALL]
-    elif any(word.startswith("runs/pilot/") for word in words):
-        words = [str(int(word) // SHARE) if word.isdigit() and int(word) >= SHARE else word for word in words]
-        more["train"] = SMALL
     if "--budgets" in words:
         more["compare"] += ["--budgets", "10,12"]
     return [*words, *more.get(words[1], [])]

@@ -10,18 +10,18 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from token_superposition.arguments import integer, number, path
+from token_superposition.arguments import integer, path
 from token_superposition.data.manifest import loss_warning
 from token_superposition.errors import UserError
 from token_superposition.torchrun import launched_by_torchrun, start_torchrun
 
 if TYPE_CHECKING:
-    from token_superposition.study.guard.guarded_run import GuardedRun
+    from token_superposition.study.guard import GuardedRun
     from token_superposition.study.report.model import Report
     from token_superposition.training.config import RunConfig
 
@@ -88,28 +88,15 @@ def _add_train(add: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="N",
         help="train with N processes on this machine, started by torchrun (default: one per GPU if there are several)",
     )
-    guard = train.add_argument_group(
-        "guard", "forecast early in the recovery phase whether the run will end with a lower loss than the baseline"
-    )
-    guard.add_argument(
+    train.add_argument(
         "--guard",
-        action="append",
         type=path,
-        metavar="BASELINE",
-        help="baseline to compare with: a study's folder or its report.json, or a finished run without superposition "
-        "(repeat --guard for several runs)",
+        metavar="STUDY",
+        help="forecast early in the recovery phase how the run will end, compared with the baseline of this study "
+        "(the folder of tst compare --budgets, or its report.json)",
     )
-    guard.add_argument(
+    train.add_argument(
         "--guard-at", metavar="SHARES", help="when to forecast, as shares of the recovery steps (default: 0.1,0.25)"
-    )
-    guard.add_argument(
-        "--if-behind", choices=("stop", "go-on"), help="if the forecast is bad: stop or continue (default: go-on)"
-    )
-    guard.add_argument(
-        "--stop-below",
-        type=number,
-        metavar="P",
-        help="a forecast is bad if the probability of a lower final loss than the baseline is below P (default: 0.5)",
     )
 
 
@@ -176,7 +163,10 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
     config = load_config(file, values)
     if options.config.is_file() and folder == file.parent and not options.quiet:
         say(f"this is the configuration of the run in {folder}; the run continues")
-    _check_guard_options(options)
+    if options.guard is None and options.guard_at is not None:
+        raise UserError("--guard-at needs --guard, such as --guard runs/small-compare")
+    if options.guard is not None and not options.guard.exists():
+        raise UserError(f"--guard {options.guard}: this file or folder does not exist")
     RunFolder(folder).check_place()
     if not (folder / "config.yaml").exists():  # a finished run no longer needs its data
         check_folders(config)
@@ -192,7 +182,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
         result = dry_run(config, folder)
         if guarded is None:
             return result, describe(result)
-        return {**result, "guard": guarded.plan.as_dict()}, "\n".join([describe(result), *guarded.describe()])
+        return {**result, "guard": asdict(guarded.report())}, f"{describe(result)}\n{guarded.describe()}"
     summary = train(config, folder, quiet=options.quiet) if guarded is None else guarded.train(quiet=options.quiet)
     text = (
         f"validation loss {summary['final_validation_loss']:.4f} nats per token, "
@@ -231,6 +221,7 @@ def _file_and_folder(given: Path, out: Path | None) -> tuple[Path, Path]:
     return given, out or Path("runs") / given.stem
 
 
+<<<<<<< HEAD
 def _processes(options: argparse.Namespace, config: RunConfig) -> int:
     """The number of processes that this process has to start; 1 if it trains itself."""
     wanted: int | None = options.processes
@@ -256,16 +247,14 @@ def _check_guard_options(options: argparse.Namespace) -> None:
             raise UserError(f"--guard {place}: this file or folder does not exist")
 
 
+=======
+>>>>>>> main
 def _guarded(options: argparse.Namespace, config: RunConfig, folder: Path) -> GuardedRun | None:
     if options.guard is None:
         return None
-    from token_superposition.study.guard.guarded_run import GuardRequest, prepare_guard
+    from token_superposition.study.guard import prepare_guard
 
-    below = 0.5 if options.stop_below is None else options.stop_below
-    request = GuardRequest(
-        options.guard, "0.1,0.25" if options.guard_at is None else options.guard_at, options.if_behind or "go-on", below
-    )
-    return prepare_guard(config, folder, request)
+    return prepare_guard(config, folder, options.guard, "0.1,0.25" if options.guard_at is None else options.guard_at)
 
 
 def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
