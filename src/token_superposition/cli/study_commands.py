@@ -221,7 +221,6 @@ def _file_and_folder(given: Path, out: Path | None) -> tuple[Path, Path]:
     return given, out or Path("runs") / given.stem
 
 
-<<<<<<< HEAD
 def _processes(options: argparse.Namespace, config: RunConfig) -> int:
     """The number of processes that this process has to start; 1 if it trains itself."""
     wanted: int | None = options.processes
@@ -238,17 +237,6 @@ def _processes(options: argparse.Namespace, config: RunConfig) -> int:
     return wanted or 1
 
 
-def _check_guard_options(options: argparse.Namespace) -> None:
-    for name in ("guard_at", "if_behind", "stop_below"):
-        if options.guard is None and getattr(options, name) is not None:
-            raise UserError(f"--{name.replace('_', '-')} needs --guard, such as --guard runs/small-compare")
-    for place in options.guard or ():
-        if not place.exists():
-            raise UserError(f"--guard {place}: this file or folder does not exist")
-
-
-=======
->>>>>>> main
 def _guarded(options: argparse.Namespace, config: RunConfig, folder: Path) -> GuardedRun | None:
     if options.guard is None:
         return None
