@@ -17,16 +17,19 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
-from tests.in_process import train_here
+from tests.in_process import little_python, train_here
 from token_superposition.cli import main
+
+pytestmark = pytest.mark.docs
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 USE_A_RUN = ("exporting.md", "evaluating.md", "generating.md")  # and take runs/small for granted
 GO_ON = (*USE_A_RUN, "comparing.md")  # whose programs use what their commands made
-SHORT = ["--train.total_steps", "12", "--logging.validation_tokens", "2000", "--quiet"]
+SMALL = ["--train.batch_size", "2", "--logging.validation_tokens", "2000"]
+SMALL += ["--logging.interim_validation_tokens", "1000", "--quiet"]
+SHORT = ["--train.total_steps", "12", *SMALL]
 SHARE = 25  # of its steps, where the lengths of runs have to fit each other
-SMALL = [*SHORT[2:], "--train.batch_size", "1", "--logging.interim_validation_tokens", "1000"]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -102,17 +105,20 @@ def one_process() -> Iterator[None]:
 PREPARE = "tst prepare my-text/ --out data/mine --quiet"
 
 
-@pytest.fixture
-def workplace(tmp_path: Path) -> Path:
-    return furnish(tmp_path)
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the documentation speaks of, and data/mine prepared."""
+    folder = furnish(tmp_path_factory.mktemp("prepared"))
+    run(shlex.split(PREPARE), folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workplace in which data/mine is prepared and runs/small trained."""
-    folder = furnish(tmp_path_factory.mktemp("trained"))
-    for command in (PREPARE, "tst train configs/small.yaml"):
-        run(shorten(shlex.split(command)), folder)
+def trained(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, with runs/small trained."""
+    folder = tmp_path_factory.mktemp("trained")
+    shutil.copytree(prepared, folder, dirs_exist_ok=True)
+    run(shorten(shlex.split("tst train configs/small.yaml")), folder)
     return folder
 
 
@@ -143,17 +149,17 @@ def furnish(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=lambda page: page.name)
 def test_commands_run(
-    page: Path, workplace: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    page: Path, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if page.name in USE_A_RUN:
-        for name in ("data", "runs"):
-            shutil.copytree(request.getfixturevalue("trained") / name, workplace / name)
-    elif page.name != "data.md":  # whose own commands make the data
-        run(shlex.split(PREPARE), workplace)
-    if page.name != "README.md":  # whose comparison has its processes
-        train_here(monkeypatch)
+    start = request.getfixturevalue("trained" if page.name in USE_A_RUN else "prepared")
+    workplace = tmp_path / "workplace"
+    made_here = ("data",) if page.name in ("README.md", "data.md") else ()  # by the commands of the page
+    shutil.copytree(start, workplace, ignore=shutil.ignore_patterns(*made_here))
+    train_here(monkeypatch)
+    little_python(monkeypatch)
     for command in commands(page):
         if not command.startswith("tst demo"):  # which tests/test_cli.py runs from end to end
             run(shorten(shlex.split(command, comments=True)), workplace)
@@ -199,5 +205,7 @@ def test_links_lead_somewhere() -> None:
 
 def test_make_targets_of_the_readme_exist() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"^make (\w+)$", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE):
+    named = re.findall(r"^make ([\w-]+)", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert "test" in named
+    for target in named:
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE)
