@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.in_process import train_here
+from tests.in_process import FORKING, fork_runs, train_here
 from token_superposition.cli import main
 from token_superposition.errors import UserError
+
+pytestmark = pytest.mark.gpu
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 KINDS = ("s=1", "s=4", "s=16")
@@ -39,6 +41,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_runs_at_toy_size() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # the repository alone
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--toy"]
@@ -145,7 +148,7 @@ def test_a_micro_batch_that_divides_nothing_is_refused_at_once(rows: str) -> Non
     assert f"--micro-batch {rows} is no divisor of 4 rows" in done.stderr
 
 
-STUDY_STEPS = 1000  # long enough to be stopped in its midst, two or three seconds a run
+STUDY_STEPS = 500  # long enough to be stopped in its midst, a second or two per run
 
 Call = Callable[..., dict[str, Any]]
 
@@ -174,13 +177,17 @@ def tst_here(words: Sequence[str], *_: Any) -> None:
         assert main([*words, "--json"]) == 0
 
 
+@pytest.mark.slow
 def test_the_gpu_study_stops_in_time_and_goes_on(study: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, carried = tmp_path / "out", tmp_path / "carried"
 
     def has_trained() -> bool:
         return any('"loss"' in file.read_text() for file in out.glob("studies/*/runs/**/metrics.jsonl"))
 
-    first = study(out, until=has_trained)
+    with monkeypatch.context() as patch:
+        fork_runs(patch)
+        patch.setattr(importlib.import_module("gpu_study"), "subprocess", FORKING)
+        first = study(out, until=has_trained)
     assert (first["stopped"], first["complete"]) == (True, False)
     (name,) = first["studies"]
     assert name.startswith(f"bpe-{STUDY_STEPS}-")
