@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from token_superposition.arguments import integer, path
 from token_superposition.data.manifest import loss_warning
 from token_superposition.errors import UserError
-from token_superposition.torchrun import launched_by_torchrun, start_torchrun
+from token_superposition.torchrun import launched_by_torchrun, start_torchrun, torchrun_rank
 
 if TYPE_CHECKING:
     from token_superposition.study.guard import GuardedRun
@@ -161,7 +161,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
         values["logging.fail_on_checkpoint_error"] = True
     file, folder = _file_and_folder(options.config, options.out)
     config = load_config(file, values)
-    if options.config.is_file() and folder == file.parent and not options.quiet:
+    if options.config.is_file() and folder == file.parent and not options.quiet and torchrun_rank() == 0:
         say(f"this is the configuration of the run in {folder}; the run continues")
     if options.guard is None and options.guard_at is not None:
         raise UserError("--guard-at needs --guard, such as --guard runs/small-compare")
@@ -189,7 +189,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
         f"{summary['bits_per_byte']:.4f} bits per byte\nrun in {folder}"
     )
     loss = loss_warning(summary.get("text_lost"))
-    if loss is not None:
+    if loss is not None and torchrun_rank() == 0:
         print(f"warning: {loss}", file=sys.stderr)
     return summary, text
 
