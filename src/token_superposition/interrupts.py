@@ -3,7 +3,8 @@
 All of these signals are the same request. A request raises KeyboardInterrupt, unless the running code defers the
 request to a point at which no work is lost. Requests often arrive more than once, because a signal goes to the process
 and to its group, or because a supervisor repeats the signal. The repetition must not break the work that the first
-request started, such as writing a checkpoint. Only a second Ctrl-C stops at once.
+request started, such as writing a checkpoint. Only a second Ctrl-C stops at once. Under torchrun a Ctrl-C is a
+request like the others, because torchrun forwards it and stops the processes itself.
 """
 
 from __future__ import annotations
@@ -17,11 +18,16 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+from token_superposition.torchrun import INTERRUPTED, launched_by_torchrun
+
 # Slurm warns with SIGUSR1 or SIGUSR2. Grid Engine also uses SIGXCPU. A closed terminal sends SIGHUP.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 _ALWAYS_OURS = (signal.SIGINT, signal.SIGTERM)
 _ONE_REQUEST = 5.0  # seconds in which repeated requests are ignored, so that the cleanup after the first can finish
-INTERRUPTED = 130
+
+
+class StoppedError(KeyboardInterrupt):
+    """A request to stop was followed: a checkpoint is written, and nothing is lost."""
 
 
 class Requests:
@@ -44,7 +50,7 @@ class Requests:
         """Handle a signal; the handler of every stop signal."""
         if self.over:
             return
-        if number == signal.SIGINT:
+        if number == signal.SIGINT and not launched_by_torchrun():
             self._presses += 1
             if self._presses > 2:
                 os._exit(INTERRUPTED)

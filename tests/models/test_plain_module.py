@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -152,12 +153,26 @@ def test_logits_are_found_in_what_a_module_returns(returned: Any) -> None:
         lambda s: s.z.chunk(2, dim=1)[1],
         lambda s: s.z.mean(),
         lambda _: None,
+        lambda s: F.dropout(s.z, 0.5, s.model.training),
+        lambda s: 3 * s.z if s.model.training else s.z,
     ],
 )
 def test_a_head_whose_output_is_not_what_the_module_returns_is_refused(returned: Any) -> None:
     with pytest.raises(TypeError, match="head 'out'") as refused:
         superpose(Returns(returned), embedding="tokens", head="out")
     assert "\n" not in str(refused.value)
+
+
+def test_the_check_leaves_modes_buffers_and_random_numbers_as_they_were() -> None:
+    model = Returns(lambda s: s.z if s.model.norm(s.z.transpose(1, 2)).sum() > -math.inf else None)
+    model.norm = torch.nn.BatchNorm1d(V)
+    model.mix.eval()
+    buffers, state = {k: v.clone() for k, v in model.named_buffers()}, torch.get_rng_state()
+    superpose(model, embedding="tokens", head="out")
+    assert model.training
+    assert not model.mix.training
+    assert all(torch.equal(v, buffers[k]) for k, v in model.named_buffers())
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_head_on_flat_hidden_states_is_taken() -> None:

@@ -91,6 +91,8 @@ def test_a_published_configuration_is_one_line_with_every_id() -> None:
         ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {}}, "keep rope_parameters"),
         ("llama", {"torch_dtype": "float32", "dtype": "float32"}, "keep dtype"),
         ("llama", {"rotary_emb_base": 5000}, "rope_parameters.rope_theta"),
+        ("llama", {"rope_scaling": {"factor": 2.0}}, "rope_scaling: has a factor but no rope_type"),
+        ("llama", {"rope_parameters": {"rope_theta": 1e4, "factor": 2.0}}, "has a factor but no rope_type"),
         ("gpt2", {"rope_scaling": None}, "no such key"),
     ],
 )

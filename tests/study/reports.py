@@ -12,8 +12,8 @@ from token_superposition.study import compare as study_compare
 from token_superposition.study.loss_spike import switch_facts
 from token_superposition.study.report import files, page
 from token_superposition.study.report import verdict as sentences
-from token_superposition.study.report.facts import make_difference
-from token_superposition.study.report.model import Arm, Difference, Report
+from token_superposition.study.report.model import Report
+from token_superposition.study.report.parts import Arm, Difference
 from token_superposition.study.report.verdict import Verdict
 from token_superposition.study.significance import headline_of
 from token_superposition.study.speedup import choose_headline, iso_loss_all
@@ -142,7 +142,7 @@ def make_arm(name: str, finals: Sequence[float], *, bag_size: int) -> dict[str, 
 
 def difference_of(baseline: str, theirs: Sequence[float], arm: str, ours: Sequence[float]) -> dict[str, Any]:
     """What a report has of an arm's final losses less the baseline's, seed by seed."""
-    return make_difference(baseline, theirs, arm, ours).model_dump(mode="json", exclude_unset=True)
+    return Difference.of(baseline, theirs, arm, ours).model_dump(mode="json", exclude_unset=True)
 
 
 def make_report(

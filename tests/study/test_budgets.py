@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.in_process import ForkedProcess
 from tests.study.reports import compare
 from tests.training.runs import shared_steps
 from token_superposition.errors import TrainingDivergedError, UserError
@@ -181,18 +182,20 @@ def test_every_arm_is_tuned_at_every_budget(values: dict[str, Any], tmp_path: Pa
 KILLS = ("baseline/24-steps/seed-0/checkpoints/step-*", "superposition/12-steps/seed-0/config.yaml")
 
 
-@pytest.mark.usefixtures("in_process")  # the study to compare with: the others are processes of their own
+@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_killed_and_started_again_it_comes_to_the_same_report(values: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump({**values, "budgets": [12, 24]}))
 
-    def command(out: Path) -> list[str]:
-        words = [sys.executable, "-m", "token_superposition", "compare", str(file), "--out", str(out)]
-        return [*words, "--jobs", "2", "--quiet"]
+    def start(out: Path) -> ForkedProcess:
+        words = ["token_superposition", "compare", str(file), "--out", str(out), "--jobs", "2", "--quiet"]
+        with Path(os.devnull).open("wb") as nowhere:
+            return ForkedProcess(words, stdout=nowhere)
 
     out = tmp_path / "killed"
     for sign in KILLS:
-        study = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        study = start(out)
         while study.poll() is None and not list((out / "runs").glob(sign)):
             time.sleep(0.01)
         children = (
@@ -212,7 +215,7 @@ def test_killed_and_started_again_it_comes_to_the_same_report(values: dict[str, 
         if not branch.exists():
             (branch.parent / ".seed-0.tmp" / "checkpoints").mkdir(parents=True, exist_ok=True)
     done = {run.summary_file: run.summary_file.stat().st_mtime_ns for run in runs(out).values() if run.read_summary()}
-    assert subprocess.run(command(out), check=False, stdout=subprocess.DEVNULL).returncode == 0
+    assert start(out).wait() == 0
     compare(load_study(file, {}), tmp_path / "whole", quiet=True)
     assert {path: path.stat().st_mtime_ns for path in done} == done
     ours, theirs = (json.loads((folder / "report.json").read_text()) for folder in (out, tmp_path / "whole"))
@@ -260,6 +263,7 @@ def test_a_checkpoint_that_is_lost_costs_steps_and_nothing_else(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_run_that_waits_is_trained_from_its_start_where_its_parent_wrote_nothing(
     values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +283,7 @@ def test_a_run_that_waits_is_trained_from_its_start_where_its_parent_wrote_nothi
     assert "baseline, 12 steps, seed 0: what it would begin with was not written" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_begins_as_a_run_that_diverged_has_diverged(values: dict[str, Any], tmp_path: Path) -> None:
     values["train"] |= {"learning_rate": 1e30, "max_grad_norm": None, "max_skipped_steps": 1}
     study = make_study({**values, "budgets": [12, 24]})

@@ -15,6 +15,7 @@ from token_superposition.errors import UserError
 from token_superposition.files import write_record
 from token_superposition.study import results
 from token_superposition.study.compare import Study, make_study
+from token_superposition.study.report.parts import Speedup, Unit
 from token_superposition.study.results import build_report
 from token_superposition.study.runner import plan_runs
 from token_superposition.study.study_plan import dry_run
@@ -190,15 +191,16 @@ def test_what_was_trained_elsewhere_is_not_reported_and_seconds_of_more_threads_
     (study,) = studies(anywhere, 12)
     assert compare(study, tmp_path, quiet=True)["settings"]["num_threads"] == 1
     trials, run = arms_of(study, tmp_path), tmp_path / "runs/superposition/seed-0"
-    both = [{"unit": "flops"}, {"unit": "seconds"}]
+    units: list[Unit] = ["flops", "seconds"]
+    both = [Speedup(baseline="baseline", arm="superposition", read_at="baseline_end", unit=unit) for unit in units]
     monkeypatch.setattr(results, "iso_loss_all", lambda _: both)
     monkeypatch.setattr(results, "choose_headline", lambda *_: (None, "one budget was trained"))
-    assert build_report(study, trials, 1, {})["iso_loss_all"] == both
+    assert build_report(study, trials, 1, {}).iso_loss_all == tuple(both)
     edited(run, num_threads=7)
     report = build_report(study, trials, 1, {})
-    assert [arm["seeds"][0]["num_threads"] for arm in report["arms"]] == [1, 7]
-    assert report["settings"]["num_threads"] is None
-    assert report["iso_loss_all"] == both[:1]
+    assert [arm.seeds[0].num_threads for arm in report.arms] == [1, 7]
+    assert report.settings.num_threads is None
+    assert report.iso_loss_all == tuple(both[:1])
     edited(run, device="cuda:0")
     with pytest.raises(UserError, match=ELSEWHERE.format("cuda:0", "float32", "baseline/seed-0", "cpu", "float32", "")):
         build_report(study, trials, 1, {})

@@ -36,7 +36,7 @@ def test_a_study_s_arms_go_on_from_the_same_weights(foreign: Path, small_run: di
     first = {arm["seeds"][0]["curve"][0]["validation_loss"] for arm in report["arms"]}
     assert len(first) == 1
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "gone on with from the trained model" in page
+    assert "continued from the trained model" in page
     assert "trained from scratch" not in page
     # Other weights in the folder for seeds that come later are noticed: the runs could not be compared.
     file = foreign / "model.safetensors"

@@ -16,6 +16,7 @@ from tests.study.reports import compare, make_report
 from token_superposition.errors import UserError
 from token_superposition.study.compare import load_study
 from token_superposition.study.report.files import read_report, write_report
+from token_superposition.study.report.model import Report
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "benchmarks" / "keep_results.py"
@@ -28,6 +29,13 @@ def test_a_kept_report_is_read_and_written_the_same(file: Path, tmp_path: Path) 
     write_report(report, tmp_path)
     assert json.loads((tmp_path / "report.json").read_text()) == json.loads(file.read_text())
     assert (tmp_path / "report.html").stat().st_size < 1_000_000
+
+
+def test_the_schema_describes_the_keys_of_a_kept_report() -> None:
+    schema = Report.model_json_schema()
+    kept = json.loads(KEPT[0].read_text())
+    assert set(kept) <= set(schema["properties"])
+    assert "below zero is better" in schema["$defs"]["Difference"]["properties"]["delta_nats"]["description"]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from tests.study.reports import LOST, UNDECIDED, WON, difference_of
-from token_superposition.study.report.facts import make_difference
-from token_superposition.study.report.model import Difference
+from token_superposition.study.report.parts import Difference
 from token_superposition.study.significance import headline_of, outcome_of, widened
 
 LOW_BUT_WIDE = (-0.136, -0.016, -0.016)  # mean -0.056, interval -0.228 to +0.116
@@ -78,6 +77,6 @@ def test_arms_without_an_effect_seldom_win(num_arms: int) -> None:
     won, studies = 0, 2000
     for _ in range(studies):
         baseline, *arms = [[dice.gauss(0, 1) for _ in range(5)] for _ in range(num_arms + 1)]
-        found = [make_difference("baseline", baseline, str(number), arm) for number, arm in enumerate(arms)]
+        found = [Difference.of("baseline", baseline, str(number), arm) for number, arm in enumerate(arms)]
         won += outcome_of(headline_of(found), num_arms) == "won"
     assert 0.01 < won / studies < 0.035

@@ -13,7 +13,7 @@ import pytest
 from tests.study import one_budget
 from tests.study.reports import to_arms
 from tests.study.synthetic import make_arms, power_law
-from token_superposition.study.report.model import Speedup
+from token_superposition.study.report.parts import Speedup
 from token_superposition.study.significance import ONE_SEED
 from token_superposition.study.speedup import ONE_BUDGET, choose_headline, iso_loss_all
 

@@ -212,6 +212,7 @@ def test_seeds_that_would_meet_those_of_the_sweep_are_refused(
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_sweep_of_real_runs(small_run: dict[str, Any], tmp_path: Path) -> None:
     small_run["train"]["max_grad_norm"] = None
     study = make_study(small_run)

@@ -291,8 +291,8 @@ def poison(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """The loss of these steps (of one forward each) is not a number, and so is its gradient."""
     original, training = SuperposedLM.forward, iter(range(10**6))
 
-    def forward(self: SuperposedLM, ids: torch.Tensor, *rest: Any) -> Any:
-        output = original(self, ids, *rest)
+    def forward(self: SuperposedLM, ids: torch.Tensor, *rest: Any, **options: Any) -> Any:
+        output = original(self, ids, *rest, **options)
         if ids.shape[0] == 1 or next(training) not in steps:  # one row: the check at construction
             return output
         return output._replace(loss=output.loss * float("nan"))

@@ -8,7 +8,10 @@ Exit codes:
     0    the command is done
     1    any other failure
     2    the user's input is wrong, or the machine refuses, such as a full disk; one line reports the error
-    130  interrupted, after a checkpoint was written
+    130  interrupted, after a checkpoint was written; 0 under torchrun, which would restart the processes otherwise
+
+Under torchrun, rank 0 prints the results and the errors of all ranks. An error that only one rank knows is printed by
+this rank, with its number.
 """
 
 from __future__ import annotations
@@ -26,8 +29,9 @@ from token_superposition.cli.prepare_command import add_data_commands
 from token_superposition.cli.study_commands import add_study_commands
 from token_superposition.cli.use_commands import add_use_commands
 from token_superposition.errors import RunError, UserError, did_you_mean, machine_trouble, one_line, shortened
-from token_superposition.interrupts import INTERRUPTED, stop_requests
+from token_superposition.interrupts import StoppedError, stop_requests
 from token_superposition.output_streams import losable_stderr, open_standard_streams, to_null_device
+from token_superposition.torchrun import INTERRUPTED, launched_by_torchrun, torchrun_rank
 
 _EPILOG = "Documentation: the README and docs/ of the repository. Paper: arXiv 2605.06546."
 
@@ -45,8 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code = _run(sys.argv[1:] if arguments is None else arguments)
             requests.over = True
             return code
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             requests.over = True
+            if isinstance(error, StoppedError) and launched_by_torchrun():
+                return 0
             print("interrupted", file=sys.stderr)
             return INTERRUPTED
         finally:
@@ -63,24 +69,28 @@ def _run(arguments: Sequence[str]) -> int:
         if unknown:
             raise UserError(_unknown_words(options.parser, unknown))
         command: Callable[[argparse.Namespace, dict[str, str]], tuple[dict[str, Any], str]] = options.run
+        if launched_by_torchrun() and options.parser.prog != "tst train":
+            raise UserError(f"{options.parser.prog} uses one process: start it without torchrun")
+        options.words = list(arguments)
         if overrides and not options.takes_keys:
             raise UserError(
                 f"--{next(iter(overrides))}: {options.parser.prog} takes no configuration keys "
                 f"(see {options.parser.prog} --help)"
             )
         result, text = command(options, overrides)
-        _print(json.dumps(result) if options.json else text)
+        if torchrun_rank() == 0:
+            _print(json.dumps(result) if options.json else text)
     except UserError as error:
-        return _failed(str(error), 2)
+        return _failed(error, str(error), 2)
     except RunError as error:
-        return _failed(str(error), 1)
+        return _failed(error, str(error), 1)
     except BrokenPipeError:  # the reader of our output, such as `head`, closed the pipe before the result was written
         return 1
     except Exception as error:
         trouble = machine_trouble(error)
         if trouble is None:
             raise
-        return _failed(trouble, 2)
+        return _failed(error, trouble, 2)
     return 0
 
 
@@ -100,8 +110,11 @@ def _print(text: str) -> None:
         raise
 
 
-def _failed(text: str, code: int) -> int:
-    print(f"error: {one_line(text)}", file=sys.stderr)
+def _failed(error: Exception, text: str, code: int) -> int:
+    """Print an error once: rank 0 prints what all ranks know, and what it knows alone."""
+    rank, known_to_all = torchrun_rank(), getattr(error, "of_all_ranks", False)
+    if rank == 0 or not known_to_all:
+        print(f"error: {'' if rank == 0 else f'rank {rank}: '}{one_line(text)}", file=sys.stderr)
     return code
 
 

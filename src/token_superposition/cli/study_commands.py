@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from token_superposition.arguments import integer, path
 from token_superposition.data.manifest import loss_warning
 from token_superposition.errors import UserError
+from token_superposition.torchrun import launched_by_torchrun, start_torchrun
 
 if TYPE_CHECKING:
     from token_superposition.study.guard import GuardedRun
@@ -80,6 +81,12 @@ def _add_train(add: Callable[..., argparse.ArgumentParser]) -> None:
         "--fail-on-checkpoint-error",
         action="store_true",
         help="end the run if a checkpoint cannot be written (sets logging.fail_on_checkpoint_error)",
+    )
+    train.add_argument(
+        "--processes",
+        type=integer,
+        metavar="N",
+        help="train with N processes on this machine, started by torchrun (default: one per GPU if there are several)",
     )
     train.add_argument(
         "--guard",
@@ -159,6 +166,9 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
         check_folders(config)
     from token_superposition.training.loop import train
 
+    processes = _processes(options, config)
+    if processes > 1:
+        raise SystemExit(start_torchrun(options.words, processes))
     guarded = _guarded(options, config, folder)
     if options.dry_run:
         from token_superposition.training.dry_run import describe, dry_run
@@ -203,6 +213,22 @@ def _file_and_folder(given: Path, out: Path | None) -> tuple[Path, Path]:
     if out is None and given.name == "config.yaml" and (given.parent / "run.json").is_file():
         return given, given.parent
     return given, out or Path("runs") / given.stem
+
+
+def _processes(options: argparse.Namespace, config: RunConfig) -> int:
+    """The number of processes that this process has to start; 1 if it trains itself."""
+    wanted: int | None = options.processes
+    if wanted is not None and wanted < 1:
+        raise UserError(f"--processes {wanted}: use at least 1")
+    if options.guard is not None and (launched_by_torchrun() or (wanted or 1) > 1):
+        raise UserError("--guard works only in a run of one process; remove it, or use --processes 1")
+    if launched_by_torchrun() or options.dry_run or options.guard is not None:
+        return 1
+    if wanted is None and config.train.device in ("auto", "cuda"):
+        import torch
+
+        wanted = torch.cuda.device_count()
+    return wanted or 1
 
 
 def _guarded(options: argparse.Namespace, config: RunConfig, folder: Path) -> GuardedRun | None:

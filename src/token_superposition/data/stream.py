@@ -8,8 +8,9 @@ The rows of a run are numbered through all its steps. In a mixture each row numb
 and each source has its own order and its own epochs. If documents are kept apart, the rows come from `documents`.
 
 The place of a batch is a pure function of its step: the whole state of the stream is a stage and a row number, and both
-follow from the step. The order depends neither on ranks nor on workers (rank k of n reads the rows k, k + n, ...), so a
-run can resume with another number of ranks or workers.
+follow from the step. The order depends neither on ranks nor on workers, so a run can resume with another number of
+them. Rank k of n reads the k-th of n equal blocks of the rows of a step, so micro-batches have the same rows for every
+n.
 
 A `Batch` carries its step and its stage, so no later code decides the phase again. A batch that was prefetched can
 therefore never be trained in the wrong phase.
@@ -314,7 +315,8 @@ class TokenStream:
         index = self.schedule.index_at(step)
         stage, length = self.schedule.stages[index], self.sequence_length
         first_row = (step - self.schedule.starts[index]) * self.batch_size
-        rows = np.arange(first_row + self.rank, first_row + self.batch_size, self.world_size)
+        share = self.batch_size // self.world_size
+        rows = np.arange(first_row + self.rank * share, first_row + (self.rank + 1) * share)
         # numpy allocates and copies here. torch does not request huge pages, so the first access to a large batch would
         # take four times as long as the copy. torch would also copy with several threads, which keep spinning while the
         # training step runs: on two cores the step took a sixth longer.

@@ -28,6 +28,7 @@ from token_superposition.losses.multi_hot import (
     divide_or_zero,
     multi_hot_cross_entropy,
     target_weights,
+    weight_total,
 )
 
 LossBackend = Literal["auto", "plain", "chunked", "liger", "torch"]
@@ -54,6 +55,7 @@ def linear_multi_hot_cross_entropy(
     vocab_size: int | None = None,
     backend: LossBackend = "auto",
     chunk_bytes: int | None = None,
+    divisor: Tensor | None = None,
 ) -> Tensor:
     """Return the `multi_hot_cross_entropy` of the head's logits, from the hidden states and the head's weight.
 
@@ -73,6 +75,8 @@ def linear_multi_hot_cross_entropy(
             logits and `chunked` for many logits.
         chunk_bytes: the memory for the logits of one chunk; more memory is a little faster. It changes the result by
             rounding only. The default is 256 MiB (512 MiB on CUDA).
+        divisor: the number that `mean` divides by, as a scalar tensor: the sum of the weights over all micro-batches
+            and ranks. None: the sum of the weights of these targets.
 
     Returns:
         float32 (float64 for float64 inputs): a scalar, or (N,) for `none`.
@@ -99,19 +103,21 @@ def linear_multi_hot_cross_entropy(
             logits_NV = logits_NV * logit_scale
         if softcap is not None:
             logits_NV = softcap * torch.tanh(logits_NV / softcap)
-        return multi_hot_cross_entropy(
+        divided = divisor is not None and reduction == "mean"
+        loss = multi_hot_cross_entropy(
             logits_NV,
             targets_Ns,
             slot_weights=slot_weights,
             ignore_index=ignore_index,
-            reduction=reduction,
+            reduction="sum" if divided else reduction,
             z_loss=z_loss,
         )
+        return divide_or_zero(loss, divisor) if divided and divisor is not None else loss
     wide = torch.float64 if hidden_Nd.dtype == torch.float64 else torch.float32
     weights_Ns = target_weights(targets_Ns, slot_weights, ignore_index).to(wide)
     present_Ns = torch.where(targets_Ns == ignore_index, 0, targets_Ns)
     if reduction == "mean":  # the division comes first, so that the gradients need no scaling in the backward pass
-        weights_Ns = divide_or_zero(weights_Ns, weights_Ns.sum())
+        weights_Ns = divide_or_zero(weights_Ns, weight_total(weights_Ns) if divisor is None else divisor)
     kind = hidden_Nd.device.type
     if torch.is_autocast_enabled(kind):
         hidden_Nd = hidden_Nd.to(torch.get_autocast_dtype(kind))

@@ -46,6 +46,18 @@ def target_weights(targets: Tensor, slot_weights: Tensor | None = None, ignore_i
     return counted * weights
 
 
+def weight_total(weights: Tensor) -> Tensor:
+    """Return the sum of target weights as a float64 scalar (float32 on MPS, which has no float64).
+
+    A float32 sum rounds weights such as 1/3, and then micro-batches and ranks add up to another loss than one batch.
+
+    Example:
+        >>> weight_total(target_weights(torch.tensor([[1, 2], [3, -100]]))).item()
+        3.0
+    """
+    return weights.sum(dtype=None if weights.device.type == "mps" else torch.float64)
+
+
 class _MultiHotCrossEntropy(torch.autograd.Function):
     """Row sums of w * (CE + z_loss * logsumexp^2) from logits, accumulated in the dtype of the weights."""
 
@@ -120,12 +132,15 @@ def multi_hot_cross_entropy(
     if reduction == "none":
         return rows_N
     total = rows_N.sum()
-    return divide_or_zero(total, weights_Ns.sum()) if reduction == "mean" else total
+    return divide_or_zero(total, weight_total(weights_Ns)) if reduction == "mean" else total
 
 
 def divide_or_zero(total: Tensor, weight_sum: Tensor) -> Tensor:
-    """Return `total / weight_sum`, or 0 (gradient 0) if the weights sum to 0; this does not wait for the device."""
-    return total / torch.where(weight_sum > 0, weight_sum, 1)
+    """Return `total / weight_sum` in the dtype of `total`; 0 (gradient 0) if the weights sum to 0.
+
+    This does not wait for the device.
+    """
+    return total / torch.where(weight_sum > 0, weight_sum, 1).to(total.dtype)
 
 
 def check_shapes(logits_shape: tuple[int, ...], targets_Ns: Tensor, slot_weights: Tensor | None) -> None:

@@ -207,7 +207,21 @@ def check_keys(architecture: str, config: Mapping[str, Any]) -> set[str]:
     for old, new in (("rope_scaling", "rope_parameters"), ("torch_dtype", "dtype")):
         if old in config and new in config:
             raise UserError(f"model.config.{old}: is the older name of {new}, which is given too; keep {new}")
+    for name in ("rope_scaling", "rope_parameters"):
+        _check_rope(f"model.config.{name}", config.get(name))
     return known
+
+
+def _check_rope(name: str, values: Any) -> None:
+    """Refuse a scaling factor of positions without its kind; transformers would ignore the factor."""
+    if not isinstance(values, Mapping):
+        return
+    if "factor" in values and not {"rope_type", "type"} & set(values):
+        raise UserError(
+            f"{name}: has a factor but no rope_type, so it would not be used; add rope_type, such as linear"
+        )
+    for key, below in values.items():  # some families have one section for each kind of layer
+        _check_rope(f"{name}.{key}", below)
 
 
 def known_keys(architecture: str) -> set[str]:

@@ -82,7 +82,7 @@ def bags_accepted(
             computed.append(loss_and_weight(logits, labels.to(logits.device), weights, z_loss))
         loss, weight_sum = computed[0]
         count = options.get("num_items_in_batch")
-        return loss if count is None else loss * (weight_sum / count)
+        return loss if count is None else loss * (weight_sum / count).to(loss.dtype)
 
     def check(_: nn.Module, __: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
         if _are_bags(options.get("labels")):

@@ -5,13 +5,15 @@ training:
 
 - on token ids, to record the inputs and outputs of its embedding and its head;
 - with other ids but the same embeddings, which must give the same logits, because nothing else may read the ids;
-- with a random tensor instead of the head's output, which the module must return unchanged. The loss is computed from
-  the head's output, so it would miss a soft-cap, a scale, a bias or a slice after the head.
+- with a random tensor instead of the head's output, which the module must return unchanged, in evaluation and in
+  training mode. The loss is computed from the head's output, so it would miss a soft-cap, a scale, a bias, dropout or a
+  slice after the head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -43,6 +45,7 @@ def check_plain(superposed: SuperposedModule) -> None:
         if others:  # if untrained weights are zero, the logits do not show this
             raise TypeError(f"{name} cannot be superposed: it looks ids up outside its embedding too, in {others[0]!r}")
         _check_head(superposed, returned, headed.output, ids_BL)
+    _check_head_in_training(superposed, headed.output, ids_BL)
 
 
 def _run_on_all_positions(superposed: SuperposedModule, ids_BL: Tensor) -> tuple[Any, Call, Call]:
@@ -120,8 +123,7 @@ def _check_head(superposed: SuperposedModule, returned: Any, put_out: Tensor, id
             f"{name} returns no logits to compare with the output of its head {part!r}: return the logits alone, "
             "first in a tuple, as .logits or under the key 'logits'"
         )
-    generator = torch.Generator().manual_seed(0)
-    replacement = (_LARGE * torch.randn(put_out.shape, generator=generator)).to(put_out)
+    replacement = _replacement(put_out)
     with torch.enable_grad():
         logits = _logits_in(superposed.run(ids_BL, put_out=replacement)[0], put_out)
     # If a parameter acts after the head, the logits require a gradient, even if it changes nothing yet (a zero bias).
@@ -132,6 +134,49 @@ def _check_head(superposed: SuperposedModule, returned: Any, put_out: Tensor, id
             "whose output is the returned logits, or put the head and the operations after it (scale, bias, soft-cap, "
             "slice) into one submodule and name that"
         )
+
+
+def _check_head_in_training(superposed: SuperposedModule, put_out: Tensor, ids_BL: Tensor) -> None:
+    """Check that the module returns its head's output in training mode too, for example without dropout on the logits.
+
+    A module that needs other inputs in training mode, or returns no logits then, is not checked.
+    """
+    replacement = _replacement(put_out)
+    devices = [ids_BL.device] if ids_BL.is_cuda else []
+    with torch.random.fork_rng(devices), _training(superposed.model):
+        try:
+            logits = _logits_in(superposed.run(ids_BL, put_out=replacement)[0], put_out)
+        except Exception:  # the first step reports it
+            return
+    if logits is None or logits.numel() != replacement.numel():
+        return
+    if not _same_loss(logits, replacement, bool(superposed.z_loss)):
+        raise TypeError(
+            f"{type(superposed.model).__name__} changes its logits in training mode after its head "
+            f"{superposed.names['head']!r}: put the head and the operations after it (dropout, scale, noise) into one "
+            "submodule and name that"
+        )
+
+
+@contextlib.contextmanager
+def _training(model: nn.Module) -> Iterator[None]:
+    """Put every submodule into training mode inside the block, and restore modes and buffers afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]  # such as the statistics of batch normalisation
+    model.train()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for buffer, kept in buffers:
+            buffer.copy_(kept)
+
+
+def _replacement(put_out: Tensor) -> Tensor:
+    """Random logits in place of the head's output."""
+    generator = torch.Generator().manual_seed(0)
+    return (_LARGE * torch.randn(put_out.shape, generator=generator)).to(put_out)
 
 
 def _logits_in(returned: Any, put_out: Tensor) -> Tensor | None:

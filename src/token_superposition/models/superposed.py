@@ -31,7 +31,12 @@ from token_superposition.losses.linear import (
     chosen_backend,
     linear_multi_hot_cross_entropy,
 )
-from token_superposition.losses.multi_hot import divide_or_zero, multi_hot_cross_entropy, target_weights
+from token_superposition.losses.multi_hot import (
+    divide_or_zero,
+    multi_hot_cross_entropy,
+    target_weights,
+    weight_total,
+)
 from token_superposition.models.checks import (
     check_documents_apart,
     check_takes_bags,
@@ -53,8 +58,9 @@ class SuperposedOutput(NamedTuple):
     Attributes:
         loss: scalar, the weighted mean over the targets of this batch (z-loss included), plus the extra terms of the
             model (a router loss, if the configuration of the model turns it on).
-        weight_sum: scalar float32 without gradient, the sum of weights that the mean was divided by. Over several
-            micro-batches or ranks, the total loss is the mean of `loss` weighted by `weight_sum`.
+        weight_sum: scalar float64 without gradient, the sum of the weights of this batch's targets. Over several
+            micro-batches or ranks, the total loss is the mean of `loss` weighted by `weight_sum`; or give each
+            forward the sum over all of them as `divisor`, and add up the losses.
         expert_loads: (layers, experts) float32 without gradient, how often positions chose each expert; None for a
             model that returns no router logits.
 
@@ -128,8 +134,11 @@ class SuperposedLM(nn.Module):
         targets: Tensor,
         slot_weights: Tensor | None = None,
         position_ids: Tensor | None = None,
+        *,
+        divisor: Tensor | None = None,
+        share: float = 1.0,
     ) -> SuperposedOutput:
-        """Return the loss of one batch.
+        """Return the loss of one batch, or of a part of a batch.
 
         Args:
             ids: (B, L) tokens or (B, L, s) bags.
@@ -139,9 +148,13 @@ class SuperposedLM(nn.Module):
             position_ids: (B, L), for rows that keep documents apart; they restart at 0 with each document. A negative
                 token id then marks a slot without a token. Attention stays within documents if `documents_apart` is
                 set.
+            divisor: the number to divide the loss by, as a scalar tensor: the sum of the weights over all micro-batches
+                and ranks (see `losses.multi_hot.weight_total`). None: the sum of this call's weights.
+            share: share of this call in the positions of the whole batch. Terms that the model adds to the loss, such
+                as a router loss, are averages over the call, and are multiplied by this share.
 
         Returns:
-            The loss and its sum of weights.
+            The loss and the sum of the weights of this call's targets.
 
         Raises:
             ValueError: if inputs and targets are not aligned.
@@ -155,19 +168,26 @@ class SuperposedLM(nn.Module):
         def loss_function(logits: Tensor, labels: Tensor, *_: Any, **__: Any) -> Tensor:
             asked.append(True)
             if not computed:
-                computed.append(loss_and_weight(logits, labels, slot_weights, self.z_loss))
+                computed.append(loss_and_weight(logits, labels, slot_weights, self.z_loss, divisor))
             return computed[0][0]
 
         inputs = self.embed(ids, padded=position_ids is not None)
         if position_ids is not None:
             inputs |= self._document_inputs(position_ids)
-        taken_over = self.head_gives_loss(backend, targets, slot_weights, computed)
+        taken_over = self.head_gives_loss(backend, targets, slot_weights, computed, divisor)
         whole = rows_hold_one_document() if position_ids is None else contextlib.nullcontext()
         with loss_replaced(self.model, loss_function), taken_over, whole:
             output = self.model(**inputs, labels=targets, use_cache=False, **logits_asked_for(self.model))
         if not asked:
             raise own_loss(self.model)
-        return SuperposedOutput(output.loss, computed[0][1], _expert_loads(self.model.config, output))
+        own, weight_sum = computed[0]
+        loss = output.loss if share == 1 or output.loss is own else own + share * (output.loss - own)
+        return SuperposedOutput(loss, weight_sum, _expert_loads(self.model.config, output))
+
+    def logits(self, ids_BL: Tensor) -> Tensor:
+        """Return the model's own logits of plain tokens, (B, L, V), such as for validation."""
+        logits: Tensor = self.model(input_ids=ids_BL, use_cache=False).logits
+        return logits
 
     def backend_for(self, num_positions: int) -> ChosenBackend:
         """Return the loss backend of a forward on this number of positions."""
@@ -182,6 +202,7 @@ class SuperposedLM(nn.Module):
         targets: Tensor,
         slot_weights: Tensor | None,
         computed: list[tuple[Tensor, Tensor]],
+        divisor: Tensor | None = None,
     ) -> contextlib.AbstractContextManager[None]:
         """Make the model's head compute the loss inside the block and append the loss and its weight sum to `computed`.
 
@@ -205,8 +226,9 @@ class SuperposedLM(nn.Module):
                 logit_scale=transform.scale,
                 softcap=transform.softcap,
                 backend=backend,
+                divisor=divisor,
             )
-            computed.append((loss, target_weights(there_Ns, slot_weights).sum()))
+            computed.append((loss, weight_total(target_weights(there_Ns, slot_weights))))
 
         return head_taken_over(head, compute)
 
@@ -286,12 +308,19 @@ class SuperposedLM(nn.Module):
 
 
 def loss_and_weight(
-    logits: Tensor, targets: Tensor, slot_weights: Tensor | None, z_loss: float
+    logits: Tensor,
+    targets: Tensor,
+    slot_weights: Tensor | None,
+    z_loss: float,
+    divisor: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the mean loss of (B, L, V) logits against (B, L) or (B, L, k) targets, and its weight sum."""
+    """Return the mean loss of (B, L, V) logits against (B, L) or (B, L, k) targets, and its weight sum.
+
+    With a divisor, the sum of the weighted losses is divided by it instead of by the weight sum.
+    """
     logits_NV = logits.flatten(0, -2)
     targets_Ns = targets.reshape(logits_NV.shape[0], -1)
-    weight_sum = target_weights(targets_Ns, slot_weights).sum()
+    weight_sum = weight_total(target_weights(targets_Ns, slot_weights))
     if targets_Ns.shape[1] == 1 and slot_weights is None and not z_loss:
         # The mean of F.cross_entropy would be NaN if every target is ignored.
         wide_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
@@ -300,7 +329,7 @@ def loss_and_weight(
         total = multi_hot_cross_entropy(
             logits_NV, targets_Ns, slot_weights=slot_weights, reduction="sum", z_loss=z_loss
         )
-    return divide_or_zero(total, weight_sum), weight_sum
+    return divide_or_zero(total, weight_sum if divisor is None else divisor), weight_sum
 
 
 @torch.no_grad()

@@ -205,8 +205,8 @@ def _why_not(workload: Workload, total_steps: int, studies: Sequence[_Study], ne
     if corpus is not None and not corpus.holds(total_steps * workload.positions_per_step):
         return _too_little_text(workload)
     if not any(study.best.gain > study.best.noise for study in studies):
-        known = "; ".join(_in_words(study.best) for study in studies)
-        return f"no measured run {_kind(workload)} gained: {known or 'there is none'}"
+        words = "; ".join(_in_words(study.best) for study in studies)
+        return f"no measured run {_kind(workload)} gained: {words or 'there is none'}"
     won = min(study.best.total_steps for study in studies if study.best.gain > study.best.noise)
     lost = max((study.best for study in studies if -study.best.gain > study.best.noise), key=_steps, default=None)
     if lost is not None and total_steps < min(won, lost.total_steps):

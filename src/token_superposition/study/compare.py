@@ -24,7 +24,8 @@ from token_superposition.errors import UserError
 from token_superposition.files import make_folder, naming, remove_empty
 from token_superposition.progress import say, warn
 from token_superposition.study.report.files import write_report
-from token_superposition.study.report.model import Report, SweepReport
+from token_superposition.study.report.model import Report
+from token_superposition.study.report.parts import SweepReport
 from token_superposition.study.results import build_report
 from token_superposition.study.runner import train_trials
 from token_superposition.study.study_config import Study, load_study, make_study

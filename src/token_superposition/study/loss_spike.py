@@ -25,7 +25,7 @@ import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 
-from token_superposition.study.report.model import Arm, SeedRun, Switch
+from token_superposition.study.report.parts import Arm, SeedRun, Switch
 
 LEFT = 0.1  # of the spike, where it counts as over
 _MOST_APART = 0.25  # of the run, whatever the interval

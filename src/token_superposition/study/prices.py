@@ -14,7 +14,7 @@ from typing import Any
 
 from token_superposition.errors import UserError
 from token_superposition.study.report.facts import why_seconds_differ
-from token_superposition.study.report.model import Arm, ArmCost, Cost, Saving, Speedup
+from token_superposition.study.report.parts import Arm, ArmCost, Cost, Saving, Speedup
 
 MUCH_FASTER = 1.1  # seconds a step from arm to arm: on a quiet machine they are within a few percent
 _MOST = 1e9

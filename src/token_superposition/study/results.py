@@ -12,15 +12,14 @@ from token_superposition.schedule import Schedule
 from token_superposition.study.comparability import check_lengths, check_machines, trained_steps
 from token_superposition.study.loss_spike import switch_facts
 from token_superposition.study.prices import cost_of
-from token_superposition.study.report.facts import make_difference, num_threads, why_seconds_differ
-from token_superposition.study.report.model import (
-    SCHEMA_VERSION,
+from token_superposition.study.report.facts import num_threads, why_seconds_differ
+from token_superposition.study.report.model import SCHEMA_VERSION, Report
+from token_superposition.study.report.parts import (
     Arm,
     Budget,
     Data,
     Difference,
     Model,
-    Report,
     SeedRun,
     Settings,
     Stage,
@@ -211,7 +210,7 @@ def _curve(run: RunFolder) -> tuple[Validation, ...]:
 def _difference(baseline: Sequence[SeedRun], name: str, arm: Arm) -> Difference:
     """Superposition's final loss less the baseline's, seed by seed."""
     ours, theirs = ([run.loss for run in side] for side in (arm.seeds, baseline))
-    return make_difference(name, theirs, arm.name, ours)
+    return Difference.of(name, theirs, arm.name, ours)
 
 
 def _equal_data(baseline: Arm, arm: Arm, total_steps: int) -> Difference:

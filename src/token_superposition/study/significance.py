@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from token_superposition.study.report.model import Difference
+    from token_superposition.study.report.parts import Difference
 
 Outcome = Literal["won", "lost", "level", "undecided"]
 OUTCOME_WORDS: Mapping[Outcome, str] = {

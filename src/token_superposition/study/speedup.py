@@ -33,7 +33,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from token_superposition.study.report.model import Arm, Budget, ReadAt, Speedup, Unit
+from token_superposition.study.report.parts import Arm, Budget, ReadAt, Speedup, Unit
 from token_superposition.study.significance import NOISE, ONE_SEED, t_interval
 
 LEVEL = 0.95

@@ -1,10 +1,10 @@
 """Atomic checkpoints with checksums.
 
-The tensors are saved with torch's distributed checkpoint (DCP), which needs no process group for one process, and
-reshards for several processes. A checkpoint is written to a folder with a temporary name. The last file is
-`manifest.json`, with the size and checksum of every file. The folder is then renamed. A checkpoint without a manifest
-is incomplete. A checkpoint with a file that does not match the manifest is damaged (DCP alone would load a flipped bit
-silently). Instead of an incomplete or damaged checkpoint, the previous checkpoint is used.
+The tensors are saved with torch's distributed checkpoint (DCP): every rank writes its own files and computes their
+checksums, and another number of ranks can load them. A checkpoint is written to a folder with a temporary name. The
+last file is `manifest.json`, with the size and checksum of every file. The folder is then renamed. A checkpoint without
+a manifest is incomplete. A checkpoint with a file that does not match the manifest is damaged (DCP alone would load a
+flipped bit silently). Instead of an incomplete or damaged checkpoint, the previous checkpoint is used.
 
 The metadata of DCP is a pickle, so a run folder must come from a trusted source. Use the safetensors export to share a
 model.
@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from token_superposition.errors import CheckpointError, UserError
 from token_superposition.files import could_not_write, replace_folder, sync_folder, write_json
+from token_superposition.training.distributed import World, is_lost_peer, lost_peer
 
 _MANIFEST = "manifest.json"
 _ALWAYS = {"state.json", "tensors/.metadata"}
@@ -49,6 +50,7 @@ def save_checkpoint(
     state: dict[str, Any],
     keep: int,
     keep_steps: Collection[int] = (),
+    world: World | None = None,
 ) -> Path:
     """Write a checkpoint, then delete all checkpoints except the newest `keep` and those of `keep_steps`.
 
@@ -59,48 +61,80 @@ def save_checkpoint(
         state: all other state, which must be serializable as JSON.
         keep: number of newest checkpoints to keep, including this one.
         keep_steps: steps whose checkpoints are also kept.
+        world: the ranks of the run, which all call this function; None for one process.
 
     Raises:
-        CheckpointError: if the checkpoint cannot be written; earlier checkpoints do not change.
+        CheckpointError: on every rank, if any rank cannot write; earlier checkpoints do not change.
     """
+    world = world or World()
     final = checkpoint_path(folder, step)
+    temporary = folder / f".{final.name}.tmp"
     try:
-        _write(folder, final, step, tensors, state)
+        world.on_main(lambda: _make_empty(temporary, final))
+        entries = _write_tensors(temporary, final, tensors, world)
+        world.on_main(lambda: _complete(temporary, final, step, state, entries))
+    except BaseException:
+        if world.is_main:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if world.is_main:
+        discard_old(folder, keep, keep_steps)
+    return final
+
+
+def _make_empty(temporary: Path, final: Path) -> None:
+    with _writing(final):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+
+
+def _write_tensors(temporary: Path, final: Path, tensors: dict[str, Any], world: World) -> dict[str, dict[str, Any]]:
+    """Write the tensors on all ranks; returns size and checksum of every file by its name in the checkpoint."""
+    with world.together(), _writing(final), _quiet_dcp():
+        if not temporary.is_dir():
+            raise UserError(f"{temporary.parent}: this machine does not see the run folder; share it between machines")
+        if world.group is None:
+            dcp_save(tensors, checkpoint_id=temporary / "tensors", no_dist=True)
+        else:
+            dcp_save(tensors, checkpoint_id=temporary / "tensors", process_group=world.group)
+        written = (temporary / "tensors").glob(f"__{world.rank}_*")
+        files = [*written, *([temporary / "tensors" / ".metadata"] if world.is_main else [])]
+        entries = {str(file.relative_to(temporary)): _synced_entry(file) for file in files}
+    return {name: entry for part in world.gather(entries) for name, entry in part.items()}
+
+
+def _complete(
+    temporary: Path, final: Path, step: int, state: dict[str, Any], entries: dict[str, dict[str, Any]]
+) -> None:
+    """Write the state and the manifest, and give the checkpoint its name."""
+    with _writing(final):
+        write_json(temporary / "state.json", state)
+        files = {**entries, "state.json": _synced_entry(temporary / "state.json")}
+        write_json(temporary / _MANIFEST, {"step": step, "files": dict(sorted(files.items()))})
+        sync_folder(temporary)
+        replace_folder(temporary, final)
+
+
+def _synced_entry(file: Path) -> dict[str, Any]:
+    _sync_file(file)
+    return {"bytes": file.stat().st_size, "blake2b": _digest(file)}
+
+
+@contextlib.contextmanager
+def _writing(final: Path) -> Iterator[None]:
+    """Raise errors of the disk inside the block as CheckpointError that names the checkpoint."""
+    try:
+        yield
     except CheckpointException as error:  # DCP's, no Exception; wraps also KeyboardInterrupt
         causes = [cause for cause, _ in error.failures.values()]
         if any(isinstance(cause, KeyboardInterrupt) for cause in causes):
             raise KeyboardInterrupt from None
+        lost = next((cause for cause in causes if is_lost_peer(cause)), None)
+        if lost is not None:
+            raise lost_peer(lost) from error
         raise CheckpointError(could_not_write(final, *causes)) from error
     except OSError as error:
         raise CheckpointError(could_not_write(final, error)) from error
-    discard_old(folder, keep, keep_steps)
-    return final
-
-
-def _write(folder: Path, final: Path, step: int, tensors: dict[str, Any], state: dict[str, Any]) -> None:
-    temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        with _one_process():
-            dcp_save(tensors, checkpoint_id=temporary / "tensors", no_dist=True)
-        write_json(temporary / "state.json", state)
-        files = sorted(p for p in temporary.rglob("*") if p.is_file())
-        for file in files:
-            _sync_file(file)
-        manifest = {
-            "step": step,
-            "files": {
-                str(file.relative_to(temporary)): {"bytes": file.stat().st_size, "blake2b": _digest(file)}
-                for file in files
-            },
-        }
-        write_json(temporary / _MANIFEST, manifest)
-        sync_folder(temporary)
-        replace_folder(temporary, final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def branch_checkpoint(source: Path, target: Path, state: dict[str, Any]) -> None:
@@ -169,16 +203,21 @@ def discard_newer(folder: Path, step: int) -> None:
             shutil.rmtree(path)
 
 
-def load_checkpoint(path: Path, tensors: dict[str, Any]) -> dict[str, Any]:
+def load_checkpoint(path: Path, tensors: dict[str, Any], world: World | None = None) -> dict[str, Any]:
     """Read the tensors of a checkpoint into `tensors`, in place, and return the checkpoint's state.
+
+    Each rank reads the parts that it holds, whatever number of ranks wrote the checkpoint.
 
     Raises:
         UserError: if the checkpoint belongs to another model.
     """
     state: dict[str, Any] = json.loads((path / "state.json").read_text(encoding="utf-8"))
     try:
-        with _one_process():
-            dcp_load(tensors, checkpoint_id=path / "tensors", no_dist=True)
+        with _quiet_dcp():
+            if world is None or world.group is None:
+                dcp_load(tensors, checkpoint_id=path / "tensors", no_dist=True)
+            else:
+                dcp_load(tensors, checkpoint_id=path / "tensors", process_group=world.group)
     except CheckpointException as error:
         causes = "; ".join(str(cause) for cause, _ in error.failures.values())
         raise UserError(
@@ -195,8 +234,8 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _one_process() -> Iterator[None]:
-    """Suppress DCP's warning that there is no process group, because this package uses one process."""
+def _quiet_dcp() -> Iterator[None]:
+    """Suppress DCP's warning that there is no process group, because a run may have one process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
         yield

@@ -53,6 +53,7 @@ from token_superposition.training.config_types import (
     stages_in_short,
 )
 from token_superposition.training.data_config import DataConfig, SourceConfig
+from token_superposition.training.parallel_config import ParallelConfig
 from token_superposition.yaml_files import changed_keys, line_of, parse_override, read_yaml, with_keys
 
 __all__ = [
@@ -167,9 +168,9 @@ class TrainConfig(Section):
     sequence_length: PositiveInt = Field(
         128, description="positions per row (L), in both phases; a superposition row reads s times as many tokens"
     )
-    batch_size: PositiveInt = Field(16, description="rows per optimizer step")
+    batch_size: PositiveInt = Field(16, description="rows per optimizer step, of all processes together")
     micro_batch_size: PositiveInt | None = Field(
-        None, description="rows per forward pass; null: all rows of the step at once"
+        None, description="rows per forward pass of a process; null: all its rows of the step at once"
     )
     seed: Seed = Field(0, description="seed of the initial weights, the data order and dropout")
     optimizer: Literal["adamw", "muon"] = Field(
@@ -218,6 +219,9 @@ class TrainConfig(Section):
     )
     num_threads: NumThreads | Literal["auto"] = Field(
         "auto", description="number of CPU threads; another number can change the last bits of the result"
+    )
+    parallel: ParallelConfig = Field(
+        default_factory=ParallelConfig, description="how several processes share the model; see docs/scaling.md"
     )
 
     @model_validator(mode="after")

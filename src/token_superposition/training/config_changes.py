@@ -9,6 +9,7 @@ refused by name. These keys may change:
     train.max_skipped_steps
     paths of the data           the fingerprint shows that the data is the same
     threads, micro-batch size   a warning says that the last bits may differ
+    train.parallel              also the number of processes, which is no key
     train.device                only to a device of the same kind; with the same warning
     train.total_steps           only before the decay of the learning rate, and only after a warm-up that is a share of
                                 the steps; the recovery gets longer or shorter, the switch and the warm-up do not change
@@ -32,6 +33,7 @@ _FREE = (
     "train.max_skipped_steps",
     "train.micro_batch_size",
     "train.num_threads",
+    "train.parallel.",
 )
 _RESULT = ("logging.validation_tokens", "logging.interim_validation_tokens")  # the tokens on which results are measured
 # Keys that change the order of additions, and an addition to the warning.
@@ -45,7 +47,7 @@ ABSENT = object()
 
 def may_change(key: str, old: Any, new: Any) -> bool:
     """Whether a started run may continue with another value of a key."""
-    if key == "train.device":  # random generators of another kind of device have other states
+    if key == "train.device":  # another kind of device draws other random numbers
         return isinstance(old, str) and isinstance(new, str) and device_type(old) == device_type(new)
     moved = key.startswith("data.sources.") and key.endswith(".path")
     return (key.startswith(_FREE) or moved) and key not in _RESULT

@@ -88,7 +88,9 @@ def _rows(prefix: str, section: dict[str, Any], schema: dict[str, Any]) -> Itera
 
 
 def _inner_section(value: dict[str, Any], schema: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
-    """The section inside a mapping or list of sections, and its notation in a path; (None, "") for other values."""
+    """The section that a value is or contains, and its notation in a path; (None, "") for other values."""
+    if "$ref" in value and "properties" in (found := _resolved(value, schema)):
+        return found, ""
     for option in value.get("anyOf", [value]):
         for key, place in (("additionalProperties", ".NAME"), ("items", "[]")):
             inner = option.get(key)

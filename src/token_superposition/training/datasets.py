@@ -29,6 +29,7 @@ from token_superposition.models.flops import bits_per_byte
 from token_superposition.models.spec import ModelSpec
 from token_superposition.schedule import MEASURED, Schedule
 from token_superposition.training.config import DataConfig, ModelConfig, RunConfig
+from token_superposition.training.distributed import World
 from token_superposition.training.validation import ValidationResult, Validator
 
 
@@ -82,8 +83,8 @@ class Corpora(NamedTuple):
     def _all(self) -> list[TokenDataset]:
         return list(self.datasets.values())
 
-    def stream(self, config: RunConfig, schedule: Schedule) -> TokenStream:
-        """The token stream of the run over the training data; UserError if a source is shorter than a row."""
+    def stream(self, config: RunConfig, schedule: Schedule, world: World | None = None) -> TokenStream:
+        """The token stream of the run, for this rank's rows; UserError if a source is shorter than a row."""
         return TokenStream(
             [Source(name, dataset, self.weights[name]) for name, dataset in self.datasets.items()],
             schedule,
@@ -91,6 +92,8 @@ class Corpora(NamedTuple):
             batch_size=config.train.batch_size,
             seed=config.train.seed,
             documents_apart=config.data.bag_boundary == "document",
+            rank=0 if world is None else world.rank,
+            world_size=1 if world is None else world.size,
         )
 
     def model_spec(self, model: ModelConfig) -> ModelSpec:
@@ -130,15 +133,15 @@ class Validators:
         return sum(each.num_tokens(int(max_tokens * self.shares[name])) for name, each in self.sources.items())
 
     def run(
-        self, model: nn.Module, max_tokens: int, device: torch.device, dtype: torch.dtype
+        self, model: nn.Module, max_tokens: int, device: torch.device, dtype: torch.dtype, world: World | None = None
     ) -> tuple[ValidationResult, dict[str, ValidationResult]]:
         """Next-token loss on the first tokens of each set; returns the run's result, and other results by name.
 
         `max_tokens` is the limit per set; the sources of a mixture share one limit.
         """
-        further = {name: each.run(model, max_tokens, device, dtype) for name, each in self.further.items()}
+        further = {name: each.run(model, max_tokens, device, dtype, world) for name, each in self.further.items()}
         parts = {
-            name: each.run(model, int(max_tokens * self.shares[name]), device, dtype)
+            name: each.run(model, int(max_tokens * self.shares[name]), device, dtype, world)
             for name, each in self.sources.items()
         }
         if len(parts) == 1:

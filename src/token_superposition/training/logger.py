@@ -4,6 +4,9 @@ The training loop decides when to record. A `Recorder` builds the content of eac
 follow from the step: the time spent and the skipped steps. A step is skipped if its loss or gradient is NaN or
 infinite. The device knows this at once. The host learns it when it next waits for the device (`look`), so the recorder
 keeps the results of all steps since the last `look`.
+
+In a run of several ranks, each rank has a recorder, so that all ranks take the same decisions: whether the run has
+diverged, and when they validate and save together. Only the recorder of rank 0 writes and prints.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from token_superposition.errors import CheckpointError, TrainingDivergedError
 from token_superposition.progress import ProgressSink, warn
 from token_superposition.training.checkpoint import save_checkpoint
 from token_superposition.training.hardware import machine_name, matrix_peak, peak_memory_bytes
-from token_superposition.training.metrics import read_metrics
+from token_superposition.training.metrics import MetricsFile, read_metrics
 from token_superposition.training.run_folder import RunFolder
 from token_superposition.training.trackers import MetricsSink, open_tracker
 from token_superposition.training.trainer import StepResult, Trainer
@@ -47,6 +50,9 @@ class Recorder:
         state: the state of the loaded checkpoint, or of a new run (`Trainer.start`).
         run_id: the id of the run, for trackers.
         quiet: print no progress on standard error.
+
+    Raises:
+        UserError: on every rank, if the metrics are damaged or a tracker cannot be opened.
     """
 
     def __init__(self, trainer: Trainer, folder: RunFolder, state: dict[str, Any], *, run_id: str, quiet: bool) -> None:
@@ -60,13 +66,25 @@ class Recorder:
         self.unseen: list[_Done] = []
         self.seconds_before: float = state["wall_seconds"]
         self.started = time.perf_counter()
-        self.peak = matrix_peak(trainer.device, trainer.dtype)
-        self.metrics = folder.resume_metrics(self.done if self.done else -1, self._recomputed)
+        self.world = world = trainer.world
+        self.writes = world.is_main
+        self.peak = world.size * world.on_main(lambda: matrix_peak(trainer.device, trainer.dtype))
         self.last_logged: dict[str, Any] = {}
+        self.trackers: dict[str, MetricsSink] = {}
+        self.metrics: MetricsFile | None = None
+        world.on_main(lambda: self._open(run_id))
+        superposed = any(stage.bag_size > 1 for stage in self.schedule.stages)
+        self.progress = ProgressSink(
+            self.schedule.total_steps, self.done, quiet=quiet or not self.writes, superposed=superposed
+        )
+
+    def _open(self, run_id: str) -> None:
+        """Open the metrics and the trackers."""
+        folder, trainer = self.folder, self.trainer
+        self.metrics = folder.resume_metrics(self.done if self.done else -1, self._recomputed)
         for line in read_metrics(folder.metrics_file):
             if "loss" in line:
                 self.last_logged = line
-        self.trackers: dict[str, MetricsSink] = {}
         try:
             for name in self.logging.trackers:
                 self.trackers[name] = open_tracker(
@@ -80,8 +98,6 @@ class Recorder:
         except BaseException:
             self._close_trackers()
             raise
-        superposed = any(stage.bag_size > 1 for stage in self.schedule.stages)
-        self.progress = ProgressSink(self.schedule.total_steps, self.done, quiet=quiet, superposed=superposed)
 
     def _recomputed(self, line: dict[str, Any]) -> dict[str, Any]:
         """A line from the file, with the values that follow from its step computed again: the file has no checksum."""
@@ -166,7 +182,12 @@ class Recorder:
                 f"{text}; this exceeds train.max_skipped_steps: the run has diverged (the usual fix is a lower "
                 "train.learning_rate); its checkpoints are usable"
             )
-        warn(text)
+        self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """Print a warning once for all ranks."""
+        if self.writes:
+            warn(text)
 
     def log(self, values: dict[str, Any] | None, steps: int, seconds: float, waited: float) -> None:
         """Write the line of the last step; its speeds are averages over the steps since the last line.
@@ -179,6 +200,7 @@ class Recorder:
         """
         if values is None:
             return
+        slowest = max(self.world.gather((seconds - waited) / steps))
         trained = self.schedule.lookup(self.done - 1)
         counters = {key: value for key, value in self.trainer.counters(self.done).items() if key != "flops"}
         speed = steps * self.trainer.config.train.positions_per_step / seconds
@@ -191,6 +213,7 @@ class Recorder:
             **counters,
             "positions_per_second": speed,
             "seconds_per_step": seconds / steps,
+            **({"slowest_rank_seconds_per_step": slowest} if self.world.size > 1 else {}),
             "mfu": speed * self.trainer.flops_per_position / self.peak,
             "data_wait_fraction": waited / seconds,
             "skipped_steps": self.skipped,
@@ -250,14 +273,14 @@ class Recorder:
         folder, logging = self.folder.checkpoints, self.logging
         keep, steps = logging.keep_checkpoints, logging.keep_checkpoint_steps
         try:
-            self.metrics.sync()
-            save_checkpoint(folder, self.done, self.trainer.tensors(), state, keep, steps)
+            self.world.on_main(self._sync_metrics)
+            save_checkpoint(folder, self.done, self.trainer.tensors(), state, keep, steps, self.world)
         except CheckpointError as error:
             if logging.fail_on_checkpoint_error or self.done == self.schedule.total_steps:
                 raise CheckpointError(
                     f"step {self.done}: {error}; start the run again to continue from the previous checkpoint"
                 ) from error
-            warn(f"step {self.done}: {error}; the training continues, and the earlier checkpoints are usable")
+            self.warn(f"step {self.done}: {error}; the training continues, and the earlier checkpoints are usable")
 
     def finish(self) -> dict[str, Any]:
         """Run the final validation, and write the summary, which marks the run as finished."""
@@ -276,15 +299,26 @@ class Recorder:
             "loss_backend": trainer.loss_backend,
             "wall_seconds": self.wall_seconds(),
             "machine": machine_name(trainer.device),
-            "peak_memory_bytes": peak_memory_bytes(trainer.device),
+            "peak_memory_bytes": max(self.world.gather(peak_memory_bytes(trainer.device))),
+            **({"processes": self.world.size, "parallel": trainer.parallel.layout.mode} if self.world.size > 1 else {}),
             "data_fingerprint": trainer.corpora.fingerprint,
             "init_from": self.init_from,
         }
-        self.metrics.sync()
-        self.folder.write_summary(summary)
+        self.world.on_main(lambda: self._write_summary(summary))
         return summary
 
+    def _sync_metrics(self) -> None:
+        if self.metrics is not None:
+            self.metrics.sync()
+
+    def _write_summary(self, summary: dict[str, Any]) -> None:
+        self._sync_metrics()
+        self.folder.write_summary(summary)
+
     def emit(self, line: dict[str, Any]) -> None:
+        """Write a line to the metrics, the progress and the trackers, on rank 0."""
+        if self.metrics is None:
+            return
         self.metrics.write(line)
         self.progress.write(line)
         for name in list(self.trackers):

@@ -20,6 +20,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 
 from token_superposition.training.config import TrainConfig
 
@@ -63,6 +66,36 @@ class WarmupStableDecay:
         return self.total_steps if self == other else min(self.steps_before_decay, other.steps_before_decay)
 
 
+class ShardedMuon(torch.optim.Muon):
+    """Muon for sharded matrices: each rank gathers the whole matrix for the orthogonalization, and keeps its part.
+
+    On DTensors, torch's Muon would compute the products of the orthogonalization in parts, in bfloat16: its results
+    differ from those of one process in the third digit, and a step takes many times longer.
+    """
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """Do one step."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                grad, state = parameter.grad, self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(grad)
+                buffer, local = state["momentum_buffer"], grad.to_local()
+                buffer.to_local().lerp_(local, 1 - group["momentum"])
+                update = local.lerp(buffer.to_local(), group["momentum"]) if group["nesterov"] else buffer.to_local()
+                whole = DTensor.from_local(
+                    update, grad.device_mesh, grad.placements, run_check=False, shape=grad.shape, stride=grad.stride()
+                ).full_tensor()
+                whole = _zeropower_via_newtonschulz(whole, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                rate = _adjust_lr(group["lr"], group["adjust_lr_fn"], parameter.shape)
+                shape, offset = compute_local_shape_and_global_offset(grad.shape, grad.device_mesh, grad.placements)
+                part = whole[offset[0] : offset[0] + shape[0]]
+                parameter.to_local().mul_(1 - group["lr"] * group["weight_decay"]).add_(part, alpha=-rate)
+
+
 class Optimizers:
     """One or two torch optimizers that step together, or skip a step together.
 
@@ -101,8 +134,9 @@ def build_optimizers(model: nn.Module, config: TrainConfig, device: torch.device
     others = list(model.parameters())
     parts: list[torch.optim.Optimizer] = []
     if hidden:
+        sharded = isinstance(hidden[0], DTensor)
         parts.append(
-            torch.optim.Muon(
+            (ShardedMuon if sharded else torch.optim.Muon)(
                 hidden,
                 lr=config.learning_rate,
                 weight_decay=config.weight_decay,

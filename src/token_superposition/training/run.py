@@ -16,7 +16,7 @@ import torch
 from token_superposition.data.mixture import rounded_shares
 from token_superposition.data.stream import TokenStream
 from token_superposition.errors import UserError
-from token_superposition.models.device import resolve_device, resolve_dtype
+from token_superposition.models.device import device_type, resolve_device, resolve_dtype
 from token_superposition.schedule import Schedule
 from token_superposition.training.checkpoint import (
     checkpoint_steps,
@@ -130,6 +130,25 @@ class Run:
         record = replace(self.record, schedule=schedule, mutual_information=found.as_dict())
         return replace(self, config=config, record=record)
 
+    @classmethod
+    def shared(cls, folder: RunFolder, config: RunConfig, record: RunRecord, checkpoint: Path | None) -> Run:
+        """The run as a rank that does not own the folder sees it: rank 0 has opened the run and decided everything.
+
+        Args:
+            folder: the run folder.
+            config: the resolved configuration of rank 0.
+            record, checkpoint: as rank 0 has them.
+
+        Raises:
+            UserError: if this machine does not have the data, or has other data.
+        """
+        corpora = Corpora.open(config.data)
+        if corpora.fingerprint != record.data_fingerprint:
+            raise UserError(
+                f"data.path: {corpora.place} on this machine is not the data that rank 0 has; copy that data"
+            )
+        return cls(folder, None, config, record, corpora, checkpoint, [], None)
+
     def warnings(self, stream: TokenStream) -> list[str]:
         """Warnings before the next step: those of `run_warnings`, and about changed keys that change rounding."""
         changes = [] if self.stored is None else rounding_changes(self.stored.config, self.config)
@@ -200,7 +219,8 @@ def resolve_device_keys(config: RunConfig, stored: RunConfig | None) -> dict[str
         stored: the configuration of a run that has started; its values are not resolved again.
     """
     given = {key: _given(config, stored, key) for key in ("device", "dtype")}
-    device = str(resolve_device("auto")) if given["device"] == "auto" else given["device"]
+    # The number of a GPU is not stored: under torchrun each process has its own, and a resume may get another.
+    device = device_type("auto") if given["device"] == "auto" else given["device"]
     dtype = given["dtype"]
     if dtype == "auto":
         dtype = str(resolve_dtype("auto", resolve_device(device))).removeprefix("torch.")

@@ -3,8 +3,11 @@
 The trainer has no code for phases: each batch holds its stage, and the model takes bags of any size.
 
 The loss of a step is the sum of the weighted cross-entropies divided by the sum of the weights, both over all
-micro-batches. The targets determine the sum of the weights before the first forward pass. The mean loss of each
-micro-batch is multiplied by the micro-batch's share of this sum.
+micro-batches of all ranks. The targets determine the sum of the weights before the first forward pass, and every
+forward divides by it. DDP and FSDP2 average the gradients over the ranks, so each loss is multiplied by their number.
+
+The random numbers of a step, such as those of dropout, depend on the seed, the step and the rank. A checkpoint
+therefore holds no state of a generator.
 """
 
 from __future__ import annotations
@@ -27,22 +30,20 @@ from token_superposition.data.stream import Batch, Coverage
 from token_superposition.errors import UserError
 from token_superposition.losses.fused import check_kernel
 from token_superposition.losses.linear import ChosenBackend
-from token_superposition.losses.multi_hot import target_weights
+from token_superposition.losses.multi_hot import target_weights, weight_total
 from token_superposition.losses.slot_weights import slot_weights
-from token_superposition.models.build import check_length, model_cost
-from token_superposition.models.device import DTYPES, resolve_device
-from token_superposition.models.layers import checkpoint_activations, compile_layers, eager
-from token_superposition.models.seeding import seed_torch
-from token_superposition.models.size_limits import bytes_kept
-from token_superposition.models.superposed import SuperposedLM
+from token_superposition.models.device import resolve_device
+from token_superposition.models.layers import eager
+from token_superposition.models.seeding import step_seed
 from token_superposition.schedule import Schedule
 from token_superposition.training.checkpoint import load_checkpoint
 from token_superposition.training.config import RunConfig
 from token_superposition.training.datasets import Corpora, Validators
+from token_superposition.training.distributed import World
 from token_superposition.training.hardware import make_deterministic
 from token_superposition.training.init_from import InitialModel
 from token_superposition.training.optim import build_learning_rate, build_optimizers
-from token_superposition.training.preflight import attention_refusal
+from token_superposition.training.parallel import ParallelModel
 from token_superposition.training.validation import ValidationResult
 
 
@@ -50,7 +51,7 @@ class StepResult(NamedTuple):
     """The result of a step, as scalars on the device, so that the host does not wait for the device.
 
     Attributes:
-        loss: loss of the batch.
+        loss: loss of the batch, over all ranks.
         grad_norm: norm of the gradient before clipping.
         skipped: true if the loss or the norm is NaN or infinite; the weights then do not change.
         expert_loads: (layers, experts), summed over micro-batches; None without experts. See `SuperposedOutput`.
@@ -86,6 +87,7 @@ class Trainer:
         schedule: the run's stages.
         corpora: the run's training data; None to open the data of the configuration.
         source: trained model with the initial weights; None for new weights, or for weights that `load` will restore.
+        world: the ranks of the run; None for one process.
 
     Raises:
         UserError: if the data, the model and the configuration do not match.
@@ -97,12 +99,13 @@ class Trainer:
         schedule: Schedule,
         corpora: Corpora | None = None,
         source: InitialModel | None = None,
+        world: World | None = None,
     ) -> None:
         train = config.train
+        self.world = world = world or World()
         self.config = config
         self.schedule = schedule
         self.device = resolve_device(train.device)
-        self.dtype = DTYPES[train.dtype]
         self.pinned = self.device.type == "cuda"  # on other devices an asynchronous copy may read freed memory
         if train.loss_backend in ("liger", "torch"):
             try:
@@ -110,30 +113,13 @@ class Trainer:
             except ValueError as error:
                 raise UserError(f"train.{error}") from None
         self.corpora = corpora = corpora or Corpora.open(config.data)
-        self.stream = corpora.stream(config, schedule)
+        self.stream = corpora.stream(config, schedule, world)
         self.validators = Validators(config, corpora)
-        model = corpora.model_spec(config.model).build(
-            train.seed, bytes_per_parameter=bytes_kept(self.device, loading=source is not None)
-        )
-        check_length(model, train.sequence_length)
-        self.init_from = None if source is None else source.fill(model)
-        self.cost = model_cost(model)
-        self.num_parameters = sum(p.numel() for p in model.parameters())
-        try:
-            self.model = SuperposedLM(model.to(self.device), z_loss=train.z_loss, loss_backend=train.loss_backend)
-        except TypeError as error:
-            raise UserError(f"model.architecture: {error}") from error
-        if config.data.attention_boundary == "document":
-            try:
-                self.model.keep_documents_apart()
-            except TypeError as error:
-                raise attention_refusal(error) from error
-        self.model.train()
-        if train.activation_checkpointing:
-            checkpoint_activations(model)
-        if train.compile:  # after the checks, which use other shapes and would cause recompilation
-            compile_layers(model)
-        self.optimizers = build_optimizers(model, train, self.device)
+        self.parallel = ParallelModel(corpora.model_spec(config.model), config, self.device, world, source)
+        self.model = self.parallel.model
+        self.dtype = self.parallel.dtype
+        self.num_parameters = self.parallel.num_parameters
+        self.optimizers = build_optimizers(self.model.model, train, self.device)
         self.learning_rate = build_learning_rate(train)
         self._slot_weights = {
             stage: slot_weights(stage.slot_weights, stage.num_targets) if stage.bag_size > 1 else None
@@ -151,28 +137,32 @@ class Trainer:
                 yield batch
 
     def step(self, batch: Batch) -> StepResult:
-        """Do one optimizer step; the step is skipped if the loss or the gradient is NaN or infinite."""
+        """Do one optimizer step on this rank's rows; all ranks skip it if the loss or the gradient is not finite."""
+        torch.manual_seed(step_seed(self.config.train.seed, batch.step, self.world.rank))
         weights = self._slot_weights[batch.stage]
-        weight_sum = self._moved(target_weights(batch.targets, weights).sum())
+        divisor = self.world.step_sum(weight_total(target_weights(batch.targets, weights)))
+        divisor = self._moved(divisor.float() if self.device.type == "mps" else divisor)
         if weights is not None:
             weights = self._moved(weights)
         rows = self.config.train.micro_batch_size or len(batch.ids)
-        loss, loads = torch.zeros((), device=self.device), []
+        losses, loads = [], []
         parts = [batch.ids, batch.targets, *([] if batch.position_ids is None else [batch.position_ids])]
-        for micro in zip(*(part.split(rows) for part in parts), strict=True):
+        micros = list(zip(*(part.split(rows) for part in parts), strict=True))
+        share = 1 / (len(micros) * self.world.size)
+        for number, micro in enumerate(micros, start=1):
             ids, targets, *positions = map(self._moved, micro)
-            with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-                output = self.model(ids, targets, weights, *positions)
-            part = output.loss * (output.weight_sum / weight_sum.clamp(min=1e-30))
-            part.backward()
-            loss += part.detach()
+            with self.parallel.micro_batch(last=number == len(micros)):
+                output = self.parallel.root(ids, targets, weights, *positions, divisor=divisor, share=share)
+                loss = output.loss
+            (loss * self.world.size if self.world.size > 1 else loss).backward()
+            losses.append(loss.detach())
             if output.expert_loads is not None:
                 loads.append(output.expert_loads)
-        limit = self.config.train.max_grad_norm
-        norm = torch.nn.utils.clip_grad_norm_(self.optimizers.parameters, float("inf") if limit is None else limit)
+        loss = self.parallel.sum(torch.stack(losses).sum())
+        norm = self.parallel.clip(self.optimizers.parameters, self.config.train.max_grad_norm)
         skipped = ~(torch.isfinite(loss) & torch.isfinite(norm))
         self.optimizers.step(self.learning_rate.at(batch.step), skip=skipped)
-        return StepResult(loss, norm, skipped, torch.stack(loads).sum(0) if loads else None)
+        return StepResult(loss, norm, skipped, self.parallel.sum(torch.stack(loads).sum(0)) if loads else None)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         """Copy to the device; on CUDA asynchronously, because a blocking copy would wait for all earlier kernels."""
@@ -180,12 +170,12 @@ class Trainer:
 
     def weights_are_finite(self) -> bool:
         """Whether every weight is finite."""
-        return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
+        return self.parallel.weights_are_finite()
 
     def validate(self, max_tokens: int) -> tuple[ValidationResult, dict[str, ValidationResult]]:
         """Next-token loss on the first tokens of the validation set, in every phase; and of other sets by name."""
         with eager():
-            return self.validators.run(self.model.model, max_tokens, self.device, self.dtype)
+            return self.validators.run(self.model, max_tokens, self.device, self.dtype, self.world)
 
     def counters(self, steps_done: int) -> dict[str, Any]:
         """Positions, tokens and FLOPs of the first `steps_done` steps; for a mixture also the tokens per source."""
@@ -202,40 +192,29 @@ class Trainer:
     def loss_backend(self) -> ChosenBackend:
         """How the loss is computed; the same in both phases."""
         train = self.config.train
-        return self.model.backend_for((train.micro_batch_size or train.batch_size) * train.sequence_length)
+        rows = train.micro_batch_size or train.batch_size // self.world.size
+        return self.model.backend_for(rows * train.sequence_length)
 
     @property
     def flops_per_position(self) -> int:
         """Forward and backward FLOPs per latent position; the same in both phases."""
-        return self.cost.flops_per_position(self.config.train.sequence_length)
+        return self.parallel.cost.flops_per_position(self.config.train.sequence_length)
 
     def tensors(self) -> dict[str, Any]:
         """All tensors of the run, in the structure of a checkpoint."""
-        generators = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            generators["cuda"] = torch.cuda.get_rng_state(self.device)
-        elif self.device.type == "mps":
-            generators["mps"] = torch.mps.get_rng_state()
         return {
             "model": get_model_state_dict(self.model),
             "optimizer": get_optimizer_state_dict(self.model, self.optimizers.parts),
-            "generators": generators,
         }
 
     def start(self) -> dict[str, Any]:
-        """Seed the generators for dropout; returns the state of a new run as `load` does."""
-        seed_torch(self.config.train.seed)
-        return {"step": 0, "wall_seconds": 0.0, "skipped_steps": 0, "init_from": self.init_from}
+        """The state of a new run, as `load` returns it."""
+        return {"step": 0, "wall_seconds": 0.0, "skipped_steps": 0, "init_from": self.parallel.init_from}
 
     def load(self, checkpoint: Path) -> dict[str, Any]:
         """Load the tensors of a checkpoint; returns the rest of its state."""
         tensors = self.tensors()
-        state = load_checkpoint(checkpoint, tensors)
+        state = load_checkpoint(checkpoint, tensors, self.world)
         set_model_state_dict(self.model, tensors["model"])
         set_optimizer_state_dict(self.model, self.optimizers.parts, tensors["optimizer"])
-        torch.set_rng_state(tensors["generators"]["cpu"])
-        if "cuda" in tensors["generators"]:
-            torch.cuda.set_rng_state(tensors["generators"]["cuda"], self.device)
-        if "mps" in tensors["generators"]:
-            torch.mps.set_rng_state(tensors["generators"]["mps"])
         return state

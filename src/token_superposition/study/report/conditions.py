@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from token_superposition.formatting import count, count_in_words, plain, plural
 from token_superposition.schedule import describe_slot_weights
-from token_superposition.study.report.facts import (
-    baseline,
-    compared_steps,
-    equal_data_steps,
-    has_budgets,
-    num_seeds,
-    ratio,
-    why_seconds_differ,
-)
-from token_superposition.study.report.model import Arm, Report, SeedRun, quoted
+from token_superposition.study.report.facts import why_seconds_differ
+from token_superposition.study.report.model import Report
+from token_superposition.study.report.parts import Arm, SeedRun, quoted
 from token_superposition.study.report.tuning import runs_words, untuned_sentence
 from token_superposition.study.report.verdict import Row
 
@@ -50,13 +43,13 @@ def _data(report: Report) -> str:
 
 
 def _runs(report: Report) -> str:
-    lengths = len(compared_steps(report))
+    lengths = len(report.compared_steps)
     counted = [plural(len(report.arms), "arm"), *([f"{lengths} budgets"] if lengths > 1 else [])]
-    words = " × ".join([*counted, plural(num_seeds(report), "seed")])
-    more = sum(len(b.seeds) for b in baseline(report).all_budgets if b.kind != "budget")
+    words = " × ".join([*counted, plural(report.num_seeds, "seed")])
+    more = sum(len(b.seeds) for b in report.baseline.all_budgets if b.kind != "budget")
     words += f", and the baseline {plural(more, 'time')} for equal data" if more else ""
     text = f"Trained {plural(len(_all_runs(report)), 'time')} ({words}){runs_words(report)}."
-    once = " Steps that several runs share were trained once." if has_budgets(report) else ""
+    once = " Steps that several runs share were trained once." if report.has_budgets else ""
     return text + once + _skipped(report)
 
 
@@ -68,7 +61,7 @@ def _skipped(report: Report) -> str:
     """Which runs skipped steps: they have learned from fewer batches than the others."""
     found = [
         quoted(arm.name)
-        + (f" at {count(budget.total_steps)} steps" if has_budgets(report) else "")
+        + (f" at {count(budget.total_steps)} steps" if report.has_budgets else "")
         + f", seed {run.seed}: {count(run.skipped_steps)}"
         for arm in report.arms
         for budget in arm.all_budgets
@@ -87,12 +80,12 @@ def _settings(report: Report) -> str:
 
     rates = {b.learning_rate or s.learning_rate for arm in report.arms for b in arm.all_budgets}
     rate = plain(s.learning_rate) if len(rates) == 1 else "as in the tables"
-    *others, last = map(count, compared_steps(report))
+    *others, last = map(count, report.compared_steps)
     steps = f"{', '.join(others)} or {last}" if others else last
-    longer = equal_data_steps(report)
+    longer = report.equal_data_steps
     steps += f" (for equal data {', '.join(map(count, longer))})" if longer else ""
     decay = f"over the last {count(s.decay_steps)}"
-    if has_budgets(report):
+    if report.has_budgets:
         decay = f"over the last {100 * s.decay_steps / s.total_steps:.3g}% of the steps"
     optimizer = {"adamw": "AdamW", "muon": "Muon"}.get(s.optimizer, s.optimizer)
     warmup = unless_swept("warmup_ratio", f"over {plural(s.warmup_steps, 'step')}")
@@ -136,7 +129,7 @@ def arm_words(arm: Arm) -> str:
 
 def limits(report: Report) -> list[Row]:
     """What the numbers are evidence for, and what they are not."""
-    off = [a.name for a in report.arms if abs((ratio(report, a, "flops") or 1) - 1) >= 0.01]
+    off = [a.name for a in report.arms if abs((report.ratio(a, "flops") or 1) - 1) >= 0.01]
     same = "Every arm takes the same steps, positions and FLOPs. FLOPs are counted, not timed."
     if off:
         same = f"Not at equal compute: {', '.join(map(quoted, off))} did not take the baseline’s FLOPs."
@@ -171,7 +164,7 @@ def limits(report: Report) -> list[Row]:
 def files(report: Report) -> str:
     """Where the configuration of each run is."""
     arm = f"runs/ARM/{'SETTING/' if report.sweep else ''}"
-    if has_budgets(report):
+    if report.has_budgets:
         place = f"{arm}STEPS-steps/seed-N/config.yaml ({arm}seed-N/config.yaml for a run first trained alone)"
     else:
         place = f"{arm}seed-N/config.yaml"

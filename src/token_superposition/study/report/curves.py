@@ -13,16 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from token_superposition.formatting import count, decimal, finite
-from token_superposition.study.report.facts import (
-    FEWEST_FOR_INTERVAL,
-    arm_named,
-    band_of,
-    has_budgets,
-    num_seeds,
-    reference_steps,
-    unit,
-)
-from token_superposition.study.report.model import Arm, Report, Validation
+from token_superposition.study.report.facts import FEWEST_FOR_INTERVAL, band_of
+from token_superposition.study.report.model import Report
 from token_superposition.study.report.panel import (
     CHARACTER,
     WIDTH,
@@ -33,6 +25,7 @@ from token_superposition.study.report.panel import (
     tick_labels,
     ticks,
 )
+from token_superposition.study.report.parts import Arm, Validation
 
 _FIRST_STEPS = (0.04, 0.12)  # of the run: what the whole-run panel may cut off, and where curves must go on
 _ZOOM = 2 / 3
@@ -190,10 +183,10 @@ def _panel(
     box: Window | None = None,
 ) -> str:
     ends = "; ".join(f"{s.name} ends at {decimal(s.mean[-1].loss)}" for s in series)
-    words = f"Next-token validation loss in {unit(report)} over {axis.title.lower()}. {ends}."
+    words = f"Next-token validation loss in {report.unit} over {axis.title.lower()}. {ends}."
     panel = Panel(name, heading, words, [s.name for s in series])
     panel.set_x(*window.x)
-    panel.set_y(*window.y, f"Validation loss ({unit(report)})")
+    panel.set_y(*window.y, f"Validation loss ({report.unit})")
     x, y = panel.x, panel.y
     power = engineering(max(abs(end) for end in window.x))
     values = ticks(x.low, x.high, max(3, round((x.end - x.start) / 70)))
@@ -242,13 +235,13 @@ def _switches(panel: Panel, series: list[Series]) -> None:
 
 
 def _caption(report: Report, axis: Axis, series: list[Series], whole: Window, end: Window | None) -> str:
-    longest = f" in the runs of {count(reference_steps(report))} steps" if has_budgets(report) else ""
+    longest = f" in the runs of {count(report.reference_steps)} steps" if report.has_budgets else ""
     over = "training compute" if axis is COMPUTE else "raw tokens read"
     lines = [f"Next-token validation loss{longest}, in the superposition phase too, over {over}."]
     if axis is DATA:
         lines.append("Dots carry the level of an arm that ends earlier to the right edge.")
-    if num_seeds(report) > 1:
-        what = "95% interval of the mean" if num_seeds(report) >= FEWEST_FOR_INTERVAL else "range of the seeds"
+    if report.num_seeds > 1:
+        what = "95% interval of the mean" if report.num_seeds >= FEWEST_FOR_INTERVAL else "range of the seeds"
         lines.append(f"Bold: mean; thin: each seed; shaded: {what}.")
     lines.append("Dashed: the switch" + ("; box: the part that is enlarged." if end else "."))
     if whole.clipped or (end and end.clipped):
@@ -256,7 +249,7 @@ def _caption(report: Report, axis: Axis, series: list[Series], whole: Window, en
     missing = [arm.name for arm in report.arms if arm.name not in {s.name for s in series}]
     if missing:
         lines.append(f"Without a curve: {', '.join(missing)}.")
-    finals = [arm_named(report, s.name).mean("final_validation_loss") for s in series]
+    finals = [report.arm_named(s.name).mean("final_validation_loss") for s in series]
     if any(final is None or abs(s.mean[-1].loss - final) > 0.0005 for s, final in zip(series, finals, strict=True)):
         ends = ", ".join(f"{s.name} at {decimal(s.mean[-1].loss, 3)}" for s in series)
         lines.append(f"Curves use fewer validation tokens than the final losses, so they end elsewhere: {ends}.")

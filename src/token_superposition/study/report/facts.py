@@ -1,7 +1,7 @@
-"""What several parts of the report ask of it.
+"""What is computed from arms for several parts of a study: bands of means, and whether seconds can be compared.
 
 The band of a mean loss is the t-interval over seeds; of two seeds, for which a t-interval would be twelve deviations
-wide, their range; of one seed there is none. Differences are paired by seed.
+wide, their range; of one seed there is none.
 """
 
 from __future__ import annotations
@@ -9,157 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from token_superposition.formatting import finite
-from token_superposition.study.report.model import Arm, Difference, ReadAt, Report, SeedRun, Speedup, Switch, Trained
-from token_superposition.study.significance import (
-    OUTCOME_WORDS,
-    Outcome,
-    outcome_of,
-    paired_difference,
-    t_interval,
-)
+from token_superposition.study.report.parts import Arm, SeedRun
+from token_superposition.study.significance import t_interval
 
 FEWEST_FOR_INTERVAL = 3
-_IN_FULL = 1 / 8  # of the longest budget
-
-
-def token_word(report: Report) -> str:
-    """What a token of this run is called."""
-    return "byte" if report.data.tokenizer == "bytes" else "token"
-
-
-def unit(report: Report) -> str:
-    """The unit of a loss."""
-    return f"nats per {token_word(report)}"
-
-
-def baseline(report: Report) -> Arm:
-    """The arm that the others are compared with."""
-    return report.arms[0]
-
-
-def best(report: Report) -> Arm:
-    """The arm that the headline is about."""
-    return arm_named(report, report.equal_flops.arm)
-
-
-def arm_named(report: Report, name: str) -> Arm:
-    """The arm of that name."""
-    return next(arm for arm in report.arms if arm.name == name)
-
-
-def differences(report: Report) -> tuple[Difference, ...]:
-    """Every arm's difference to the baseline."""
-    return report.equal_flops_all or (report.equal_flops,)
-
-
-def outcome(report: Report) -> Outcome:
-    """What the headline says of its arm."""
-    return outcome_of(report.equal_flops, len(differences(report)))
-
-
-def outcome_words(report: Report, difference: Difference) -> str:
-    """What the seeds say of a difference: `clearly better`, `level, within noise`, `undecided`."""
-    return OUTCOME_WORDS[outcome_of(difference, len(differences(report)))]
-
-
-def num_seeds(report: Report) -> int:
-    """Seeds of each arm."""
-    return max(len(arm.seeds) for arm in report.arms)
-
-
-def ratio(report: Report, arm: Trained, key: str) -> float | None:
-    """An arm's mean divided by the baseline's."""
-    above, below = arm.mean(key), baseline(report).mean(key)
-    return above / below if above is not None and below else None
-
-
-def broken_runs(report: Report) -> Literal["unfinished", "diverged"] | None:
-    """`unfinished` if a run has no final loss yet, `diverged` if a loss is not finite, else None."""
-    if any(run.final_validation_loss is None for arm in report.arms for run in arm.seeds):
-        return "unfinished"
-    return None if report.equal_flops.known else "diverged"
-
-
-# Several budgets.
-
-
-def has_budgets(report: Report) -> bool:
-    """Whether an arm was trained at more than one length."""
-    return any(len(arm.all_budgets) > 1 for arm in report.arms)
-
-
-def compared_steps(report: Report) -> list[int]:
-    """The budgets at which arms are compared, the shortest first."""
-    return sorted({b.total_steps for arm in report.arms for b in arm.all_budgets if b.kind == "budget"})
-
-
-def equal_data_steps(report: Report) -> list[int]:
-    """The budgets that only the baseline has, for equal data."""
-    return [budget.total_steps for budget in baseline(report).all_budgets if budget.kind != "budget"]
-
-
-def reference_steps(report: Report) -> int:
-    """The longest budget, which the headline is about."""
-    return baseline(report).reference.total_steps
-
-
-def shortest_in_full(report: Report) -> int:
-    """The shortest budget that the range of a figure must contain: much shorter ones would flatten the rest."""
-    return min(steps for steps in compared_steps(report) if steps >= reference_steps(report) * _IN_FULL)
-
-
-def difference_at(report: Report, arm: Arm, steps: int) -> Difference | None:
-    """The arm's final loss minus the baseline's at the same budget; None if one of them was not trained there."""
-    ours, theirs = arm.budget_at(steps), baseline(report).budget_at(steps)
-    if ours is None or theirs is None:
-        return None
-    a, b = ours.by_seed, theirs.by_seed
-    pairs = [(a[seed].final_validation_loss, b[seed].final_validation_loss) for seed in a if seed in b]
-    known = [(one, other) for one, other in pairs if one is not None and other is not None]
-    if not known or len(known) < len(pairs):
-        return None
-    return make_difference(baseline(report).name, [other for _, other in known], arm.name, [one for one, _ in known])
-
-
-def make_difference(baseline_name: str, theirs: Sequence[float], arm: str, ours: Sequence[float]) -> Difference:
-    """The difference of final losses, one per seed in the same order."""
-    found = paired_difference(ours, theirs)
-    return Difference(
-        baseline=baseline_name,
-        arm=arm,
-        delta_nats=found.mean,
-        confidence_interval=found.interval,
-        confidence_level=0.95,
-        deltas=found.differences,
-        reason=found.reason,
-    )
-
-
-def equal_data_of(report: Report, arm: Arm) -> Difference | None:
-    """The arm's difference to the baseline that read as much text."""
-    listed = report.equal_data_all or ((report.equal_data,) if report.equal_data else ())
-    return next((found for found in listed if found.arm == arm.name), None)
-
-
-def readings(report: Report, arm: str, read_at: ReadAt) -> dict[str, Speedup]:
-    """An arm's speed-ups at one end, by their unit."""
-    return {each.unit: each for each in report.iso_loss_all if each.arm == arm and each.read_at == read_at}
-
-
-def shown_reading(report: Report) -> Speedup | None:
-    """The speed-up that the figure shows: the headline's, or else that at superposition's loss."""
-    if report.iso_loss:
-        return report.iso_loss
-    found = readings(report, best(report).name, "superposition_end").get("flops")
-    return found if found and found.speedup is not None else None
-
-
-def switch_of(report: Report, arm: Arm) -> Switch | None:
-    """What happened at an arm's switch."""
-    return next((found for found in report.switch if found.arm == arm.name), None)
 
 
 @dataclass(frozen=True)

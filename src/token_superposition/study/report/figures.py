@@ -15,21 +15,8 @@ from html import escape
 
 from token_superposition.formatting import compared, count, decimal, digits_of, interval
 from token_superposition.study.report.curves import Figure
-from token_superposition.study.report.facts import (
-    FEWEST_FOR_INTERVAL,
-    Placed,
-    compared_steps,
-    difference_at,
-    differences,
-    equal_data_of,
-    equal_data_steps,
-    num_seeds,
-    placed,
-    shortest_in_full,
-    shown_reading,
-    unit,
-)
-from token_superposition.study.report.model import Difference, Report, Speedup
+from token_superposition.study.report.facts import FEWEST_FOR_INTERVAL, Placed, placed
+from token_superposition.study.report.model import Report
 from token_superposition.study.report.panel import (
     CHARACTER,
     LEFT,
@@ -46,6 +33,7 @@ from token_superposition.study.report.panel import (
     tick_labels,
     ticks,
 )
+from token_superposition.study.report.parts import Difference, Speedup
 from token_superposition.study.report.sentences import saving, saving_interval
 
 _INSET = 16.0  # between the frame and the first and last points
@@ -73,14 +61,14 @@ def _losses_panel(report: Report) -> str:
         return ""
     points = [point for line in lines for point in line.points]
     said = "; ".join(f"{line.name}: {', '.join(map(_said, line.points))}" for line in lines)
-    words = f"Final validation loss in {unit(report)}. {said}."
+    words = f"Final validation loss in {report.unit}. {said}."
     panel = Panel("budgets-loss", "Final loss at every budget", words, [line.name for line in lines])
     flops = [point.flops for point in points]
     panel.set_x(min(flops), max(flops), inset=_INSET, log=True)
-    first = shortest_in_full(report)
+    first = report.shortest_in_full
     limits = [limit for point in points if point.steps >= first for limit in point.band or (point.loss,)]
     room = 0.05 * max(max(limits) - min(limits), 1e-3)
-    panel.set_y(min(limits) - room, max(limits) + room, f"Final validation loss ({unit(report)})")
+    panel.set_y(min(limits) - room, max(limits) + room, f"Final validation loss ({report.unit})")
     x, y = panel.x, panel.y
     _budget_marks(report, panel, {point.steps: x(point.flops) for point in points})
     power = engineering(max(flops))
@@ -89,7 +77,7 @@ def _losses_panel(report: Report) -> str:
     for line in lines:
         panel.band(line.index, [(x(p.flops), y(p.band[0]), y(p.band[1])) for p in line.points if p.band])
         panel.line(line.index, [(x(p.flops), y(p.loss)) for p in line.points])
-    reading = shown_reading(report)
+    reading = report.shown_reading
     if reading:
         _arrow(panel, reading, lines)
     for line in lines:
@@ -114,7 +102,7 @@ def _said(point: Placed) -> str:
 def _budget_marks(report: Report, panel: Panel, places: dict[int, float]) -> None:
     """A line down at each budget, with its steps above; those of equal data give way if room is short."""
     taken: list[tuple[float, float]] = []
-    for steps in [*reversed(compared_steps(report)), *equal_data_steps(report)]:
+    for steps in [*reversed(report.compared_steps), *report.equal_data_steps]:
         if steps not in places:
             continue
         at = places[steps]
@@ -188,10 +176,10 @@ def _gaps(report: Report) -> list[tuple[int, str, list[_Gap]]]:
     rows = []
     for index, arm in enumerate(report.arms[1:], 1):
         found = [
-            (place, f"{count(steps)} steps", difference_at(report, arm, steps))
-            for place, steps in enumerate(compared_steps(report))
+            (place, f"{count(steps)} steps", report.difference_at(arm, steps))
+            for place, steps in enumerate(report.compared_steps)
         ]
-        every = [*found, (None, "equal data", equal_data_of(report, arm))]
+        every = [*found, (None, "equal data", report.equal_data_of(arm))]
         gaps = [
             _Gap(place, where, each.delta_nats, each.confidence_interval)
             for place, where, each in every
@@ -203,17 +191,17 @@ def _gaps(report: Report) -> list[tuple[int, str, list[_Gap]]]:
 
 
 def _gaps_panel(report: Report) -> str:
-    rows, steps = _gaps(report), compared_steps(report)
+    rows, steps = _gaps(report), report.compared_steps
     if not rows:
         return ""
     said = "; ".join(f"{name}: {', '.join(gap.words for gap in gaps)}" for _, name, gaps in rows)
-    words = f"Difference to the baseline’s final loss in {unit(report)}. {said}."
+    words = f"Difference to the baseline’s final loss in {report.unit}. {said}."
     panel = Panel("budgets-gap", "Difference to the baseline", words, [name for _, name, _ in rows])
-    first = steps.index(shortest_in_full(report))
+    first = steps.index(report.shortest_in_full)
     shown = [gap for _, _, gaps in rows for gap in gaps if gap.place is None or gap.place >= first]
     values = [0.0, *(value for gap in shown for value in (gap.mean, *(gap.ends or ())))]
     room = 0.08 * (max(values) - min(values)) or 0.01
-    title = f"Difference to the baseline ({unit(report)}): better below the line, worse above"
+    title = f"Difference to the baseline ({report.unit}): better below the line, worse above"
     panel.set_y(min(values) - room, max(values) + room, title, unsigned=True)
     panel.rule("zero", LEFT, panel.y(0), panel.right, panel.y(0))
     dodge, middle = min(9.0, 34.0 / len(rows)), (len(rows) - 1) / 2
@@ -246,15 +234,15 @@ def _gaps_panel(report: Report) -> str:
 
 def _budgets_caption(report: Report) -> str:
     lines = ["Left: final validation loss at every budget, over training compute on a logarithmic axis."]
-    if num_seeds(report) >= FEWEST_FOR_INTERVAL:
+    if report.num_seeds >= FEWEST_FOR_INTERVAL:
         lines.append("Bands: 95% intervals of each mean over seeds.")
-    elif num_seeds(report) > 1:
+    elif report.num_seeds > 1:
         lines.append("Bands: from the lower seed to the higher.")
-    if equal_data_steps(report):
+    if report.equal_data_steps:
         lines.append("Rings: the baseline trained on as much text as superposition reads.")
-    if compared_steps(report)[0] < shortest_in_full(report):
-        lines.append(f"Runs under {count(shortest_in_full(report))} steps may be above the frame, which is cut off.")
-    reading = shown_reading(report)
+    if report.compared_steps[0] < report.shortest_in_full:
+        lines.append(f"Runs under {count(report.shortest_in_full)} steps may be above the frame, which is cut off.")
+    reading = report.shown_reading
     if reading:
         whose = "the baseline’s" if reading.read_at == "baseline_end" else "superposition’s"
         lines.append(f"Arrow: at {whose} final loss, from superposition’s compute for that loss to the baseline’s.")
@@ -271,7 +259,7 @@ _STRIP_WIDTH, _ROW, _STRIP_TOP, _STRIP_BOTTOM, _SIDE = 480.0, 62.0, 26.0, 46.0, 
 
 def seeds_figure(report: Report) -> Figure | None:
     """A ring for each seed's difference, the mean and its interval, against zero; None without several seeds."""
-    rows = [r for r in differences(report) if len(r.deltas) > 1 and all(map(math.isfinite, r.deltas))]
+    rows = [r for r in report.differences if len(r.deltas) > 1 and all(map(math.isfinite, r.deltas))]
     if not rows:
         return None
     values = [0.0, *(value for row in rows for value in (*row.deltas, *(row.confidence_interval or ())))]
@@ -295,7 +283,7 @@ def seeds_figure(report: Report) -> Figure | None:
             *parts,
             f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="4" y2="{bottom:g}"/>',
             f'<text class="axis" x="{_STRIP_WIDTH / 2:g}" y="{height - 7:g}" text-anchor="middle">← better than the '
-            f"baseline · difference ({escape(unit(report))}) · worse →</text>",
+            f"baseline · difference ({escape(report.unit)}) · worse →</text>",
             *(_strip_row(row, order[row.arm], _STRIP_TOP + _ROW * place, x) for place, row in enumerate(rows)),
             "</svg>",
         ]

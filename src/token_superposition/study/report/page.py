@@ -27,22 +27,10 @@ from token_superposition.formatting import (
 )
 from token_superposition.study.report import conditions, sentences, tables, tuning
 from token_superposition.study.report.curves import COMPUTE, DATA, curves_figure
-from token_superposition.study.report.facts import (
-    baseline,
-    best,
-    equal_data_of,
-    has_budgets,
-    num_seeds,
-    ratio,
-    readings,
-    reference_steps,
-    shown_reading,
-    token_word,
-    unit,
-)
 from token_superposition.study.report.figures import budgets_figure, seeds_figure
-from token_superposition.study.report.model import Difference, Report
+from token_superposition.study.report.model import Report
 from token_superposition.study.report.panel import arm_class, marker
+from token_superposition.study.report.parts import Difference
 from token_superposition.study.report.verdict import command_words, verdict
 
 
@@ -62,20 +50,20 @@ def render_html(report: Report) -> str:
         .render(
             report=report,
             byline=f"{report.created} · {count_in_words(report.model.parameters)} parameters · "
-            f"{plural(num_seeds(report), 'seed')} per arm",
+            f"{plural(report.num_seeds, 'seed')} per arm",
             verdict=verdict(report),
             numbers=_big_numbers(report),
-            has_budgets=has_budgets(report),
-            budgets_figure=budgets_figure(report) if has_budgets(report) else None,
-            speedup_table=tables.speedup_table(report) if has_budgets(report) and report.iso_loss_all else None,
+            has_budgets=report.has_budgets,
+            budgets_figure=budgets_figure(report) if report.has_budgets else None,
+            speedup_table=tables.speedup_table(report) if report.has_budgets and report.iso_loss_all else None,
             not_read=sentences.not_read(report),
-            budgets_table=tables.budgets_table(report) if has_budgets(report) else None,
+            budgets_table=tables.budgets_table(report) if report.has_budgets else None,
             compute_figure=curves_figure(report, COMPUTE, "compute"),
             switches=sentences.switches(report),
             data_figure=curves_figure(report, DATA, "data"),
             arms_table=tables.arms_table(report),
-            seeds_figure=seeds_figure(report) if num_seeds(report) > 1 else None,
-            seeds_table=tables.seeds_table(report) if num_seeds(report) > 1 else None,
+            seeds_figure=seeds_figure(report) if report.num_seeds > 1 else None,
+            seeds_table=tables.seeds_table(report) if report.num_seeds > 1 else None,
             tuning_figure=tuning.tuning_figure(report, sweep) if sweep else None,
             tuning_table=tuning.tuning_table(report, sweep) if sweep else None,
             trained=conditions.what_was_trained(report),
@@ -110,8 +98,8 @@ def _unbroken(text: str) -> Markup:
 
 
 def _big_numbers(report: Report) -> list[BigNumber]:
-    arm, base = best(report), baseline(report)
-    relative, compute = ratio(report, arm, "raw_tokens"), ratio(report, arm, "flops")
+    arm, base = report.best, report.baseline
+    relative, compute = report.ratio(arm, "raw_tokens"), report.ratio(arm, "flops")
     same = compute is None or abs(compute - 1) < 0.01
     bits = BigNumber(
         "Bits per byte",
@@ -122,14 +110,14 @@ def _big_numbers(report: Report) -> list[BigNumber]:
     text = BigNumber(
         "Raw data read",
         f"× {decimal(relative, 2)}" if relative is not None else "–",
-        (f"{read} {token_word(report)}s", f"baseline {theirs}"),
+        (f"{read} {report.token_word}s", f"baseline {theirs}"),
     )
     flops = BigNumber(
         "Training compute",
         "equal" if same else f"× {decimal(compute, 2)}",
         (f"{power_of_ten(base.mean('flops'))} FLOPs", "each arm" if same else "in the baseline"),
     )
-    data, speedup = equal_data_of(report, arm), _speedup(report)
+    data, speedup = report.equal_data_of(arm), _speedup(report)
     cells = [
         _difference(report, "Difference in validation loss", report.equal_flops),
         speedup or bits,
@@ -144,21 +132,21 @@ def _big_numbers(report: Report) -> list[BigNumber]:
 def _difference(report: Report, title: str, found: Difference) -> BigNumber:
     ends = found.confidence_interval
     sure = f"{found.confidence_level:.0%} interval {interval(ends)}" if ends else "no interval"
-    return BigNumber(title, compared(found.delta_nats, digits_of(found.delta_nats)), (unit(report), sure))
+    return BigNumber(title, compared(found.delta_nats, digits_of(found.delta_nats)), (report.unit, sure))
 
 
 def _speedup(report: Report) -> BigNumber | None:
     """The speed-up: its number, or what is known if it is out of range; None if nothing is."""
-    found = readings(report, best(report).name, "baseline_end").get("flops")
-    title, at = "Compute for the baseline’s loss", f"its loss at {count(reference_steps(report))} steps"
+    found = report.readings(report.best.name, "baseline_end").get("flops")
+    title, at = "Compute for the baseline’s loss", f"its loss at {count(report.reference_steps)} steps"
     if found is not None and found.speedup is None and found.bounds is None:
-        found, title = shown_reading(report), "Compute for superposition’s loss"
+        found, title = report.shown_reading, "Compute for superposition’s loss"
     if found is None:
         return None
     ends = sentences.saving_interval(found)
     if found.speedup is None:
         return BigNumber(
-            title, sentences.bounds_words(found), (at, *(["one seed, no interval"] if num_seeds(report) == 1 else []))
+            title, sentences.bounds_words(found), (at, *(["one seed, no interval"] if report.num_seeds == 1 else []))
         )
     number, words = sentences.saving(found)
     sure = f"{found.confidence_level:.0%} interval {ends}" if ends else "no interval"

@@ -11,20 +11,8 @@ from collections.abc import Mapping, Sequence
 
 from token_superposition.formatting import better_or_worse, count, decimal, in_nats, interval, three_figures
 from token_superposition.study.prices import MUCH_FASTER
-from token_superposition.study.report.facts import (
-    best,
-    compared_steps,
-    difference_at,
-    differences,
-    equal_data_of,
-    has_budgets,
-    outcome,
-    outcome_words,
-    readings,
-    reference_steps,
-    unit,
-)
-from token_superposition.study.report.model import Cost, Difference, Report, Saving, Speedup, quoted
+from token_superposition.study.report.model import Report
+from token_superposition.study.report.parts import Cost, Difference, Saving, Speedup, quoted
 from token_superposition.study.significance import NOISE, ONE_SEED, outcome_of, would_have_won
 
 
@@ -55,12 +43,12 @@ def bounds_words(reading: Speedup) -> str:
 
 def equal_loss(report: Report) -> str:
     """The best arm's speed-up at the baseline's loss, or why it cannot be read and what can be read instead."""
-    name = best(report).name
-    found, own = readings(report, name, "baseline_end"), readings(report, name, "superposition_end")
-    if "flops" not in found or not has_budgets(report):
+    name = report.best.name
+    found, own = report.readings(name, "baseline_end"), report.readings(name, "superposition_end")
+    if "flops" not in found or not report.has_budgets:
         return f"Not measured: {report.reasons.get('iso_loss', 'no reason was recorded')}."
     if found["flops"].speedup is not None:
-        steps = count(reference_steps(report))
+        steps = count(report.reference_steps)
         return (
             f"It reached the baseline’s loss at {steps} steps ({decimal(found['flops'].loss, 3)}) with {_read(found)}"
         )
@@ -111,7 +99,7 @@ def not_read(report: Report) -> list[str]:
     """Why speed-ups are missing from their table, in seconds only if FLOPs have one."""
     lines = []
     for reading in report.iso_loss_all:
-        flops = readings(report, reading.arm, reading.read_at)["flops"]
+        flops = report.readings(reading.arm, reading.read_at)["flops"]
         if reading.speedup is None and (reading.unit == "flops" or flops.speedup is not None):
             whose = "the baseline’s" if reading.read_at == "baseline_end" else "superposition’s"
             seconds = ", in seconds" if reading.unit == "seconds" else ""
@@ -121,11 +109,11 @@ def not_read(report: Report) -> list[str]:
 
 def equal_data(report: Report) -> str:
     """The best arm against the baseline that read as much text."""
-    found = equal_data_of(report, best(report))
+    found = report.equal_data_of(report.best)
     if found is None or found.delta_nats is None or not found.known:
         return f"Not measured: {report.reasons.get('equal_data', 'no reason was recorded')}."
-    came_out = outcome_of(found, len(differences(report)))
-    size = in_nats(found.delta_nats, unit(report))
+    came_out = outcome_of(found, len(report.differences))
+    size = in_nats(found.delta_nats, report.unit)
     ended = f"{size} {'from' if size.endswith('apart') else 'than'} it"
     if came_out == "level":
         ended = f"level with it ({size}, within the noise of {NOISE} nats)"
@@ -133,20 +121,20 @@ def equal_data(report: Report) -> str:
     level = f"{found.confidence_level:.0%} interval {interval(ends)}" if ends else "no interval"
     against = "a baseline that read as much text"
     if found.total_steps is not None:
-        times = three_figures(found.total_steps / reference_steps(report))
+        times = three_figures(found.total_steps / report.reference_steps)
         against = f"a baseline of {count(found.total_steps)} steps ({times} times the compute) that read as much text"
     text = f"Against {against}, superposition ended {ended} ({level})."
     if came_out == "won":
         return f"{text} Its gain is more than the additional text."
     if came_out == "undecided":
         return f"{text} {not_decided(report, found)}."
-    return f"{text} It bought its gain at equal compute with text." if outcome(report) == "won" else text
+    return f"{text} It bought its gain at equal compute with text." if report.outcome == "won" else text
 
 
 def not_decided(report: Report, difference: Difference) -> str:
     """Why it is not said that superposition won or lost."""
     if would_have_won(difference):
-        return f"For the best of {len(differences(report))} arms these seeds do not decide"
+        return f"For the best of {len(report.differences)} arms these seeds do not decide"
     return f"{'One seed does' if len(difference.deltas) == 1 else 'These seeds do'} not decide"
 
 
@@ -195,13 +183,13 @@ def _hours_and_money(hours: float, money: float | None, found: Cost) -> str:
 
 def budgets(report: Report) -> str:
     """The best arm's difference at every budget, and from which length on it wins; empty of one budget."""
-    arm, number = best(report), len(differences(report))
-    found = [(steps, difference_at(report, arm, steps)) for steps in compared_steps(report)]
+    arm, number = report.best, len(report.differences)
+    found = [(steps, report.difference_at(arm, steps)) for steps in report.compared_steps]
     known = [(steps, each) for steps, each in found if each is not None and each.known]
     if len(known) < 2:
         return ""
     words = [
-        f"{in_nats(each.delta_nats or 0.0, unit(report))} at {count(steps)} steps ({outcome_words(report, each)})"
+        f"{in_nats(each.delta_nats or 0.0, report.unit)} at {count(steps)} steps ({report.outcome_words(each)})"
         for steps, each in known
     ]
     text = f"Superposition ended {', '.join(words)}."
@@ -225,7 +213,7 @@ def switches(report: Report) -> list[str]:
                 over = f"; after {count(found.spike_steps)} steps less than a tenth of that was left"
             words.append(
                 f"At the switch (step {count(found.switch_step)}) superposition’s next-token loss was "
-                f"{better_or_worse(found.spike_nats, unit(report), 2)} than the baseline’s{over}."
+                f"{better_or_worse(found.spike_nats, report.unit, 2)} than the baseline’s{over}."
             )
         if found.crossing_step is not None:
             words.append(

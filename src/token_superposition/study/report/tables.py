@@ -18,25 +18,9 @@ from token_superposition.formatting import (
     power_of_ten,
 )
 from token_superposition.schedule import describe_slot_weights
-from token_superposition.study.report.facts import (
-    baseline,
-    compared_steps,
-    difference_at,
-    differences,
-    equal_data_of,
-    equal_data_steps,
-    has_budgets,
-    num_seeds,
-    outcome_words,
-    ratio,
-    readings,
-    reference_steps,
-    switch_of,
-    token_word,
-    unit,
-    why_seconds_differ,
-)
-from token_superposition.study.report.model import Arm, Budget, Difference, ReadAt, Report, Speedup
+from token_superposition.study.report.facts import why_seconds_differ
+from token_superposition.study.report.model import Report
+from token_superposition.study.report.parts import Arm, Budget, Difference, ReadAt, Speedup
 from token_superposition.study.report.sentences import bounds_words, saving, saving_interval
 
 _FEW_ARMS = 4  # more are set closer, and their cells may break, so that a page holds them
@@ -77,8 +61,8 @@ _NONE = Cell("–")
 
 def arms_table(report: Report) -> Table:
     """What each arm reached and used: means over seeds, a column for each arm."""
-    longest = f" at {count(reference_steps(report))} steps, the longest budget" if has_budgets(report) else ""
-    over = f" Means over {num_seeds(report)} seeds." if num_seeds(report) > 1 else ""
+    longest = f" at {count(report.reference_steps)} steps, the longest budget" if report.has_budgets else ""
+    over = f" Means over {report.num_seeds} seeds." if report.num_seeds > 1 else ""
     groups = (_results(report), _trained(report), _used(report))
     bodies = [[_arms_row(report, title, write) for title, write in group] for group in groups]
     bodies[0][0] = TableRow(bodies[0][0].cells, "key")
@@ -100,20 +84,20 @@ def _arms_row(report: Report, title: str, write: _Write) -> TableRow:
 
 
 def _results(report: Report) -> list[tuple[str, _Write]]:
-    found = {result.arm: result for result in differences(report)}
+    found = {result.arm: result for result in report.differences}
 
     def span(arm: Arm) -> str:
         known = [run.final_validation_loss for run in arm.seeds if run.final_validation_loss is not None]
         return f"{decimal(min(known))} to {decimal(max(known))}" if known else "–"
 
     rows: list[tuple[str, _Write]] = [
-        (f"Final validation loss, {unit(report)}", lambda arm: decimal(arm.mean("final_validation_loss")))
+        (f"Final validation loss, {report.unit}", lambda arm: decimal(arm.mean("final_validation_loss")))
     ]
-    if num_seeds(report) > 1:
+    if report.num_seeds > 1:
         rows.append(("Lowest to highest seed", span))
     rows.append(("Difference to the baseline", lambda arm: _difference(report, found.get(arm.name))))
-    if any(equal_data_of(report, arm) for arm in report.arms):
-        rows.append(("Difference at equal data", lambda arm: _difference(report, equal_data_of(report, arm))))
+    if any(report.equal_data_of(arm) for arm in report.arms):
+        rows.append(("Difference at equal data", lambda arm: _difference(report, report.equal_data_of(arm))))
     rows.append(("Bits per byte", lambda arm: decimal(arm.mean("bits_per_byte"))))
     return rows
 
@@ -124,7 +108,7 @@ def _difference(report: Report, found: Difference | None) -> Cell:
         return _NONE
     ends = found.confidence_interval
     level = f"{found.confidence_level:.0%}: {interval(ends)}" if ends else "no interval"
-    return Cell(compared(found.delta_nats, 4), (level, outcome_words(report, found)))
+    return Cell(compared(found.delta_nats, 4), (level, report.outcome_words(found)))
 
 
 def _trained(report: Report) -> list[tuple[str, _Write]]:
@@ -134,7 +118,7 @@ def _trained(report: Report) -> list[tuple[str, _Write]]:
         return f"{plain(arm.mode)}, {describe_slot_weights(arm.slot_weights)}".replace("_", " ")
 
     def spike(arm: Arm) -> str:
-        found = switch_of(report, arm)
+        found = report.switch_of(arm)
         return compared(found.spike_nats, 2) if found and found.spike_nats is not None else "–"
 
     best = {tried.name: tried.best for tried in report.sweep.arms} if report.sweep else {}
@@ -143,7 +127,7 @@ def _trained(report: Report) -> list[tuple[str, _Write]]:
         return lambda arm: as_typed(best[arm.name][key])
 
     def crossing(arm: Arm) -> str:
-        found = switch_of(report, arm)
+        found = report.switch_of(arm)
         if found is None:
             return "–"
         if found.crossing_step is not None:
@@ -168,7 +152,7 @@ def _trained(report: Report) -> list[tuple[str, _Write]]:
 def _used(report: Report) -> list[tuple[str, _Write]]:
     def against(key: str, write: Callable[[float | None], str]) -> Callable[[Arm], Cell]:
         def cell(arm: Arm) -> Cell:
-            relative = ratio(report, arm, key) if arm is not baseline(report) else None
+            relative = report.ratio(arm, key) if arm is not report.baseline else None
             return Cell(write(arm.mean(key)), () if relative is None else (f"× {decimal(relative, 2)}",))
 
         return cell
@@ -190,11 +174,11 @@ def _used(report: Report) -> list[tuple[str, _Write]]:
 
 def seeds_table(report: Report) -> Table:
     """Every seed's final loss and difference."""
-    found, several = differences(report), len(differences(report)) > 1
+    found, several = report.differences, len(report.differences) > 1
     head = [Cell("Seed"), *(Cell(arm.name, arm=index) for index, arm in enumerate(report.arms))]
     head += [Cell("difference", (each.arm,) if several else ()) for each in found]
     rows = []
-    for place, run in enumerate(baseline(report).seeds):
+    for place, run in enumerate(report.baseline.seeds):
         losses = [arm.seeds[place].final_validation_loss if place < len(arm.seeds) else None for arm in report.arms]
         deltas = [each.deltas[place] if place < len(each.deltas) else None for each in found]
         rows.append(
@@ -208,37 +192,37 @@ def seeds_table(report: Report) -> Table:
         )
     means = [Cell(decimal(arm.mean("final_validation_loss"))) for arm in report.arms]
     mean = TableRow([Cell("Mean"), *means, *(Cell(compared(each.delta_nats, 4)) for each in found)], "key")
-    caption = f"Final validation loss of every seed, {unit(report)}. Arms share a seed’s initialisation."
+    caption = f"Final validation loss of every seed, {report.unit}. Arms share a seed’s initialisation."
     return Table(caption, head, [rows, [mean]], _kind(report), "seeds")
 
 
 def budgets_table(report: Report) -> Table:
     """Every arm at every budget, a group of rows for each; then what was trained for equal data."""
-    tokens = f"Raw {token_word(report)}s read"
+    tokens = f"Raw {report.token_word}s read"
     heads = ("", "Final loss", "Difference", "Learning rate", tokens, "Compute, FLOPs", "Wall time")
     bodies = []
-    for steps in compared_steps(report):
+    for steps in report.compared_steps:
         rows = [TableRow([Cell(f"{count(steps)} steps")], "group")]
         for index, arm in enumerate(report.arms):
             budget = arm.budget_at(steps)
             if budget is not None and budget.kind == "budget":
-                cell = _difference(report, difference_at(report, arm, steps)) if index else Cell("")
+                cell = _difference(report, report.difference_at(arm, steps)) if index else Cell("")
                 rows.append(_budget_row(report, Cell(arm.name, arm=index), budget, cell))
         bodies.append(rows)
-    for steps in equal_data_steps(report):
+    for steps in report.equal_data_steps:
         rows = [TableRow([Cell(f"{count(steps)} steps, for equal data")], "group")]
-        longer = baseline(report).budget_at(steps)
+        longer = report.baseline.budget_at(steps)
         if longer is not None:
-            rows.append(_budget_row(report, Cell(baseline(report).name, arm=0), longer, Cell("")))
+            rows.append(_budget_row(report, Cell(report.baseline.name, arm=0), longer, Cell("")))
         for index, arm in enumerate(report.arms[1:], 1):
-            found = equal_data_of(report, arm)
+            found = report.equal_data_of(arm)
             if found is not None and found.total_steps == steps:
                 name = Cell(arm.name, (f"of {count(arm.reference.total_steps)} steps",), arm=index)
                 rows.append(_budget_row(report, name, arm.reference, _difference(report, found)))
         bodies.append(rows)
     caption = (
         f"The budgets. Differences are to the baseline at the same steps; at equal data, to the baseline that read as "
-        f"much text. Losses in {unit(report)}."
+        f"much text. Losses in {report.unit}."
     )
     return Table(caption, [Cell(text) for text in heads], bodies, "budgets")
 
@@ -264,7 +248,7 @@ def speedup_table(report: Report) -> Table:
     rows = []
     for index, arm in enumerate(report.arms[1:], 1):
         for read_at, whose in ends:
-            found = readings(report, arm.name, read_at)
+            found = report.readings(arm.name, read_at)
             if found:
                 flops = found["flops"]
                 cells = (

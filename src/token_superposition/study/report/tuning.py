@@ -16,9 +16,9 @@ from typing import Any
 
 from token_superposition.formatting import as_typed, count, decimal, finite, joined, plural
 from token_superposition.study.report.curves import Figure
-from token_superposition.study.report.facts import equal_data_steps, reference_steps, unit
-from token_superposition.study.report.model import Report, Setting, SweepAt, SweepReport, Tried, quoted
+from token_superposition.study.report.model import Report
 from token_superposition.study.report.panel import CHARACTER, LINE, LONGEST_NAME, Panel, Scale, short, spread
+from token_superposition.study.report.parts import Setting, SweepAt, SweepReport, Tried, quoted
 from token_superposition.study.report.tables import Cell, Table, TableRow
 
 _SIDE = 26.0  # between the frame and the first and last values
@@ -26,7 +26,7 @@ _SIDE = 26.0  # between the frame and the first and last values
 
 def by_budget(report: Report, sweep: SweepReport) -> list[SweepAt]:
     """The sweep at every budget, the shortest first, each with its `total_steps`."""
-    last = reference_steps(report) if sweep.total_steps is None else sweep.total_steps
+    last = report.reference_steps if sweep.total_steps is None else sweep.total_steps
     found = {last: SweepAt(total_steps=last, arms=sweep.arms)}
     found |= {each.total_steps: each for each in sweep.budgets if each.total_steps is not None}
     return [found[steps] for steps in sorted(found)]
@@ -77,7 +77,7 @@ def tuned_sentences(report: Report) -> list[str]:
         f"The best {key_words(key)} of {joined(names)} is at the edge of the range ({place}): widen the sweep."
         for (key, place), names in edges.items()
     ]
-    if longer := equal_data_steps(report):
+    if longer := report.equal_data_steps:
         lines.append(
             f"The baseline for equal data ({joined([count(steps) for steps in longer])} steps) was trained at "
             f"{values_words(sweeps[-1].arms[0].best, name_keys=True)}, its best at {count(sweeps[-1].total_steps)} "
@@ -156,7 +156,7 @@ def tuning_table(report: Report, sweep: SweepReport) -> Table:
             rows.append(TableRow([*values, *map(_cell, each.arms, settings)]))
         bodies.append(rows)
     mean = "Mean final" if sweep.num_seeds > 1 else "Final"
-    caption = f"{mean} validation loss{_after(sweep)} of every setting tried, {unit(report)}, on {seeds_words(sweep)}."
+    caption = f"{mean} validation loss{_after(sweep)} of every setting tried, {report.unit}, on {seeds_words(sweep)}."
     return Table(caption, head, bodies, holder="tried")
 
 
@@ -262,7 +262,7 @@ def _panel(report: Report, sweep: SweepReport, lines: Sequence[_Line], key: str,
     low, high = min(loss for line in lines for loss in line.losses if loss is not None), _top(lines)
     room = 0.08 * max(high - low, 1e-3)
     off = any(loss is None or loss > high for line in lines for loss in line.losses)
-    panel.set_y(low - room, high + (2.5 * room if off else room), f"Final validation loss ({unit(report)})")
+    panel.set_y(low - room, high + (2.5 * room if off else room), f"Final validation loss ({report.unit})")
     places = _places(values, panel)
     panel.x_axis([(at, short(as_typed(v), 14)) for v, at in zip(values, places, strict=True)], title)
     ends: dict[int, list[tuple[_Line, float]]] = {}

@@ -26,20 +26,8 @@ from token_superposition.formatting import (
 )
 from token_superposition.study.loss_spike import mean_gaps
 from token_superposition.study.report import sentences
-from token_superposition.study.report.facts import (
-    baseline,
-    best,
-    broken_runs,
-    differences,
-    equal_data_of,
-    has_budgets,
-    num_seeds,
-    outcome,
-    ratio,
-    reference_steps,
-    unit,
-)
-from token_superposition.study.report.model import Difference, Report, SeedRun, quoted
+from token_superposition.study.report.model import Report
+from token_superposition.study.report.parts import Difference, SeedRun, quoted
 from token_superposition.study.report.tuning import tuned_sentences
 from token_superposition.study.significance import (
     NOISE,
@@ -105,7 +93,7 @@ def verdict(report: Report) -> Verdict:
         Row("Lost text", _sentence(loss_warning(report.data.text_lost))),
     ]
     known = tuple(row for row in notes if row.text)
-    return Verdict(_headline(report), next_step(report), facts, known, outcome(report))
+    return Verdict(_headline(report), next_step(report), facts, known, report.outcome)
 
 
 def _sentence(text: str | None) -> str:
@@ -113,19 +101,19 @@ def _sentence(text: str | None) -> str:
 
 
 def _headline(report: Report) -> str:
-    result, base, came_out = report.equal_flops, baseline(report).name, outcome(report)
+    result, base, came_out = report.equal_flops, report.baseline.name, report.outcome
     alone = result.arm == "superposition" and len(report.arms) == 2
     who = "superposition" if alone else f"superposition (“{result.arm}”)"
     than = "the baseline" if base == "baseline" else f"the baseline (“{base}”)"
     start, where = _capital(who), _compute_words(report)
-    broken = broken_runs(report)
+    broken = report.broken_runs
     if broken is not None:
         why = "a run has not finished" if broken == "unfinished" else "a run diverged, so it has no finite loss"
         return f"{start} and {than} cannot be compared: {why}."
-    size = in_nats(result.delta_nats or 0.0, unit(report))
+    size = in_nats(result.delta_nats or 0.0, report.unit)
     if came_out == "level":
         return f"{start} and {than} ended level {where}: {size}, which is within the noise of {NOISE} nats."
-    seeds = num_seeds(report)
+    seeds = report.num_seeds
     if came_out == "undecided":
         mean = "its loss was" if seeds == 1 else "on average its loss was"
         return f"{sentences.not_decided(report, result)} whether {who} helps: {mean} {size} than {than} {where}."
@@ -143,7 +131,7 @@ def _capital(text: str) -> str:
 
 
 def _compute_words(report: Report) -> str:
-    relative = ratio(report, best(report), "flops")
+    relative = report.ratio(report.best, "flops")
     if relative is None or abs(relative - 1) < 0.01:
         return "at the same compute"
     return f"with {three_figures(relative)} times the baseline’s compute"
@@ -151,10 +139,10 @@ def _compute_words(report: Report) -> str:
 
 def _equal_compute(report: Report) -> str:
     """The difference with its interval, or why there is none."""
-    result, seeds = report.equal_flops, num_seeds(report)
+    result, seeds = report.equal_flops, report.num_seeds
     if result.delta_nats is None or not result.known:
         return _sentence(f"not known: {result.reason or 'a loss is missing'}")
-    size, ends = in_nats(result.delta_nats, unit(report)), result.confidence_interval
+    size, ends = in_nats(result.delta_nats, report.unit), result.confidence_interval
     if ends is not None:
         level = f"{result.confidence_level:.0%} interval {interval(ends)}"
         text = f"{_capital(size)}, {level} (paired t over {seeds} seeds)."
@@ -170,15 +158,15 @@ def _equal_compute(report: Report) -> str:
 
 
 def _text_read(report: Report) -> str:
-    arm, relative = best(report), ratio(report, best(report), "raw_tokens")
+    arm, relative = report.best, report.ratio(report.best, "raw_tokens")
     read, unique = arm.mean("raw_tokens"), arm.mean("unique_raw_tokens")
     if relative is None or read is None:
         return "Not recorded."
     if abs(relative - 1) < 0.005:
         text = f"Both read the same amount of raw data ({count_in_words(read)} tokens)."
     else:
-        theirs = count_in_words(baseline(report).mean("raw_tokens"))
-        paper = "" if equal_data_of(report, arm) else ", and at equal data the paper finds it behind"
+        theirs = count_in_words(report.baseline.mean("raw_tokens"))
+        paper = "" if report.equal_data_of(arm) else ", and at equal data the paper finds it behind"
         text = (
             f"It read {decimal(relative, 2)} times the raw data ({count_in_words(read)} tokens against {theirs}): "
             f"superposition trades data for compute{paper}."
@@ -190,7 +178,7 @@ def _text_read(report: Report) -> str:
 
 def _choice(report: Report) -> str:
     """That the best of several arms was chosen by its result, what that costs in certainty, and how others did."""
-    result, found = report.equal_flops, differences(report)
+    result, found = report.equal_flops, report.differences
     number = len(found)
     if number < 2:
         return ""
@@ -216,14 +204,14 @@ def _with_differences(found: Sequence[Difference]) -> str:
 
 def _why_lost(report: Report) -> str:
     """If superposition ended above the baseline by more than noise: what measurements say about why."""
-    delta, arm = report.equal_flops.delta_nats, best(report)
+    delta, arm = report.equal_flops.delta_nats, report.best
     if delta is None or not delta >= NOISE:
         return ""
     text = (
         f"Superposition needs next-token steps to recover; {count(arm.recovery_steps)} steps followed the switch. Try "
         "more steps, smaller bags or a smaller ratio."
     )
-    gaps = [(step, gap) for step, gap in mean_gaps(baseline(report), arm) if step > arm.switch_step]
+    gaps = [(step, gap) for step, gap in mean_gaps(report.baseline, arm) if step > arm.switch_step]
     if len(gaps) >= 4 and gaps[-1][1] > 0:
         (step, middle), (_, end) = gaps[len(gaps) // 2 - 1], gaps[-1]
         change = f"{middle:.3f} nats worse at step {count(step)}, {end:.3f} at the end of the curves"
@@ -237,7 +225,7 @@ def _why_lost(report: Report) -> str:
 
 
 def _few_seeds(report: Report) -> str:
-    seeds = num_seeds(report)
+    seeds = report.num_seeds
     if seeds == 1:
         return (
             f"One seed cannot tell the method from luck. The paper takes less than {NOISE} nats for noise in runs of "
@@ -255,22 +243,22 @@ def _bytes(report: Report) -> str:
 
 def next_step(report: Report) -> str:
     """One sentence that says what to do now, mostly with the command for it."""
-    broken = broken_runs(report)
+    broken = report.broken_runs
     if broken == "unfinished":
         return f"Next step: start the same command again, it continues the runs: {command_words(report)}"
     if broken == "diverged":
         return "Next step: lower the learning rate of the arm that diverged, or remove the arm, and compare again."
-    seeds, came_out = num_seeds(report), outcome(report)
+    seeds, came_out = report.num_seeds, report.outcome
     if seeds < ENOUGH_SEEDS:
         return _more_seeds(report, ENOUGH_SEEDS)
     if came_out == "undecided":
         return _more_seeds(report, 2 * seeds)
-    if came_out == "won" and not has_budgets(report):
-        listed = ",".join(str(reference_steps(report) * part // 4) for part in (1, 2, 4))
+    if came_out == "won" and not report.has_budgets:
+        listed = ",".join(str(report.reference_steps * part // 4) for part in (1, 2, 4))
         command = command_words(report, "--budgets", listed)
         return f"Next step: measure how much compute it saves, with runs of several lengths: {command}"
     if came_out == "won":
-        arm = best(report)
+        arm = report.best
         return (
             f"Next step: train the full run with the settings of {arm.quoted} (superposition.bag_size {arm.bag_size}, "
             f"superposition.ratio {arm.ratio:.3g}); tst plan says what that costs and saves."
@@ -279,7 +267,7 @@ def next_step(report: Report) -> str:
 
 
 def _more_seeds(report: Report, number: int) -> str:
-    new = number - num_seeds(report)
+    new = number - report.num_seeds
     seconds, time = _seconds_of_a_seed(report), ""
     if seconds is not None:
         runs = new * sum(len(arm.all_budgets) for arm in report.arms)
@@ -310,7 +298,7 @@ def _own_seconds(run: SeedRun) -> float | None:
 
 def command_words(report: Report, option: str | None = None, value: str = "") -> str:
     """The command that made the report, with another value of an option."""
-    words = shlex.split(report.command or f"tst compare CONFIG.yaml --seeds {num_seeds(report)} --out FOLDER")
+    words = shlex.split(report.command or f"tst compare CONFIG.yaml --seeds {report.num_seeds} --out FOLDER")
     if option in words[:-1]:
         words[words.index(option) + 1] = value
     elif option is not None:
