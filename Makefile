@@ -7,10 +7,10 @@ WORKERS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test test-fast lint format clean
 
 help: ## show this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -24,6 +24,15 @@ demo: $(VENV)/installed ## train a small model with and without superposition, a
 
 test: $(VENV)/installed ## run every test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q $(ARGS)
+
+# Objective, schedule, stream, configuration, statistics and reports: files that train nothing.
+FAST := losses test_bags.py test_schedule.py data/test_stream.py test_streams.py training/test_config.py \
+  training/test_optim.py study/test_intervals.py study/test_significance.py study/test_speedup.py \
+  study/test_report.py study/test_report_budgets.py study/test_report_figure.py \
+  study/test_report_page.py study/test_report_sweep.py study/test_report_verdict.py
+
+test-fast: $(VENV)/installed ## run the tests that train nothing (under a minute)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q -m 'not slow' $(ARGS) $(addprefix tests/,$(FAST))
 
 lint: $(VENV)/installed ## ruff and mypy
 	$(BIN)/ruff check .

@@ -127,6 +127,14 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study's runs are trained in forks of the test's process."""
+    from tests.in_process import fork_runs
+
+    fork_runs(monkeypatch)
+
+
+@pytest.fixture
 def small_run(small_data: Path) -> dict[str, Any]:
     """A run's configuration that trains in a second or two; change what a test needs."""
     return small_run_on(small_data)

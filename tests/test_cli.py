@@ -8,15 +8,18 @@ import re
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from tests.in_process import little_python
 from token_superposition import __version__
 from token_superposition.cli import main
 from token_superposition.files import read_record
+from token_superposition.study import demo
 
 COMMANDS = {"demo", "prepare", "train", "compare", "eval", "generate", "export", "bench", "plan"}
 HEAVY = ("torch", "transformers", "numpy", "pydantic")
@@ -191,7 +194,6 @@ def test_a_sweep_that_cannot_be(capsys: pytest.CaptureFixture[str], config: Path
         capsys, "compare", config, "--out", out, "--sweep", "train.lerning_rate=1,2"
     )
     assert "cannot be swept" in refused(capsys, "demo", "--out", out, "--sweep=train.total_steps=10,20")
-    assert "--sweep-budget needs --sweep" in refused(capsys, "compare", config, "--out", out, "--sweep-budget", "2")
     assert "--sweep-seeds needs --sweep" in refused(capsys, "compare", config, "--out", out, "--sweep-seeds", "2")
     rates = ["--sweep", "train.learning_rate=1e-3,2e-3"]
     assert "--sweep-seeds" in refused(capsys, "compare", config, "--out", out, *rates, "--sweep-seeds", "0")
@@ -311,12 +313,18 @@ def test_compare_ends_with_the_report_s_path(capsys: pytest.CaptureFixture[str],
     assert report == json.loads((out / "report.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.usefixtures("in_process")  # what this process trains; `tst` has its own
-def test_the_demo_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
+def test_the_demo_end_to_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = demo.demo_config()
+    values["train"] |= {"batch_size": 2}
+    values["logging"] = {"validation_tokens": 4096, "interim_validation_tokens": 1024}
+    monkeypatch.setattr(demo, "demo_config", lambda: deepcopy(values))
+    little_python(monkeypatch)
     out = tmp_path / "demo"
-    done = tst("demo", "--seeds", "1", "--out", out, "--steps", "12", "--json")
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+    report = result_of(capsys, "demo", "--seeds", "1", "--out", out, "--steps", "12")
     assert report == json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert [arm["name"] for arm in report["arms"]] == ["baseline", "superposition"]
     assert all(seed["steps"] == 12 for arm in report["arms"] for seed in arm["seeds"])

@@ -13,6 +13,8 @@ import pytest
 
 pytest.importorskip("accelerate", reason="the extra `trainer` is not installed")
 
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
+
 SCRIPT = Path(__file__).parents[1] / "gpu" / "adapters.py"
 
 

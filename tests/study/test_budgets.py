@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.in_process import ForkedProcess
 from tests.study.reports import compare
 from tests.training.runs import shared_steps
 from token_superposition.errors import TrainingDivergedError, UserError
@@ -124,7 +125,6 @@ def test_a_study_of_budgets_and_more_of_it_later(values: dict[str, Any], tmp_pat
     longer = make_study({**values, "budgets": [12, 24, 48]})
     more = compare(longer, tmp_path, jobs=2, quiet=True)
     assert {file: file.stat().st_mtime_ns for file in before} == before
-    assert tree(tmp_path)["baseline/48-steps/seed-0"] == 23  # where the decay of the 30 steps' run begins
     assert tree(tmp_path)["superposition/48-steps/seed-0"] == 6
     assert more["arms"][0]["budgets"][:2] == baseline["budgets"][:2]
     assert more["equal_data"] is None
@@ -135,30 +135,23 @@ def test_a_study_of_budgets_and_more_of_it_later(values: dict[str, Any], tmp_pat
     assert ours == theirs
 
 
-def test_what_was_trained_without_budgets_is_taken_and_the_other_way_round(
-    values: dict[str, Any], tmp_path: Path, in_process: list[str]
-) -> None:
+@pytest.mark.usefixtures("in_process")
+def test_a_longer_budget_later_branches_off_where_the_decay_begins(values: dict[str, Any], tmp_path: Path) -> None:
+    for budgets in ([12, 24], [12, 24, 48]):
+        compare(make_study({**values, "budgets": budgets}), tmp_path, quiet=True)
+    assert tree(tmp_path)["baseline/48-steps/seed-0"] == 19
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_longer_reference_that_changes_the_warm_up_is_refused(values: dict[str, Any], tmp_path: Path) -> None:
     values["train"]["warmup_ratio"] = 0.1
     del values["train"]["warmup_steps"]
-    one = make_study(values, {"train.total_steps": 20})
-    report = compare(one, tmp_path, quiet=True)
-    assert sorted(tree(tmp_path)) == ["baseline/seed-0", "superposition/seed-0"]
-    several = make_study({**values, "budgets": [10, 20]})
-    both = compare(several, tmp_path, quiet=True)
-    # Superposition that was not cut can be left nowhere, and the baseline had kept nothing.
-    assert in_process[2:] == ["baseline, 10 steps, seed 0", "superposition, 10 steps, seed 0"]
-    assert set(tree(tmp_path).values()) == {0}
-    assert [arm["seeds"] for arm in both["arms"]] == [arm["seeds"] for arm in report["arms"]]
-    larger = make_study({**values, "budgets": [10, 40]})  # whose warm-up, a share of the reference, is longer
+    compare(make_study({**values, "budgets": [10, 20]}), tmp_path, quiet=True)
+    larger = make_study({**values, "budgets": [10, 40]})
     with pytest.raises(
         UserError, match=r"10-steps/seed-0: this run was started with train\.warmup_steps 2, but the value is now"
     ):
         compare(larger, tmp_path, quiet=True)
-    (tmp_path / "runs/superposition/20-steps").mkdir()
-    shutil.move(tmp_path / "runs/superposition/seed-0", tmp_path / "runs/superposition/20-steps/seed-0")
-    in_process.clear()
-    assert compare(one, tmp_path, quiet=True) == report
-    assert in_process == []
 
 
 @pytest.mark.usefixtures("in_process")
@@ -189,18 +182,20 @@ def test_every_arm_is_tuned_at_every_budget(values: dict[str, Any], tmp_path: Pa
 KILLS = ("baseline/24-steps/seed-0/checkpoints/step-*", "superposition/12-steps/seed-0/config.yaml")
 
 
-@pytest.mark.usefixtures("in_process")  # the study to compare with: the others are processes of their own
+@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_killed_and_started_again_it_comes_to_the_same_report(values: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text(yaml.safe_dump({**values, "budgets": [12, 24]}))
 
-    def command(out: Path) -> list[str]:
-        words = [sys.executable, "-m", "token_superposition", "compare", str(file), "--out", str(out)]
-        return [*words, "--jobs", "2", "--quiet"]
+    def start(out: Path) -> ForkedProcess:
+        words = ["token_superposition", "compare", str(file), "--out", str(out), "--jobs", "2", "--quiet"]
+        with Path(os.devnull).open("wb") as nowhere:
+            return ForkedProcess(words, stdout=nowhere)
 
     out = tmp_path / "killed"
     for sign in KILLS:
-        study = subprocess.Popen(command(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        study = start(out)
         while study.poll() is None and not list((out / "runs").glob(sign)):
             time.sleep(0.01)
         children = (
@@ -220,7 +215,7 @@ def test_killed_and_started_again_it_comes_to_the_same_report(values: dict[str, 
         if not branch.exists():
             (branch.parent / ".seed-0.tmp" / "checkpoints").mkdir(parents=True, exist_ok=True)
     done = {run.summary_file: run.summary_file.stat().st_mtime_ns for run in runs(out).values() if run.read_summary()}
-    assert subprocess.run(command(out), check=False, stdout=subprocess.DEVNULL).returncode == 0
+    assert start(out).wait() == 0
     compare(load_study(file, {}), tmp_path / "whole", quiet=True)
     assert {path: path.stat().st_mtime_ns for path in done} == done
     ours, theirs = (json.loads((folder / "report.json").read_text()) for folder in (out, tmp_path / "whole"))
@@ -268,6 +263,7 @@ def test_a_checkpoint_that_is_lost_costs_steps_and_nothing_else(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_run_that_waits_is_trained_from_its_start_where_its_parent_wrote_nothing(
     values: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +283,7 @@ def test_a_run_that_waits_is_trained_from_its_start_where_its_parent_wrote_nothi
     assert "baseline, 12 steps, seed 0: what it would begin with was not written" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_begins_as_a_run_that_diverged_has_diverged(values: dict[str, Any], tmp_path: Path) -> None:
     values["train"] |= {"learning_rate": 1e30, "max_grad_norm": None, "max_skipped_steps": 1}
     study = make_study({**values, "budgets": [12, 24]})

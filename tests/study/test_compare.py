@@ -176,6 +176,7 @@ def test_less_than_one_seed_or_job_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_comparison_and_the_same_again(small_run: dict[str, Any], tmp_path: Path) -> None:
     study = make_study(small_run)
     report = compare(study, tmp_path, num_seeds=2, jobs=2, quiet=True)
@@ -242,6 +243,7 @@ def test_a_comparison_and_the_same_again(small_run: dict[str, Any], tmp_path: Pa
     assert one["equal_flops"]["delta_nats"] == pytest.approx(deltas[0])
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_run_that_refuses_its_input_is_the_user_s_error(small_run: dict[str, Any], tmp_path: Path) -> None:
     small_run["model"]["architecture"] = "lama"
     with pytest.raises(UserError) as caught:
@@ -254,6 +256,7 @@ def test_a_run_that_refuses_its_input_is_the_user_s_error(small_run: dict[str, A
     assert not (tmp_path / "out" / "report.json").exists()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_run_that_diverges_ends_the_comparison_in_one_line(small_run: dict[str, Any], tmp_path: Path) -> None:
     small_run["train"].update(learning_rate=1e30, max_grad_norm=None)
     with pytest.raises(TrainingDivergedError, match=r"^baseline, seed 0: .* the run has diverged") as caught:
@@ -262,6 +265,7 @@ def test_a_run_that_diverges_ends_the_comparison_in_one_line(small_run: dict[str
     assert not (tmp_path / "out" / "report.json").exists()
 
 
+@pytest.mark.usefixtures("forked")
 def test_runs_beside_one_that_diverges_are_trained_to_their_ends(small_run: dict[str, Any], tmp_path: Path) -> None:
     small_run["train"].update(max_grad_norm=None)
     arms = {
