@@ -194,7 +194,6 @@ def test_a_sweep_that_cannot_be(capsys: pytest.CaptureFixture[str], config: Path
         capsys, "compare", config, "--out", out, "--sweep", "train.lerning_rate=1,2"
     )
     assert "cannot be swept" in refused(capsys, "demo", "--out", out, "--sweep=train.total_steps=10,20")
-    assert "--sweep-budget needs --sweep" in refused(capsys, "compare", config, "--out", out, "--sweep-budget", "2")
     assert "--sweep-seeds needs --sweep" in refused(capsys, "compare", config, "--out", out, "--sweep-seeds", "2")
     rates = ["--sweep", "train.learning_rate=1e-3,2e-3"]
     assert "--sweep-seeds" in refused(capsys, "compare", config, "--out", out, *rates, "--sweep-seeds", "0")

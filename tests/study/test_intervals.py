@@ -13,7 +13,6 @@ from token_superposition.study.significance import (
     NOT_FINITE,
     ONE_SEED,
     paired_difference,
-    t_probability,
     t_quantile,
 )
 
@@ -46,21 +45,6 @@ def test_the_quantile_grows_with_the_level_and_falls_with_the_degrees(level: flo
 def test_no_quantile_outside_its_range(level: float, degrees: int) -> None:
     with pytest.raises(ValueError, match=r"between 0 and 1|at least 1 degree"):
         t_quantile(level, degrees)
-
-
-@given(level=st.floats(0.001, 0.999), degrees=st.integers(1, 60))
-def test_the_probability_is_the_quantile_s(level: float, degrees: int) -> None:
-    value = t_quantile(level, degrees)
-    assert t_probability(value, degrees) == pytest.approx((1 + level) / 2, abs=1e-9)
-    assert t_probability(-value, degrees) == pytest.approx((1 - level) / 2, abs=1e-9)
-
-
-@pytest.mark.parametrize("degrees", [1, 2, 7])
-def test_the_probability_at_its_ends(degrees: int) -> None:
-    values = (-math.inf, 0.0, math.inf)
-    assert [t_probability(value, degrees) for value in values] == pytest.approx([0.0, 0.5, 1.0])
-    with pytest.raises(ValueError, match="at least 1 degree"):
-        t_probability(1.0, 0)
 
 
 def test_a_paired_difference_by_hand() -> None:

@@ -85,24 +85,21 @@ def test_what_does_not_fit_is_refused(study: Study, option: str, words: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("option", "reason"),
+    "option",
     [
-        ("data.path=a,b", "different text"),
-        ("model.architecture=llama,qwen3", "share their model"),
-        ("model.config.hidden_size=16,32", "share their model"),
-        ("superposition.ratio=0.1,0.2", "name an arm for each value"),
-        ("train.total_steps=10,20", "different compute"),
-        ("train.batch_size=4,8", "different compute"),
-        ("train.sequence_length=8,16", "different compute"),
-        ("train.seed=0,1", "--seeds"),
-        ("train.num_threads=1,2", "not what"),
-        ("logging.validation_tokens=100,200", "not what is trained"),
+        "data.path=a,b",
+        "model.config.hidden_size=16,32",
+        "superposition.ratio=0.1,0.2",
+        "logging.validation_tokens=100,200",
+        "train.total_steps=10,20",
+        "train.batch_size=4,8",
+        "train.sequence_length=8,16",
+        "train.seed=0,1",
+        "train.num_threads=1,2",
     ],
 )
-def test_what_makes_runs_incomparable_is_refused_with_the_reason(study: Study, option: str, reason: str) -> None:
-    message = refused(study, option)
-    assert "cannot be swept" in message
-    assert reason in message
+def test_what_makes_runs_incomparable_is_refused(study: Study, option: str) -> None:
+    assert "cannot be swept" in refused(study, option)
 
 
 def test_a_key_comes_once(study: Study) -> None:
@@ -125,15 +122,7 @@ def test_no_seed_is_refused(study: Study) -> None:
         parse(study, RATES, num_seeds=0)
 
 
-def test_a_budget_to_tune_at_is_one_of_the_study(study: Study) -> None:
-    with pytest.raises(UserError, match=r"^--sweep-budget: 30 is not among the study's budgets \(10, 20\)$"):
-        parse_sweep([RATES], study.arms, budget=30, budgets=(10, 20))
-    with pytest.raises(UserError, match=r"^--sweep-budget: 10 needs several budgets \(--budgets\)$"):
-        parse_sweep([RATES], study.arms, budget=10)
-
-
 def test_the_options_can_be_typed_again() -> None:
-    assert sweep_words([RATES], 1, 2000) == ["--sweep", RATES, "--sweep-budget", "2000"]
-    assert sweep_words([RATES, "a.b=1,2"], 2, None) == ["--sweep", RATES, "--sweep", "a.b=1,2", "--sweep-seeds", "2"]
-    assert sweep_words([RATES], 1, None) == ["--sweep", RATES]
-    assert sweep_words([], 2, None) == []
+    assert sweep_words([RATES, "a.b=1,2"], 2) == ["--sweep", RATES, "--sweep", "a.b=1,2", "--sweep-seeds", "2"]
+    assert sweep_words([RATES], 1) == ["--sweep", RATES]
+    assert sweep_words([], 2) == []

@@ -63,11 +63,10 @@ def tuned(
     *,
     num_seeds: int = 2,
     sweep_seeds: int = 1,
-    budget: int | None = None,
 ) -> tuple[Tuned, Made]:
     made = Made(loss)
     monkeypatch.setattr(queue, "run_jobs", made.run_jobs)
-    sweep = parse_sweep([f"{RATE}={values}"], study.arms, num_seeds=sweep_seeds, budget=budget, budgets=study.budgets)
+    sweep = parse_sweep([f"{RATE}={values}"], study.arms, num_seeds=sweep_seeds)
     return tune(study, sweep, folder, num_seeds=num_seeds, jobs=1, quiet=True), made
 
 
@@ -196,53 +195,13 @@ def study_of_budgets(small_run: dict[str, Any], monkeypatch: pytest.MonkeyPatch)
     return make_study(small_run, budgets="10,20", equal_data=True)
 
 
-def test_one_budget_may_decide_for_all(
+def test_every_budget_is_tuned_by_itself_and_equal_data_goes_with_the_longest(
     study_of_budgets: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study = study_of_budgets
-    result, made = tuned(study, tmp_path, monkeypatch, plain, budget=10, num_seeds=1)
-    first, second = made.trained
-    assert len(first) == 6
-    assert all("10 steps, seed 1000" in name for name in first)
-    assert second == [
-        "baseline, train.learning_rate=0.002, 10 steps, seed 0",
-        "baseline, train.learning_rate=0.002, 20 steps, seed 0",
-        "superposition, train.learning_rate=0.004, 10 steps, seed 0",
-        "superposition, train.learning_rate=0.004, 20 steps, seed 0",
-        "baseline, train.learning_rate=0.002, 30 steps, seed 0",
-    ]
+    result, made = tuned(study_of_budgets, tmp_path, monkeypatch, plain, num_seeds=1)
+    assert [len(queue) for queue in made.trained] == [12, 5]
     assert rates(result) == [0.002, 0.002, 0.004, 0.004, 0.002]
-    assert result.report["total_steps"] == 10
-    assert "budgets" not in result.report
-    assert [arm["best"] for arm in result.report["arms"]] == [{RATE: 0.002}, {RATE: 0.004}]
-    each, made = tuned(study, tmp_path, monkeypatch, plain, num_seeds=1)  # what was tried and compared is there
-    assert [len(queue) for queue in made.trained] == [6, 0]
-    assert rates(each) == rates(result)
-    assert [budget["total_steps"] for budget in each.report["budgets"]] == [10, 20]
-
-
-def test_a_choice_of_one_budget_that_diverges_at_another_gives_way_at_all(
-    study_of_budgets: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    study = study_of_budgets
-    made = Made(plain)
-    real = made.run_jobs
-
-    def run_jobs(jobs: Sequence[Job], **options: Any) -> None:
-        """Equal data, the baseline's longest run, diverges at its best rate."""
-        for job in jobs:
-            config = load_config(job.config)
-            if config.train.total_steps == 30 and config.train.learning_rate == 0.002:
-                job.folder.mkdir(parents=True, exist_ok=True)
-                write_json(job.folder / "diverged.json", {"message": "diverged"})
-        real(jobs, **options)
-
-    monkeypatch.setattr(queue, "run_jobs", run_jobs)
-    sweep = parse_sweep([f"{RATE}=1e-3,2e-3,4e-3"], study.arms, budget=10, budgets=study.budgets)
-    result = tune(study, sweep, tmp_path, num_seeds=2, jobs=1, quiet=True)
-    assert rates(result) == [0.001, 0.001, 0.004, 0.004, 0.001]
-    settings = result.report["arms"][0]["settings"]
-    assert [setting["diverged_when_compared"] for setting in settings] == [[], [0, 1], []]
+    assert [budget["total_steps"] for budget in result.report["budgets"]] == [10, 20]
 
 
 def test_seeds_that_would_meet_those_of_the_sweep_are_refused(

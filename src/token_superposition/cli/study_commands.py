@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from token_superposition.arguments import integer, path
 from token_superposition.data.manifest import loss_warning
 from token_superposition.errors import UserError
-from token_superposition.torchrun import launched_by_torchrun, start_torchrun
+from token_superposition.torchrun import launched_by_torchrun, start_torchrun, torchrun_rank
 
 if TYPE_CHECKING:
     from token_superposition.study.guard import GuardedRun
@@ -140,12 +140,6 @@ def _add_sweep(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of seeds for tuning, separate from the seeds of the comparison (default: 1)",
     )
-    command.add_argument(
-        "--sweep-budget",
-        type=integer,
-        metavar="STEPS",
-        help="tune only at this one of --budgets (default: tune at each budget)",
-    )
 
 
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict[str, Any], str]:
@@ -161,7 +155,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
         values["logging.fail_on_checkpoint_error"] = True
     file, folder = _file_and_folder(options.config, options.out)
     config = load_config(file, values)
-    if options.config.is_file() and folder == file.parent and not options.quiet:
+    if options.config.is_file() and folder == file.parent and not options.quiet and torchrun_rank() == 0:
         say(f"this is the configuration of the run in {folder}; the run continues")
     if options.guard is None and options.guard_at is not None:
         raise UserError("--guard-at needs --guard, such as --guard runs/small-compare")
@@ -189,7 +183,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[dict
         f"{summary['bits_per_byte']:.4f} bits per byte\nrun in {folder}"
     )
     loss = loss_warning(summary.get("text_lost"))
-    if loss is not None:
+    if loss is not None and torchrun_rank() == 0:
         print(f"warning: {loss}", file=sys.stderr)
     return summary, text
 
@@ -259,14 +253,7 @@ def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[di
     num_sweep_seeds = _sweep_seeds(options)
     sweep = None
     if options.sweep:
-        sweep = parse_sweep(
-            options.sweep,
-            study.arms,
-            num_seeds=num_sweep_seeds,
-            budget=options.sweep_budget,
-            budgets=study.budgets,
-            given=study.given,
-        )
+        sweep = parse_sweep(options.sweep, study.arms, num_seeds=num_sweep_seeds, given=study.given)
     folder = options.out or Path("runs") / f"{options.config.stem}-compare"
     check_request(folder, num_seeds, options.jobs)
     check_last_seed(study, num_seeds, sweep)
@@ -281,7 +268,7 @@ def _compare(options: argparse.Namespace, overrides: dict[str, str]) -> tuple[di
     words = ["tst", "compare", str(options.config), "--seeds", str(num_seeds), "--out", str(folder)]
     words += budget_words(options.budgets, options.equal_data)
     words += [] if options.price_per_hour is None else ["--price-per-hour", options.price_per_hour]
-    words += [*sweep_words(options.sweep, num_sweep_seeds, options.sweep_budget), *keys]
+    words += [*sweep_words(options.sweep, num_sweep_seeds), *keys]
     from token_superposition.study.compare import compare
 
     report = compare(
@@ -307,7 +294,6 @@ def _demo(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any
         num_seeds=options.seeds,
         sweep=options.sweep,
         num_sweep_seeds=_sweep_seeds(options),
-        sweep_budget=options.sweep_budget,
         jobs=options.jobs,
         quiet=options.quiet,
     )
@@ -315,9 +301,8 @@ def _demo(options: argparse.Namespace, _: dict[str, str]) -> tuple[dict[str, Any
 
 
 def _sweep_seeds(options: argparse.Namespace) -> int:
-    for option, value in (("--sweep-seeds", options.sweep_seeds), ("--sweep-budget", options.sweep_budget)):
-        if value is not None and not options.sweep:
-            raise UserError(f"{option} needs --sweep, such as --sweep train.learning_rate=1e-3,2e-3,4e-3")
+    if options.sweep_seeds is not None and not options.sweep:
+        raise UserError("--sweep-seeds needs --sweep, such as --sweep train.learning_rate=1e-3,2e-3,4e-3")
     return 1 if options.sweep_seeds is None else int(options.sweep_seeds)
 
 

@@ -36,7 +36,6 @@ def demo(
     num_seeds: int = 1,
     sweep: Sequence[str] = (),
     num_sweep_seeds: int = 1,
-    sweep_budget: int | None = None,
     jobs: int | None = None,
     quiet: bool = False,
 ) -> Report:
@@ -47,8 +46,7 @@ def demo(
         steps: optimizer steps of each run; the demo's own without it.
         budgets: several lengths in its place, such as `1000,2000`.
         equal_data: train the baseline on the raw tokens that superposition read too.
-        sweep, num_sweep_seeds, sweep_budget: keys with values to try first, as in `parse_sweep`; the seeds to try them
-            with; and the one budget to try them at.
+        sweep, num_sweep_seeds: keys with values to try first, as in `parse_sweep`, and the number of seeds.
         num_seeds, jobs, quiet: as in `compare`.
 
     Returns:
@@ -66,18 +64,11 @@ def demo(
     study = make_study(demo_config(), overrides, source="demo.yaml", budgets=budgets, equal_data=equal_data)
     tried = None
     if sweep:
-        tried = parse_sweep(
-            sweep,
-            study.arms,
-            num_seeds=num_sweep_seeds,
-            budget=sweep_budget,
-            budgets=study.budgets,
-            given=study.given,
-        )
+        tried = parse_sweep(sweep, study.arms, num_seeds=num_sweep_seeds, given=study.given)
     from token_superposition.study.compare import compare  # brings torch: what is asked for is checked first
 
     prepare(["python"], tokenizer="bytes", out=data, quiet=quiet)
     words = ["tst", "demo", "--seeds", str(num_seeds), "--out", str(folder)]
-    words += [*budget_words(budgets, equal_data), *sweep_words(sweep, num_sweep_seeds, sweep_budget)]
+    words += [*budget_words(budgets, equal_data), *sweep_words(sweep, num_sweep_seeds)]
     command = shlex.join(words if steps is None else [*words, "--steps", str(steps)])
     return compare(study, folder, num_seeds=num_seeds, sweep=tried, jobs=jobs, quiet=quiet, command=command)

@@ -6,15 +6,13 @@ not changed: more budgets, arms or seeds later train only what is new.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -116,19 +114,12 @@ def plan_runs(trials: Sequence[Trial], seeds: Iterable[int], *, branches: bool) 
 def _plan_branched(trials: Sequence[Trial], seed: int) -> list[PlannedRun]:
     """The runs of a seed, the longest first: others wait for it."""
     trials = sorted(trials, key=lambda trial: -trial.total_steps)
-    courses, folders = [_course(trial, seed) for trial in trials], [trial.run(seed) for trial in trials]
+    courses = [_course(trial, seed) for trial in trials]
     longest = {trial.base: trial for trial in reversed(trials)}
-    for trial in longest.values():
-        for folder, course in _other_runs(trial, seed, {folder.path for folder in folders}):
-            courses.append(course)
-            folders.append(folder)
-    plan = _plan(courses, folders)
+    plan = _plan(courses, [trial.run(seed) for trial in trials])
     made: dict[int, PlannedRun] = {}
 
     def make(number: int) -> PlannedRun:
-        if number >= len(trials):  # a run that nobody asks for now, to be left and not to be trained
-            path = folders[number].path
-            return PlannedRun(Job(str(path), path.with_suffix(".yaml"), path, courses[number].stages.total_steps), {})
         if number not in made:
             trial, branch = trials[number], plan[number]
             parent = None if branch.parent is None else make(branch.parent).job
@@ -139,25 +130,6 @@ def _plan_branched(trials: Sequence[Trial], seed: int) -> list[PlannedRun]:
         return made[number]
 
     return [make(number) for number in range(len(trials))]
-
-
-def _other_runs(trial: Trial, seed: int, known: Collection[Path]) -> Iterator[tuple[RunFolder, Course]]:
-    """Runs of the same arm, setting and seed at other budgets, which another study has left: they can be begun as."""
-    config = trial.seeded(seed)
-    name = f"seed-{config.train.seed}"
-    for path in sorted({*trial.base.glob(f"*-steps/{name}"), trial.base / name} - set(known)):
-        folder = RunFolder(path)
-        stored = StoredRun.read(folder)
-        if stored is None:
-            continue
-        schedule = {key: getattr(stored.config.train, key) for key in _SCHEDULE_KEYS}
-        same = config.model_copy(
-            update={"superposition": stored.config.superposition, "train": config.train.model_copy(update=schedule)}
-        )
-        with contextlib.suppress(UserError):  # for all else that differs
-            check_unchanged(same, folder)
-            begun = Begun(stored.record.schedule, frozenset(checkpoint_steps(folder.checkpoints)), True)
-            yield folder, Course(_group(config), begun.schedule, stored.learning_rate, begun)
 
 
 def _plan(courses: list[Course], folders: Sequence[RunFolder]) -> list[Branch]:
@@ -200,7 +172,7 @@ def _group(config: RunConfig) -> str:
 
 
 def _left_by_a_longer_one(trial: Trial, course: Course) -> int:
-    """Where the same run with twice the steps would leave this one: kept for the day when somebody asks for it."""
+    """Where a run of twice the steps would branch off: kept, so that a longer budget can be added later."""
     train = trial.config.train
     update = {"total_steps": 2 * train.total_steps, "warmup_ratio": None, "warmup_steps": train.num_warmup_steps}
     longer = trial.config.model_copy(update={"train": train.model_copy(update=update)})

@@ -183,18 +183,6 @@ def t_quantile(level: float, degrees: int) -> float:
         low, high = (middle, high) if _central_probability(middle, degrees) < level else (low, middle)
 
 
-def t_probability(value: float, degrees: int) -> float:
-    """The probability that T < value, T of Student's distribution; `value` may be infinite.
-
-    Raises:
-        ValueError: under one degree of freedom.
-    """
-    if degrees < 1:
-        raise ValueError(f"Student's t has at least 1 degree of freedom, not {degrees}")
-    half = _central_probability(math.atan(abs(value) / math.sqrt(degrees)), degrees) / 2
-    return 0.5 + math.copysign(half, value)
-
-
 def _central_probability(theta: float, degrees: int) -> float:
     """The probability that |T| < sqrt(degrees) * tan(theta)."""
     sine, cosine = math.sin(theta), math.cos(theta)

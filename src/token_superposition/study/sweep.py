@@ -27,21 +27,9 @@ Setting = Mapping[str, Any]
 
 FIRST_SWEEP_SEED = 1000  # after a run's own: far from the seeds compared, so that more of these can be added later
 
-_SECTIONS = {
-    "data": "losses on different text cannot be compared",
-    "model": "arms share their model and its initialisation",
-    "superposition": "it is what the arms differ in, and the baseline has none to tune; name an arm for each value",
-    "logging": "it changes what is written, not what is trained",
-}
-_KEYS = {
-    "train.total_steps": "runs of different compute cannot be compared",
-    "train.sequence_length": "runs of different compute cannot be compared",
-    "train.batch_size": "runs of different compute cannot be compared",
-    "train.micro_batch_size": "it changes what a step needs, not what it does",
-    "train.seed": "seeds are counted by --seeds and --sweep-seeds",
-    "train.device": "it changes where a run computes, not what",
-    "train.dtype": "losses of different precision say nothing about the arms",
-    "train.num_threads": "it changes how fast a run computes, not what",
+# Keys of `train` that make runs incomparable, or do not change what a step does.
+_NOT_TUNED = {
+    *("total_steps", "sequence_length", "batch_size", "micro_batch_size", "seed", "device", "dtype", "num_threads"),
 }
 
 
@@ -52,12 +40,10 @@ class Sweep:
     Attributes:
         values: of each key, numbers in rising order.
         num_seeds: seeds that every setting is tried with.
-        budget: the steps at which it is tried, for all budgets; None: at every budget, for itself.
     """
 
     values: Mapping[str, Sequence[Any]]
     num_seeds: int = 1
-    budget: int | None = None
 
     def settings(self) -> list[Setting]:
         """Every combination of the values."""
@@ -71,8 +57,6 @@ def parse_sweep(
     arms: Mapping[str, RunConfig],
     *,
     num_seeds: int = 1,
-    budget: int | None = None,
-    budgets: Sequence[int] = (),
     given: Mapping[str, str] | None = None,
 ) -> Sweep:
     """Read `--sweep` options, each a key and its values.
@@ -81,8 +65,6 @@ def parse_sweep(
         options: such as `train.learning_rate=1e-3,2e-3`.
         arms: the arms' configurations, in which every setting must be valid.
         num_seeds: seeds that every setting is tried with.
-        budget: the one of the study's `budgets` at which settings are tried; every one without it.
-        budgets: of the study; empty where there is one alone.
         given: keys that are set already, and where.
 
     Raises:
@@ -90,10 +72,6 @@ def parse_sweep(
     """
     if num_seeds < 1:
         raise UserError(f"--sweep-seeds is at least 1, not {num_seeds}")
-    if budget is not None and budget not in budgets:
-        listed = ", ".join(map(str, budgets))
-        there = f"is not among the study's budgets ({listed})" if budgets else "needs several budgets (--budgets)"
-        raise UserError(f"--sweep-budget: {budget} {there}")
     raw: dict[str, list[Any]] = {}
     for option in options:
         key, values = _read(option)
@@ -120,13 +98,12 @@ def parse_sweep(
             )
         if all(is_number(value) for value in values):
             values.sort()
-    return Sweep(found, num_seeds, budget)
+    return Sweep(found, num_seeds)
 
 
-def sweep_words(options: Sequence[str], num_seeds: int, budget: int | None) -> list[str]:
+def sweep_words(options: Sequence[str], num_seeds: int) -> list[str]:
     """The options as one types them, for the command that a report shows."""
     words = [word for option in options for word in ("--sweep", option)]
-    words += [] if budget is None else ["--sweep-budget", str(budget)]
     return [*words, "--sweep-seeds", str(num_seeds)] if options and num_seeds != 1 else words
 
 
@@ -171,11 +148,13 @@ def _read(option: str) -> tuple[str, list[Any]]:
 
 def _check_key(key: str, given: Mapping[str, str]) -> None:
     section, _, name = key.partition(".")
-    if section in RunConfig.model_fields and not name and section not in _SECTIONS:
-        raise UserError(f"--sweep: {key}: is a section; name one of its keys, such as {key}.learning_rate")
-    reason = _SECTIONS.get(section) or _KEYS.get(key)
-    if reason:
-        raise UserError(f"--sweep: {key}: cannot be swept: {reason}")
+    if section in RunConfig.model_fields and not name:
+        raise UserError(f"--sweep: {key}: is a section; name one of its keys, such as train.learning_rate")
+    if (section in RunConfig.model_fields and section != "train") or (section == "train" and name in _NOT_TUNED):
+        raise UserError(
+            f"--sweep: {key}: cannot be swept: only keys of train that tune the optimizer and its schedule can; arms "
+            "share all else, and differ in superposition (name an arm for each value)"
+        )
     for other, place in given.items():
         if other == key or key.startswith(f"{other}."):
             raise UserError(f"--sweep: {key}: is set by {place} too; take it out of one of the two")

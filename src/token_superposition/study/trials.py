@@ -1,8 +1,7 @@
 """What a study trains: an arm at a budget and, in a sweep, at a setting, with every seed.
 
-**Folders.** A study of one budget has `runs/ARM/seed-N`; of several, `runs/ARM/4000-steps/seed-N`; a sweep's setting
-stands before the steps. A run that lies in the other of the two places and is the one that is asked for is taken
-from there, so budgets can be added to a study, and taken away.
+**Folders.** A study of one budget has `runs/ARM/seed-N`, and one of several budgets `runs/ARM/4000-steps/seed-N`. The
+setting of a sweep is a folder before the steps.
 """
 
 from __future__ import annotations
@@ -17,9 +16,7 @@ from token_superposition.study.study_config import Study, at_budget
 from token_superposition.study.sweep import Setting, at_setting, setting_name
 from token_superposition.training.config import RunConfig
 from token_superposition.training.datasets import Corpora
-from token_superposition.training.optim import build_learning_rate
 from token_superposition.training.run_folder import RunFolder
-from token_superposition.training.stored_run import StoredRun
 
 Kind = Literal["budget", "equal_data"]
 
@@ -43,7 +40,6 @@ class Trial:
     alone: bool
     setting: Setting = field(default_factory=dict)
     kind: Kind = "budget"
-    _places: dict[int, Path] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @property
     def total_steps(self) -> int:
@@ -63,22 +59,8 @@ class Trial:
 
     def run(self, seed: int) -> RunFolder:
         """The folder of the run of a seed."""
-        if seed not in self._places:
-            name = f"seed-{self.config.train.seed + seed}"
-            own, other = self.base / name, self.base / f"{self.total_steps}-steps" / name
-            if not self.alone:
-                own, other = other, own
-            taken = not RunFolder(own).config_file.exists() and self._is_there(other)
-            self._places[seed] = other if taken else own
-        return RunFolder(self._places[seed])
-
-    def _is_there(self, place: Path) -> bool:
-        """Whether a folder has the run that is asked for, whoever asked for it first."""
-        stored = StoredRun.read(RunFolder(place))
-        if stored is None:
-            return False
-        same = stored.record.schedule.merged() == self.config.schedule().merged()
-        return same and stored.learning_rate == build_learning_rate(self.config.train)
+        name = f"seed-{self.config.train.seed + seed}"
+        return RunFolder(self.base / name if self.alone else self.base / f"{self.total_steps}-steps" / name)
 
     def loss(self, seed: int) -> float | None:
         """The final validation loss; None of a run that has none, or none yet."""

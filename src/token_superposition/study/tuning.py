@@ -6,11 +6,10 @@ seeds that are compared (the run's and those after it) have no part in the choic
 need no correction for it. It costs one more run an arm than comparing on the sweep's seeds would. The choice
 itself may rest on one seed: a choice that is a little off makes an arm a little worse, not its figure too good.
 
-**Choice.** For each arm, at each budget by itself, the setting with the lowest mean of the final validation losses; or
-at one budget for all of them, which costs less and takes the best of one length for the best of another. A setting at
-which any run diverged counts as worst. That holds for the compared seeds too: where one of them diverges at the chosen
-setting, the next best takes its place, and the report says so. So a study ends with a result unless an arm diverges
-everywhere. The baseline on equal data takes the values that its reference budget has: a sweep of the longest runs of
+**Choice.** For each arm, at each budget by itself, the setting with the lowest mean of the final validation losses. A
+setting at which any run diverged counts as worst. That holds for the compared seeds too: if one of them diverges at the
+chosen setting, the next best takes its place, and the report says so. So a study ends with a result unless an arm
+diverges everywhere. The baseline on equal data takes the values of its reference budget: a sweep of the longest runs of
 all would cost the most, and the report says that it was not tuned.
 
 **Folders.** `runs/ARM/SETTING/`, and in it as without a sweep (`trials`). What is done is never trained again, and
@@ -77,7 +76,7 @@ def tune(study: Study, sweep: Sweep, folder: Path, *, num_seeds: int, jobs: int 
         if not any(trial.diverged(compared) for trial in chosen):
             break
     report = _report(choices, best, sweep, sweep_seeds, compared)
-    if not study.budgets or sweep.budget is not None:
+    if not study.budgets:
         del report["budgets"]
     for budget in report.get("budgets", [report]):
         at = f" at {budget['total_steps']} steps" if "total_steps" in budget else ""
@@ -137,23 +136,16 @@ class _Choice:
 
 
 def _choices(study: Study, sweep: Sweep, folder: Path) -> list[_Choice]:
-    """What is to be chosen: for each arm at each budget, or with `sweep.budget` for each arm.
-
-    The baseline on equal data goes with its reference budget.
-    """
+    """What is to be chosen, for each arm at each budget. The baseline on equal data goes with its reference budget."""
     longer = equal_data_steps(study)
     choices = []
     for place, name in enumerate(study.arms):
         settings = [arm_trials(study, name, folder, setting) for setting in sweep.settings()]
-        budgets = list(zip(*settings, strict=True))
-        parts = [[[trial] for trial in trials] for trials in budgets]
-        tried = budgets
-        if sweep.budget is not None:
-            tried = [trials for trials in budgets if trials[0].total_steps == sweep.budget]
-            parts = [settings]
-        if place == 0:
-            parts[-1] = [with_equal_data(trials, longer) for trials in parts[-1]]
-        choices += [_Choice(*each) for each in zip(tried, parts, strict=True)]
+        for tried in zip(*settings, strict=True):
+            taken = [[trial] for trial in tried]
+            if place == 0 and tried[0] is settings[0][-1]:
+                taken = [with_equal_data(trials, longer) for trials in taken]
+            choices.append(_Choice(tried, taken))
     return choices
 
 
@@ -164,7 +156,7 @@ def _report(
     sweep_seeds: Iterable[int],
     compared: Iterable[int],
 ) -> dict[str, Any]:
-    """What was tried and chosen at every budget; `arms` are those of the reference, or of the budget that decides."""
+    """What was tried and chosen at every budget; `arms` are those of the reference."""
     budgets: dict[int, list[dict[str, Any]]] = {}
     for choice, number in sorted(zip(choices, best, strict=True), key=lambda pair: pair[0].tried[0].total_steps):
         arm = _as_dict(choice, number, sweep, sweep_seeds, compared)
@@ -173,7 +165,6 @@ def _report(
         "keys": list(sweep.values),
         "values": {key: list(values) for key, values in sweep.values.items()},
         "num_seeds": sweep.num_seeds,
-        **({} if sweep.budget is None else {"total_steps": sweep.budget}),
         "arms": budgets[max(budgets)],
         "budgets": [{"total_steps": steps, "arms": arms} for steps, arms in budgets.items()],
     }

@@ -87,7 +87,8 @@ def train(
     """
     with losable_stderr(), open_world(device_type(config.train.device)) as world, contextlib.ExitStack() as stack:
         if world.size > 1:
-            stack.enter_context(deferred_stop())  # a rank that stops alone would leave the others waiting
+            # A rank that stops alone would leave the others waiting, so every request waits for the next step.
+            world.stop_wanted = stack.enter_context(deferred_stop())
             _check_ranks(world, config)
         folder = RunFolder(path)
         world.on_main(lambda: stack.enter_context(folder), share=lambda _: None)
@@ -190,10 +191,9 @@ def _run(trainer: Trainer, record: Recorder, stop_after: int | None) -> dict[str
     first_step, world = record.done, trainer.world
     batches = prefetch(trainer.batches(first_step))
     try:
-        with deferred_stop() as stop_wanted:
+        with deferred_stop() if world.size == 1 else contextlib.nullcontext(world.stop_wanted) as stop_wanted:
             if first_step == 0:
                 record.validate(logging.interim_validation_tokens)
-            world.stop_wanted = stop_wanted
             shorten_timeouts(world, trainer.config.train.parallel.timeout_seconds)
             waited, since, mark = 0.0, first_step, time.perf_counter()
             while record.done < total:
