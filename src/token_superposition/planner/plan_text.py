@@ -79,7 +79,7 @@ def _heading(plan: Plan) -> list[str]:
         lines.append(f"{hardware.num_devices:,} x {hardware.name or 'device'}{price}")
         lines.append(f"MFU {three_figures(plan.speed.mfu)} of the data-sheet peak: {plan.speed.basis}")
     if hardware.num_devices > 1:
-        lines.append(f"{hardware.num_devices:,} devices: through Hugging Face Trainer; `tst train` uses one")
+        lines.append(f"{hardware.num_devices:,} devices: with torchrun (docs/scaling.md); their efficiency was not measured")
     return [part for line in lines for part in _wrapped(line, "  ")]
 
 
