@@ -296,7 +296,7 @@ def _names_device(job: Job) -> bool:
 def _start(job: Job, threads: int, device: str | None) -> subprocess.Popen[bytes]:
     """Train a run in a process of its own, which sees that device only, or without it all that this one sees."""
     command = [sys.executable, "-m", "token_superposition", "train", str(job.config)]
-    command += ["--data.verify", "false"]  # the study has done it, once for all runs
+    command += ["--processes", "1", "--data.verify", "false"]  # the study has verified the data once for all runs
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     if device is not None:
         environment["CUDA_VISIBLE_DEVICES"] = device
