@@ -175,8 +175,9 @@ def test_runs_begun_on_a_cpu_are_not_gone_on_with_beside_new_ones_on_a_gpu(
 ) -> None:
     (study,) = studies(anywhere, 12)
     stopped(study, tmp_path, monkeypatch, step=1)
-    monkeypatch.setattr(run_module, "resolve_device", lambda name: torch.device("cuda:0" if name == "auto" else name))
-    said = ELSEWHERE.format("cuda:0", "bfloat16", "baseline/seed-0", "cpu", "float32", "cpu --train.dtype float32")
+    monkeypatch.setattr(run_module, "device_type", lambda name: "cuda" if name == "auto" else name)
+    monkeypatch.setattr(run_module, "resolve_device", torch.device)
+    said = ELSEWHERE.format("cuda", "bfloat16", "baseline/seed-0", "cpu", "float32", "cpu --train.dtype float32")
     with pytest.raises(UserError, match=f"seed-1: {said}"):
         plan_runs(arms_of(study, tmp_path), range(2), branches=False)
     assert len(plan_runs(arms_of(study, tmp_path), range(1), branches=False)) == 2

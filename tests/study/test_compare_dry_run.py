@@ -48,13 +48,9 @@ def test_seeds_are_the_files_unless_the_command_says_otherwise(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["runs"] == runs
 
 
-@pytest.mark.parametrize("budget", [None, 10, "no sweep"])
-def test_the_steps_named_are_those_trained(
-    study: Study, tmp_path: Path, in_process: list[str], budget: int | str | None
-) -> None:
-    sweep = None
-    if not isinstance(budget, str):
-        sweep = parse_sweep([RATES], study.arms, budget=budget, budgets=study.budgets)
+@pytest.mark.parametrize("swept", [True, False])
+def test_the_steps_named_are_those_trained(study: Study, tmp_path: Path, in_process: list[str], swept: bool) -> None:
+    sweep = parse_sweep([RATES], study.arms) if swept else None
     folder = tmp_path / "out"
     before = dry_run(study, folder, num_seeds=2, sweep=sweep)
     assert not folder.exists()
@@ -110,6 +106,6 @@ def test_what_the_study_would_refuse_is_refused(study: Study, tmp_path: Path, mo
     with pytest.raises(UserError, match="--seeds is at least 1"):
         dry_run(study, tmp_path / "out", num_seeds=0)
     monkeypatch.setattr(tune, "FIRST_SWEEP_SEED", 2)
-    sweep = parse_sweep([RATES], study.arms, budgets=study.budgets)
+    sweep = parse_sweep([RATES], study.arms)
     with pytest.raises(UserError, match="--seeds is at most 2 with --sweep"):
         dry_run(study, tmp_path / "out", num_seeds=3, sweep=sweep)

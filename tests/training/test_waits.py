@@ -20,6 +20,8 @@ from token_superposition.models.transformers_compat import rows_hold_one_documen
 from token_superposition.schedule import Schedule, Stage
 from token_superposition.training import loop
 from token_superposition.training.config import parse_config
+from token_superposition.training.distributed import World
+from token_superposition.training.parallel_config import ParallelConfig
 from token_superposition.training.trainer import Trainer
 
 META = torch.device("meta")
@@ -136,10 +138,11 @@ def test_the_loop_waits_for_a_gpu_only_where_it_logs(device: str, looks: list[in
     batches = [SimpleNamespace(step=step, span=SimpleNamespace(stage=schedule.index_at(step))) for step in range(12)]
     trainer: Any = SimpleNamespace(
         schedule=schedule,
-        config=SimpleNamespace(logging=intervals),
+        config=SimpleNamespace(logging=intervals, train=SimpleNamespace(parallel=ParallelConfig())),
         device=torch.device(device),
         batches=lambda first: iter(batches[first:]),
         step=lambda _: None,
+        world=World(),
     )
     told: Any = Told()
     loop._run(trainer, told, stop_after=None)

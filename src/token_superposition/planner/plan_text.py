@@ -79,7 +79,9 @@ def _heading(plan: Plan) -> list[str]:
         lines.append(f"{hardware.num_devices:,} x {hardware.name or 'device'}{price}")
         lines.append(f"MFU {three_figures(plan.speed.mfu)} of the data-sheet peak: {plan.speed.basis}")
     if hardware.num_devices > 1:
-        lines.append(f"{hardware.num_devices:,} devices: with torchrun (docs/scaling.md); their efficiency was not measured")
+        lines.append(
+            f"{hardware.num_devices:,} devices: with torchrun (docs/scaling.md); their efficiency was not measured"
+        )
     return [part for line in lines for part in _wrapped(line, "  ")]
 
 
