@@ -153,10 +153,6 @@ class World:
             if other != values[0]:
                 raise of_all_ranks(UserError(f"rank {rank}: {what} differs: {other!r}, but rank 0 has {values[0]!r}"))
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        self.sum(torch.zeros(1))
-
     @contextlib.contextmanager
     def _collective(self) -> Iterator[None]:
         try:
